@@ -1,0 +1,285 @@
+"""What one request is: who asks, under which revision, until when, and what the client has seen of the answer.
+
+A `RequestContext` is made once per request by the outermost entry, kept in one context variable and in the ASGI
+scope, and shared by all plugins: `send` and `receive` are wrapped once for everybody. Reading it never blocks.
+"""
+
+from __future__ import annotations
+
+import enum
+import time
+from collections.abc import Callable
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+from deia_hardening.ids import uuid7
+
+if TYPE_CHECKING:
+    from deia_hardening.revision import Revision
+    from deia_hardening.types import Message, Receive, Scope, Send
+
+SCOPE_KEY = "deia_hardening"
+"""The key under which the ASGI scope shows the innermost `RequestContext`."""
+
+_monotonic = time.monotonic
+
+
+class Mode(enum.StrEnum):
+    """How much of the service is on. Degradation moves it; everybody may read it."""
+
+    FULL = "FULL"
+    DEGRADED = "DEGRADED"
+    MAINTENANCE = "MAINTENANCE"
+
+
+@attrs.frozen
+class Actor:
+    """Who acts. `auth` says how that was established; an empty `auth` means that it is only claimed."""
+
+    type: str = "anonymous"
+    id: str = ""
+    auth: str = ""
+    session: str = ""
+    on_behalf_of: str = ""
+    roles: frozenset[str] = frozenset()
+
+
+ANONYMOUS = Actor()
+"""The actor of a request that nobody was named for."""
+
+SYSTEM = Actor(type="system", id="deia_hardening", auth="process")
+"""The actor of what the service does by itself."""
+
+
+class Exchange:
+    """What the client saw of one request. Times are monotonic seconds, 0.0 while it has not happened.
+
+    Written on the serving loop only, after the server took the message; read anywhere.
+    """
+
+    status: int = 0
+    """Status of the response; 101 for an accepted WebSocket; 0 before."""
+    started: float = 0.0
+    """When the response (or the accepted WebSocket) started."""
+    first_byte: float = 0.0
+    """When the first body bytes (or the first WebSocket message) went out."""
+    ended: float = 0.0
+    """When the last body message went out, or the client left, or the call ended without one."""
+    complete: bool = False
+    """Whether the response was sent to its end (a WebSocket: closed by either side)."""
+    bytes_out: int = 0
+    bytes_in: int = 0
+    disconnected: bool = False
+    close_code: int = 0
+    """The close code of a WebSocket, whoever closed it."""
+    start: Message | None = None
+    """The response's start message as the app sent it (headers); read it, never change it."""
+
+    _trailers: bool = False
+    _starters: list[Callable[[Exchange], None]] | None = None
+    _enders: list[Callable[[Exchange], None]] | None = None
+
+    def __init__(self, receive: Receive, send: Send) -> None:
+        self._receive = receive
+        self._send = send
+
+    def on_start(self, callback: Callable[[Exchange], None]) -> None:
+        """Call `callback(exchange)` when the response starts: at once, on the serving loop. It must not raise."""
+        if self.status:
+            callback(self)
+        elif self._starters is None:
+            self._starters = [callback]
+        else:
+            self._starters.append(callback)
+
+    def on_end(self, callback: Callable[[Exchange], None]) -> None:
+        """Call `callback(exchange)` once when the request is over, before background tasks run.
+
+        Over means: last body message sent, or the client left a WebSocket, or the call ended without either
+        (an exception, a cancellation). Called on the serving loop; it must not raise and not block.
+        """
+        if self.ended:
+            callback(self)
+        elif self._enders is None:
+            self._enders = [callback]
+        else:
+            self._enders.append(callback)
+
+    async def send(self, message: Message) -> None:
+        await self._send(message)
+        kind = message["type"]
+        if kind == "http.response.body":
+            body = message.get("body")
+            if body:
+                if not self.bytes_out:
+                    self.first_byte = _monotonic()
+                self.bytes_out += len(body)
+            if not message.get("more_body") and not self._trailers:
+                self.complete = True
+                self.end()
+        elif kind == "http.response.start":
+            self.status = message["status"]
+            self.start = message
+            self.started = _monotonic()
+            if message.get("trailers"):
+                self._trailers = True
+            if self._starters is not None:
+                for callback in self._starters:
+                    callback(self)
+        else:
+            self._sent_other(kind, message)
+
+    def _sent_other(self, kind: str, message: Message) -> None:
+        if kind == "websocket.send":
+            if not self.first_byte:
+                self.first_byte = _monotonic()
+            data = message.get("bytes") or message.get("text") or b""
+            self.bytes_out += len(data)
+        elif kind == "websocket.accept":
+            self._begin(101, message)
+        elif kind == "websocket.close":
+            if not self.status:
+                self._begin(403, message)  # the server answers 403 to a handshake that is closed
+            self.close_code = message.get("code", 1000)
+            self.complete = True
+            self.end()
+        elif kind == "websocket.http.response.start":
+            self._begin(message["status"], message)
+        elif kind in ("http.response.trailers", "websocket.http.response.body", "http.response.zerocopysend"):
+            self.bytes_out += len(message.get("body", b""))
+            if not (message.get("more_trailers") or message.get("more_body")):
+                self.complete = True
+                self.end()
+        elif kind == "http.response.pathsend":
+            self.first_byte = self.first_byte or _monotonic()
+            if not self._trailers:
+                self.complete = True
+                self.end()
+
+    def _begin(self, status: int, message: Message) -> None:
+        self.status = status
+        self.start = message
+        self.started = _monotonic()
+        for callback in self._starters or ():
+            callback(self)
+
+    async def receive(self) -> Message:
+        message = await self._receive()
+        kind = message["type"]
+        if kind == "http.request":
+            self.bytes_in += len(message.get("body", b""))
+        elif kind == "http.disconnect":
+            self.disconnected = True
+        elif kind == "websocket.receive":
+            self.bytes_in += len(message.get("bytes") or message.get("text") or b"")
+        elif kind == "websocket.disconnect":
+            self.disconnected = True
+            self.close_code = message.get("code", 1005)
+            self.complete = self.status == 101
+            self.end()
+        return message
+
+    def end(self) -> None:
+        """Mark the request as over. Called by the core; calling it again changes nothing."""
+        if not self.ended:
+            self.ended = _monotonic()
+            enders = self._enders
+            if enders is not None:
+                self._enders = None
+                for callback in enders:
+                    callback(self)
+
+
+class RequestContext:
+    """One request. Plugins write `mode`, `version`, `deadline` and `actor`; everybody reads.
+
+    Attributes:
+        scope: the ASGI scope as handed inward; routing results appear on it.
+        revision: the settings revision that the request entered under, to its end.
+        exchange: what the client saw.
+        parent: the context of the hardened app that this one is mounted in, if any.
+        received: monotonic seconds at entry.
+        deadline: monotonic seconds until which an answer is of use, or None.
+        mode: the mode it was admitted in.
+        version: the name of the version that answers ("" without migration).
+        bot: the id of the bot that answered ("" without a pool).
+        claims: what an untrusted peer said of itself (bounded), never to be believed.
+        notes: what plugins leave for each other and for the record; keys are `plugin.name`.
+    """
+
+    mode: Mode = Mode.FULL
+    version: str = ""
+    bot: str = ""
+    deadline: float | None = None
+    actor: Actor = ANONYMOUS
+    parent: RequestContext | None = None
+    reason: str = ""
+    error: BaseException | None = None
+
+    _id: str | None = None
+    _route: str | None = None
+    _features: dict[str, Any] | None = None
+    _notes: dict[str, Any] | None = None
+    _claims: dict[str, str] | None = None
+
+    def __init__(self, scope: Scope, revision: Revision, exchange: Exchange) -> None:
+        self.scope = scope
+        self.revision = revision
+        self.exchange = exchange
+        self.received = _monotonic()
+
+    @property
+    def id(self) -> str:
+        """The request's id: from a trusted peer's header, else a UUIDv7; computed on first use."""
+        value = self._id
+        if value is None:
+            value = self._id = uuid7()
+        return value
+
+    @property
+    def route(self) -> str:
+        """The full mounted route template (`/api/bots/{bot_id}`); "" while or where nothing matched."""
+        value = self._route
+        if value is None:
+            value = self.revision.template(self.scope)
+            if self.exchange.started:  # routing is over: what it found no longer changes
+                self._route = value
+        return value
+
+    @property
+    def notes(self) -> dict[str, Any]:
+        notes = self._notes
+        if notes is None:
+            notes = self._notes = {}
+        return notes
+
+    @property
+    def claims(self) -> dict[str, str]:
+        claims = self._claims
+        if claims is None:
+            claims = self._claims = {}
+        return claims
+
+    @property
+    def features(self) -> dict[str, Any]:
+        """The flags that this request has read so far; each stays as first read."""
+        features = self._features
+        if features is None:
+            features = self._features = {}
+        return features
+
+    def remaining(self) -> float | None:
+        """Seconds until the deadline (0.0 when it has passed), or None without one."""
+        if self.deadline is None:
+            return None
+        return max(0.0, self.deadline - _monotonic())
+
+    def __repr__(self) -> str:
+        method = self.scope.get("method", self.scope["type"])
+        return f"<RequestContext {self.id} {method} revision={self.revision.number} mode={self.mode.value}>"
+
+
+context_variable: ContextVar[RequestContext | None] = ContextVar("deia_hardening", default=None)
+"""The innermost request of this task or thread. Use `current(RequestContext)` outside of the core."""

@@ -1,0 +1,36 @@
+"""One accepted state of the settings with the chain built from it: one frozen object.
+
+A request keeps the revision that it entered under to its end; switching is one assignment elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import attrs
+
+from deia_hardening.routing import Routes, Templates
+from deia_hardening.services import Services
+from deia_hardening.types import ASGIApp
+
+
+@attrs.frozen(eq=False, weakref_slot=True)
+class Revision:
+    """Settings and chain. `settings` maps a settings class to its object, `sections` a section's name to it.
+
+    `number` grows by one with each accepted change; `digest` is a hash over the effective values.
+    """
+
+    number: int
+    digest: str
+    sections: Mapping[str, Any]
+    settings: Mapping[type, Any]
+    chain: ASGIApp
+    template: Templates
+    services: Services
+    effects: Routes[bool]
+    long: Routes[bool]
+    document: Any = attrs.field(repr=False, default=None)
+    layers: tuple[str, ...] = ()
+    """What `check --chain` prints: one line per layer, outermost first."""
