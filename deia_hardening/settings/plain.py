@@ -1,0 +1,96 @@
+"""Typed settings back to plain data for showing, hashing and comparing; secrets never come along."""
+
+from __future__ import annotations
+
+import datetime
+import enum
+import math
+from pathlib import PurePath
+from typing import Any
+
+import attrs
+
+from deia_hardening.settings.fields import Secret, spec_of
+from deia_hardening.settings.units import Bytes, Ratio, Seconds
+
+MASK = "***"
+
+
+def to_plain(value: Any, key: str, hidden: dict[str, str]) -> Any:
+    """JSON-ready data. `hidden` maps key paths to what is shown in their place."""
+    if key in hidden:
+        return hidden[key]
+    if isinstance(value, Secret):
+        return MASK
+    if isinstance(value, (Seconds, Bytes, Ratio)):
+        return str(value)
+    if isinstance(value, enum.Enum):
+        return value.value if isinstance(value.value, str) else value.name.lower()
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)
+    if isinstance(value, dict):
+        return {_key(name): to_plain(item, f"{key}.{_key(name)}", hidden) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [to_plain(item, f"{key}[{index}]", hidden) for index, item in enumerate(value)]
+    if isinstance(value, (set, frozenset)):
+        return sorted((to_plain(item, key, hidden) for item in value), key=repr)
+    if isinstance(value, PurePath):
+        return str(value)
+    if isinstance(value, datetime.timedelta):
+        return str(Seconds(value.total_seconds()))
+    members = _members(value)
+    if members is not None:
+        return {
+            name: MASK
+            if secret and item is not None and f"{key}.{name}" not in hidden
+            else to_plain(item, f"{key}.{name}", hidden)
+            for name, item, secret, _ in members
+        }
+    return f"<{type(value).__name__}>"
+
+
+def restart_values(value: Any, key: str, hidden: dict[str, str], into: dict[str, Any]) -> None:
+    """Collect the values of fields marked `restart`, redacted, by key."""
+    for name, item, secret, restart in _members(value) or ():
+        inner = f"{key}.{name}"
+        if restart:
+            into[inner] = MASK if secret else to_plain(item, inner, hidden)
+        else:
+            restart_values(item, inner, hidden, into)
+
+
+def _members(value: Any) -> list[tuple[str, Any, bool, bool]] | None:
+    """(key, value, secret, restart) of a class's fields, or None for what has none."""
+    kind = type(value)
+    if attrs.has(kind):
+        found = []
+        for field in attrs.fields(kind):
+            if field.init:
+                spec = spec_of(field.metadata)
+                found.append(
+                    (field.alias or field.name, getattr(value, field.name), spec.secret, spec.restart)
+                )
+        return found
+    described = getattr(kind, "__dataclass_fields__", None)
+    if described is not None:
+        found = []
+        for name, field in described.items():
+            spec = spec_of(field.metadata)
+            found.append((name, getattr(value, name), spec.secret, spec.restart))
+        return found
+    if hasattr(kind, "__pydantic_fields__"):
+        found = []
+        for name, field in kind.model_fields.items():
+            extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
+            item = getattr(value, name)
+            secret = bool(extra.get("secret")) or hasattr(item, "get_secret_value")
+            alias = field.validation_alias if isinstance(field.validation_alias, str) else field.alias
+            found.append((alias or name, item, secret, bool(extra.get("restart"))))
+        return found
+    return None
+
+
+def _key(name: Any) -> str:
+    return str(name.value) if isinstance(name, enum.Enum) else str(name)
