@@ -235,7 +235,8 @@ class RequestContext:
         """The request's id: from a trusted peer's header, else a UUIDv7; computed on first use."""
         value = self._id
         if value is None:
-            value = self._id = uuid7()
+            parent = self.parent
+            value = self._id = uuid7() if parent is None else parent.id
         return value
 
     @property
@@ -248,6 +249,14 @@ class RequestContext:
                 self._route = value
         return value
 
+    def inherit(self, parent: RequestContext) -> None:
+        """Take over what the outer hardened app knows of the same request."""
+        self.parent = parent
+        self.actor = parent.actor
+        self.deadline = parent.deadline
+        self.mode = parent.mode
+        self.reason = parent.reason
+
     @property
     def notes(self) -> dict[str, Any]:
         notes = self._notes
@@ -257,10 +266,11 @@ class RequestContext:
 
     @property
     def claims(self) -> dict[str, str]:
-        claims = self._claims
-        if claims is None:
-            claims = self._claims = {}
-        return claims
+        """What the peer says of itself, unverified and bounded; read from the headers on first use."""
+        found = self._claims
+        if found is None:
+            found = self._claims = self.revision.claims(self.scope)
+        return found
 
     @property
     def features(self) -> dict[str, Any]:

@@ -189,6 +189,12 @@ class Events:
         self._inline: tuple[Subscription, ...] = ()
         self._queued: tuple[Subscription, ...] = ()
 
+    def after_fork(self) -> None:
+        self._lock = threading.Lock()
+        for subscription in self._queued:
+            subscription._queue.clear()
+            subscription._running = False
+
     def subscribe(
         self, kind: type[Event] | str, handler: Handler | AsyncHandler, *, inline: bool = False, limit: int = 1024
     ) -> Subscription:

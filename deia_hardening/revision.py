@@ -5,14 +5,14 @@ A request keeps the revision that it entered under to its end; switching is one 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import attrs
 
 from deia_hardening.routing import Routes, Templates
 from deia_hardening.services import Services
-from deia_hardening.types import ASGIApp
+from deia_hardening.types import ASGIApp, Scope
 
 
 @attrs.frozen(eq=False, weakref_slot=True)
@@ -27,10 +27,13 @@ class Revision:
     sections: Mapping[str, Any]
     settings: Mapping[type, Any]
     chain: ASGIApp
+    below_control: ASGIApp
+    """The chain without what stands at CONTROL and outside of it: where replayed work enters."""
     template: Templates
     services: Services
     effects: Routes[bool]
     long: Routes[bool]
+    claims: Callable[[Scope], dict[str, str]]
     document: Any = attrs.field(repr=False, default=None)
     layers: tuple[str, ...] = ()
     """What `check --chain` prints: one line per layer, outermost first."""

@@ -1,0 +1,102 @@
+"""`current(T)` and `inject(T)`: a service, the app's settings or the request, typed, from anywhere."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+from deia_hardening.context import RequestContext, context_variable
+from deia_hardening.errors import NotEnabled, NotStarted
+from deia_hardening.services import Services
+
+if TYPE_CHECKING:
+    from deia_hardening.lifecycle import Core
+
+T = TypeVar("T")
+
+live: weakref.WeakSet[Core] = weakref.WeakSet()
+"""The hardened apps of this process that have started and not stopped."""
+
+_context = context_variable.get
+
+
+def current(kind: type[T], *, app: Any = None) -> T:
+    """The service, settings object or request of type `kind`.
+
+    It is the one of the request that this task or thread serves; outside of a request that of the process's only
+    started app, else `app` (what `harden` returned) says whose. About 100 ns.
+
+    Raises NotEnabled when no plugin that is on offers it, NotStarted before the first start, LookupError when
+    several apps are started and `app` is not given.
+
+    Example:
+        limits = current(Limits)
+        await current(ConfigManager).set("app.max_bots", 7, reason="load test")
+    """
+    if app is None:
+        context = _context()
+        if context is not None:
+            found = context.revision.settings.get(kind)
+            if found is None:
+                found = context.revision.services.table.get(kind)
+                if found is None:
+                    if kind is RequestContext:
+                        return context  # type: ignore[return-value]
+                    raise _not_enabled(kind)
+            return cast("T", found)
+    if kind is RequestContext:
+        raise LookupError("current(RequestContext): there is no request here")
+    core = _only() if app is None else core_of(app)
+    found = core.revision.settings.get(kind)
+    if found is None:
+        found = core.services.table.get(kind)
+    if found is None:
+        if not core.ready:
+            raise NotStarted(f"current({kind.__name__}): the hardened app has not started yet")
+        raise _not_enabled(kind)
+    return cast("T", found)
+
+
+def _not_enabled(kind: type[Any]) -> NotEnabled:
+    package = kind.__module__.partition(".")[0]
+    name = package.removeprefix("deia_")
+    return NotEnabled(
+        f"current({kind.__name__}): no plugin that is on offers it; "
+        f"add a section '{name}:' to the settings to turn its plugin on"
+    )
+
+
+def _only() -> Core:
+    cores = [core for core in live if core.ready]
+    if len(cores) == 1:
+        return cores[0]
+    if not cores:
+        raise NotStarted("no hardened app has started in this process yet: no lifespan ran and no request came")
+    raise LookupError(f"{len(cores)} hardened apps are started in this process: say which one with app=")
+
+
+def live_services() -> Services | None:
+    """The services of the only started app, or None."""
+    cores = [core for core in live if core.ready]
+    return cores[0].services if len(cores) == 1 else None
+
+
+def core_of(app: Any) -> Core:
+    """The core behind what `harden` returned. Raises LookupError for an app that is not hardened."""
+    from deia_hardening.app import find_core
+
+    core = find_core(app)
+    if core is None:
+        raise LookupError(f"{app!r} is not a hardened app: pass what harden() returned")
+    return core
+
+
+def inject(kind: type[T]) -> Callable[[], Awaitable[T]]:
+    """A dependency for FastAPI: `limits: Limits = Depends(inject(Limits))`. Async, so it costs no thread."""
+
+    async def dependency() -> T:
+        return current(kind)
+
+    dependency.__name__ = f"current_{kind.__name__}"
+    return dependency

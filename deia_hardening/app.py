@@ -1,0 +1,312 @@
+"""`harden()`: the entry of every request, and the lifespan around the app's own.
+
+A Starlette (or FastAPI) instance is wrapped in place, around the whole of what `build_middleware_stack` makes; any
+other ASGI callable becomes a `Hardened`. With nothing wrong, a client can't tell that the app is wrapped. The app
+also serves with no lifespan at all, and across several event loops: the first request starts what has not been
+started, off the serving loop.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import os
+import types
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import anyio
+
+from deia_hardening.context import SCOPE_KEY, Exchange, RequestContext, context_variable
+from deia_hardening.errors import HardeningError, StartError
+from deia_hardening.lifecycle import Core
+from deia_hardening.plan import Source
+from deia_hardening.problem import Problem
+from deia_hardening.types import ASGIApp, Message, Receive, Scope, Send
+
+A = TypeVar("A")
+Config = str | os.PathLike[str] | Mapping[str, Any]
+
+logger = logging.getLogger("deia_hardening")
+_set = context_variable.set
+_reset = context_variable.reset
+
+
+class Entry:
+    """The outermost ASGI callable of a hardened app: context, chain, lifespan."""
+
+    def __init__(self, core: Core, inner: ASGIApp) -> None:
+        self.core = core
+        self.inner = inner
+        core.attach(inner)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        kind = scope["type"]
+        if kind != "http" and kind != "websocket":
+            if kind == "lifespan":
+                await self._lifespan(scope, receive, send)
+            else:
+                await self.inner(scope, receive, send)
+            return
+        core = self.core
+        if not core.ready and not await self._started(scope, send):
+            return
+        revision = core.revision
+        exchange = Exchange(receive, send)
+        context = RequestContext(scope, revision, exchange)
+        parent = scope.get(SCOPE_KEY)
+        if parent is not None:
+            context.inherit(parent)
+        scope[SCOPE_KEY] = context
+        token = _set(context)
+        try:
+            identify = core.identify
+            if identify is not None:
+                identify(context)
+            await revision.chain(scope, exchange.receive, exchange.send)
+        except BaseException as error:
+            context.error = error
+            raise
+        finally:
+            if not exchange.ended:
+                exchange.end()
+            if parent is not None:
+                scope[SCOPE_KEY] = parent
+            try:
+                _reset(token)
+            except ValueError:  # the coroutine is closed from another context: nothing to restore there
+                pass
+
+    async def _started(self, scope: Scope, send: Send) -> bool:
+        """Start what has not been started; False when that failed and the request was refused."""
+        try:
+            await self.core.ensure()
+        except Exception as error:
+            if not isinstance(error, HardeningError):
+                logger.error("the start failed", exc_info=error)
+            problem = Problem(
+                503,
+                "The service could not start and tries again; its log says why.",
+                retry_after=max(1.0, self.core.retry_after()),
+            )
+            if self.core.start_failure_is_new(error):
+                logger.error("the hardened app could not start: %s", error)
+            await problem.send(send, websocket=scope["type"] == "websocket")
+            return False
+        return True
+
+    # -- lifespan -------------------------------------------------------------------------------------------
+
+    async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def body() -> None:
+            await _Lifespan(self.core, self.inner, scope, receive, send).run()
+
+        await self.core.serving.hold(body)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Entry:
+        return Entry(_copy_core(self.core, memo), copy.deepcopy(self.inner, memo))
+
+
+class _Lifespan:
+    """One run of the lifespan protocol: plugins first, then the app's own, and back."""
+
+    def __init__(self, core: Core, inner: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
+        self.core = core
+        self.inner = inner
+        self.scope = scope
+        self._receive = receive
+        self._send = send
+        self._first: Message | None = None
+        self._open = False
+        self._answered = False
+        self._shutdown_seen = False
+
+    async def run(self) -> None:
+        self._first = await self._receive()
+        try:
+            await self.core.open_lifespan()
+        except Exception as error:
+            await self._send({"type": "lifespan.startup.failed", "message": str(error)})
+            raise
+        self._open = True
+        try:
+            try:
+                await self.inner(self.scope, self.receive, self.send)
+            except Exception as error:
+                if self._answered:
+                    raise
+                logger.info("the app has no lifespan of its own (%s: %s)", type(error).__name__, error)
+            if not self._answered:
+                await self._stand_in()
+        finally:
+            with anyio.CancelScope(shield=True):
+                await self._close()
+
+    async def receive(self) -> Message:
+        if self._first is not None:
+            message, self._first = self._first, None
+            return message
+        message = await self._receive()
+        if message["type"] == "lifespan.shutdown":
+            self._shutdown_seen = True
+        return message
+
+    async def send(self, message: Message) -> None:
+        kind = message["type"]
+        self._answered = True
+        if kind != "lifespan.startup.complete":  # startup.failed, shutdown.complete, shutdown.failed: the app is through
+            with anyio.CancelScope(shield=True):
+                await self._close()  # before the server hears it: some end the process at that message
+        await self._send(message)
+
+    async def _stand_in(self) -> None:
+        """The app took no part in the protocol: keep the plugins up until the server shuts down."""
+        await self._send({"type": "lifespan.startup.complete"})
+        while not self._shutdown_seen:
+            message = await self._receive()
+            self._shutdown_seen = message["type"] == "lifespan.shutdown"
+        await self._close()
+        await self._send({"type": "lifespan.shutdown.complete"})
+
+    async def _close(self) -> None:
+        if self._open:
+            self._open = False
+            await self.core.close_lifespan()
+
+
+class Hardened:
+    """A hardened ASGI callable that is no Starlette instance.
+
+    Attributes are read from, set on and deleted from the wrapped app; dunder methods don't forward. It is also a
+    middleware class: `app.add_middleware(Hardened, config=".deia/config")` hardens what is inside of that point.
+    """
+
+    __slots__ = ("__weakref__", "_deia_app", "_deia_entry")
+    _deia_app: Any
+    _deia_entry: Entry
+
+    def __init__(self, app: ASGIApp, config: Config = ".deia/config", *, app_settings: type | None = None) -> None:
+        _refuse_twice(app)
+        object.__setattr__(self, "_deia_app", app)
+        core = Core(Source(config, app_settings), app, _name(app))
+        object.__setattr__(self, "_deia_entry", Entry(core, app))
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._deia_entry(scope, receive, send)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") and name.endswith("__"):
+            raise AttributeError(name)
+        return getattr(object.__getattribute__(self, "_deia_app"), name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(self._deia_app, name, value)
+
+    def __delattr__(self, name: str) -> None:
+        delattr(self._deia_app, name)
+
+    def __repr__(self) -> str:
+        return f"<Hardened {self._deia_app!r}>"
+
+    def __copy__(self) -> Hardened:
+        core = self._deia_entry.core
+        return Hardened(copy.copy(self._deia_app), core.source.config, app_settings=core.source.app_settings)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Hardened:
+        core = self._deia_entry.core
+        app = copy.deepcopy(self._deia_app, memo)
+        return Hardened(app, core.source.config, app_settings=core.source.app_settings)
+
+
+class _BuildStack:
+    """What stands in for an app's `build_middleware_stack`: it builds the app's own stack and wraps it whole."""
+
+    def __init__(self, app: Any, core: Core, build: Any) -> None:
+        self.app = app
+        self.core = core
+        self.build = build
+
+    def __call__(self) -> Entry:
+        return Entry(self.core, self.build())
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _BuildStack:
+        app = memo.get(id(self.app))
+        if app is None:
+            app = copy.deepcopy(self.app, memo)
+        return _BuildStack(app, _copy_core(self.core, memo), types.MethodType(type(app).build_middleware_stack, app))
+
+
+def _copy_core(core: Core, memo: dict[int, Any]) -> Core:
+    found = memo.get(id(core))
+    if found is None:
+        app = core.app
+        found = Core(core.source, memo.get(id(app), app), core.name)
+        memo[id(core)] = found
+    return found  # type: ignore[no-any-return]
+
+
+def find_core(app: Any) -> Core | None:
+    """The core behind a hardened app, or None."""
+    if isinstance(app, Hardened):
+        return app._deia_entry.core
+    build = getattr(app, "__dict__", {}).get("build_middleware_stack")
+    return build.core if isinstance(build, _BuildStack) else None
+
+
+def _refuse_twice(app: Any) -> None:
+    if find_core(app) is not None:
+        raise HardeningError(f"{_name(app)} is hardened already: call harden() once per app")
+
+
+def _name(app: Any) -> str:
+    title = getattr(app, "title", None)
+    if isinstance(title, str) and title:
+        return title
+    return getattr(app, "__name__", None) or type(app).__name__
+
+
+def harden(app: A, config: Config = ".deia/config", *, app_settings: type | None = None) -> A:
+    """Put the plugins that `config` names around `app`; returns the app to serve.
+
+    `config` is a folder, a file or a mapping; `app_settings` is the class (attrs, dataclass or pydantic) of the
+    service's own settings, the section `app:`. A Starlette or FastAPI instance is wrapped in place and returned
+    itself; for another ASGI callable a `Hardened` comes back. Reads and validates, opens and starts nothing. With
+    `DEIA__ENABLED=false` in the environment the app comes back as it was.
+
+    Raises SettingsError with every problem at once, HardeningError for an app that is hardened already.
+
+    Example:
+        app = FastAPI()
+        app = harden(app, ".deia/config")
+    """
+    if not callable(app):
+        raise HardeningError(f"harden() takes an ASGI application, not {type(app).__name__}")
+    _refuse_twice(app)
+    source = Source(config, app_settings)
+    if not source.enabled():
+        return app
+    build = getattr(app, "build_middleware_stack", None)
+    if build is None or not hasattr(app, "middleware_stack"):
+        return Hardened(app, config, app_settings=app_settings)  # type: ignore[arg-type, return-value]
+    core = Core(source, app, _name(app))
+    app.build_middleware_stack = _BuildStack(app, core, build)  # type: ignore[attr-defined]
+    if app.middleware_stack is not None:  # built already: put the chain around what stands
+        app.middleware_stack = Entry(core, app.middleware_stack)  # type: ignore[attr-defined]
+    return app
+
+
+async def replay(core: Core, app: ASGIApp | None, scope: Scope, receive: Receive, send: Send) -> None:
+    """Run a made-up request in the running revision, with a context of its own."""
+    revision = core.revision
+    exchange = Exchange(receive, send)
+    context = RequestContext(scope, revision, exchange)
+    scope[SCOPE_KEY] = context
+    token = _set(context)
+    try:
+        await (app or revision.below_control)(scope, exchange.receive, exchange.send)
+    finally:
+        exchange.end()
+        _reset(token)
+
+
+__all__ = ["Entry", "Hardened", "StartError", "find_core", "harden", "replay"]

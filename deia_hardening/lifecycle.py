@@ -1,0 +1,511 @@
+"""Start, reload and stop of one hardened app; the only writer of its `Revision`.
+
+Everything here runs on the background loop, never on a serving loop. A start that fails stops what had started, in
+reverse, and names the plugin. A reload that fails before its one assignment has changed nothing; a failure after
+it goes to health. A stop gives each plugin its deadline and drains the journals last.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import contextlib
+import logging
+import os
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from typing import Any
+
+from deia_hardening import access
+from deia_hardening.chain import Placed, build, describe, order
+from deia_hardening.clock import SYSTEM_CLOCK
+from deia_hardening.context import SYSTEM, Actor
+from deia_hardening.errors import HardeningError, ReloadRefused, SettingsError, StartError
+from deia_hardening.events import Events, RevisionApplied, RevisionRefused, Started, Stopping
+from deia_hardening.home import Home, home_at
+from deia_hardening.host import AppHost, AppRevisions
+from deia_hardening.metrics.core import Metrics
+from deia_hardening.peers import Identify, build_identify, claims
+from deia_hardening.plan import Plan, Source
+from deia_hardening.plugin import Health, HealthState, Plugin, Position, Revisions
+from deia_hardening.revision import Revision
+from deia_hardening.routing import Routes, Templates
+from deia_hardening.runtime import Completion, runtime
+from deia_hardening.sections import RequestsSettings
+from deia_hardening.server import Serving
+from deia_hardening.services import NoSplit, Services, VersionSplit
+from deia_hardening.surface import Surface
+from deia_hardening.types import ASGIApp, Receive, Scope, Send
+
+logger = logging.getLogger("deia_hardening")
+
+
+async def _unattached(scope: Scope, receive: Receive, send: Send) -> None:
+    raise HardeningError("the hardened app was called before its middleware stack was built")
+
+
+class _Life:
+    """One plugin's `run()`, held open by a task of its own."""
+
+    def __init__(self, plugin: Plugin[Any], failures: dict[str, Health]) -> None:
+        self.plugin = plugin
+        self._failures = failures
+        self._stop = asyncio.Event()
+        self._started: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._task = asyncio.get_running_loop().create_task(self._live(), name=f"deia-{plugin.name}")
+
+    async def _live(self) -> None:
+        try:
+            async with self.plugin.run():
+                if not self._started.done():
+                    self._started.set_result(None)
+                await self._stop.wait()
+        except BaseException as error:
+            if not self._started.done():
+                self._started.set_exception(error if isinstance(error, Exception) else StartError(self.plugin.name, repr(error)))
+                return
+            if isinstance(error, asyncio.CancelledError) and self._stop.is_set():
+                raise
+            logger.error("plugin '%s' ended by itself", self.plugin.name, exc_info=error)
+            self._failures[self.plugin.name] = Health(HealthState.FAILED, f"it ended by itself: {error!r}", time.time())
+
+    async def started(self, timeout: float) -> None:
+        try:
+            await asyncio.wait_for(asyncio.shield(self._started), timeout)
+        except TimeoutError:
+            self._task.cancel()
+            await asyncio.wait({self._task}, timeout=1)
+            raise StartError(self.plugin.name, f"it did not start within {timeout:g} s") from None
+        except Exception as error:
+            raise StartError(self.plugin.name, _sentence(error)) from error
+
+    async def stop(self, timeout: float) -> None:
+        self._stop.set()
+        done, _ = await asyncio.wait({self._task}, timeout=timeout)
+        if not done:
+            logger.warning("plugin '%s' did not stop within %g s and is cancelled", self.plugin.name, timeout)
+            self._task.cancel()
+            await asyncio.wait({self._task}, timeout=1)
+        with contextlib.suppress(BaseException):
+            self._task.exception()
+
+
+def _sentence(error: BaseException) -> str:
+    text = str(error).strip()
+    return text if text else type(error).__name__
+
+
+class Core:
+    """One hardened app: its settings, plugins, revision, and whether it runs.
+
+    `ready` and `revision` are read by every request; both are written by single assignments.
+    """
+
+    ready: bool = False
+
+    def __init__(self, source: Source, app: Any, name: str) -> None:
+        self.name = name
+        self.source = source
+        self._app = weakref.ref(app) if _weakrefable(app) else (lambda: app)
+        self.inner: ASGIApp = _unattached
+        self.events = Events(runtime())
+        self.services = Services()
+        self.metrics = Metrics()
+        self.serving = Serving()
+        self.clock = SYSTEM_CLOCK
+        self.overrides: Mapping[str, Any] = {}
+        self.failures: dict[str, Health] = {}
+        self.refused: Health | None = None
+        self.lifespans = 0
+        self.verdict = "unknown"
+        self._template = Templates(app)
+        self._lock = threading.Lock()
+        self._starting: Completion[None] | None = None
+        self._retry_at = 0.0
+        self._retry_pause = 0.0
+        self._start_error: BaseException | None = None
+        self._told: BaseException | None = None
+        self.leaving = False
+        self._lives: dict[str, _Life] = {}
+        self._reload_lock: asyncio.Lock | None = None
+        self.plan: Plan = source.load(self.overrides)
+        self.home: Home = home_at(self.plan.home, self.clock)
+        self.plugins: dict[str, Plugin[Any]] = {}
+        self.plugins = self._instances(self.plan, self.plugins)
+        self.revision: Revision = self._revision(1, self.plan, self.plugins)
+        self.identify: Identify | None = build_identify(self.revision.settings[RequestsSettings])
+        self.services.provide(VersionSplit, NoSplit())
+        self.services.provide(Revisions, AppRevisions(weakref.ref(self)))
+        self.services.provide(Surface, Surface(weakref.ref(self)))
+
+        weakref.finalize(self, _abandon, self._lives).atexit = False
+
+    def reset(self) -> None:
+        """As never started (after a fork)."""
+        self.ready = False
+        self.lifespans = 0
+        self.serving.after_fork()
+        self.events.after_fork()
+        self._lock = threading.Lock()
+        self._starting = None
+        self._start_error = None
+        self._retry_at = 0.0
+        self._lives.clear()
+        self._reload_lock = None
+        self.home.forget(id(self))
+
+    # -- building -------------------------------------------------------------------------------------------
+
+    def _host(self, name: str) -> AppHost:
+        return AppHost(name, weakref.ref(self))
+
+    def _instances(self, plan: Plan, running: Mapping[str, Plugin[Any]]) -> dict[str, Plugin[Any]]:
+        found: dict[str, Plugin[Any]] = {}
+        for name, kind in plan.classes.items():
+            old = running.get(name)
+            found[name] = old if type(old) is kind else kind(self._host(name))
+        return found
+
+    def _layers(self, plan: Plan, plugins: Mapping[str, Plugin[Any]]) -> tuple[Placed, ...]:
+        return order((name, plugin.layers(plan.sections[name])) for name, plugin in plugins.items())
+
+    def _revision(self, number: int, plan: Plan, plugins: Mapping[str, Plugin[Any]]) -> Revision:
+        placed = self._layers(plan, plugins)
+        requests: RequestsSettings = plan.settings[RequestsSettings]
+        return Revision(
+            number=number,
+            digest=plan.digest,
+            sections=plan.sections,
+            settings=plan.settings,
+            chain=build(self.inner, placed),
+            below_control=build(self.inner, [one for one in placed if one.layer.position > Position.CONTROL]),
+            template=self._template,
+            services=self.services,
+            effects=Routes((text, True) for text in requests.effects),
+            long=Routes((text, True) for text in requests.long),
+            claims=partial(claims, limit=int(requests.claim_limit)),
+            document=plan.document,
+            layers=describe(placed),
+        )
+
+    def attach(self, inner: ASGIApp) -> None:
+        """The app's own stack was built (again): put the chain around it."""
+        self.inner = inner
+        self.revision = self._revision(self.revision.number, self.plan, self.plugins)
+
+    @property
+    def app(self) -> Any:
+        return self._app()
+
+    @property
+    def requests(self) -> RequestsSettings:
+        found: RequestsSettings = self.revision.settings[RequestsSettings]
+        return found
+
+    def _ordered(self, plugins: Iterable[Plugin[Any]]) -> list[Plugin[Any]]:
+        return sorted(plugins, key=lambda plugin: (plugin.position, plugin.name))
+
+    # -- start and stop -------------------------------------------------------------------------------------
+
+    async def ensure(self) -> None:
+        """Return once the app is started; called by requests on any loop. Raises what the start raised."""
+        if self.ready:
+            return
+        with self._lock:
+            if self.ready:
+                return
+            completion = self._starting
+            if completion is None:
+                if self._start_error is not None and time.monotonic() < self._retry_at:
+                    raise self._start_error
+                completion = self._starting = runtime().submit(self._start)
+        await completion.wait()
+
+    def start_failure_is_new(self, error: BaseException) -> bool:
+        """Whether this start error was not seen before, so that a log tells it once."""
+        new = self._told is not error
+        self._told = error
+        return new
+
+    def retry_after(self) -> float:
+        """Seconds until a failed start is tried again."""
+        return max(0.0, self._retry_at - time.monotonic())
+
+    async def _start(self) -> None:
+        requests = self.requests
+        try:
+            await runtime().blocking(self.home.make)
+            try:
+                self.home.join(id(self), self.name, self.revision.digest)
+            except HardeningError as error:
+                raise StartError("core", str(error)) from None
+            for plugin in self._ordered(self.plugins.values()):
+                await self._enter(plugin, requests.start_timeout)
+        except BaseException as error:
+            await self._unwind(requests.stop_timeout)
+            self.home.leave(id(self))
+            with self._lock:
+                first = float(requests.start_retry)
+                self._retry_pause = min(30.0, self._retry_pause * 2) if self._retry_pause else first
+                self._retry_at = time.monotonic() + self._retry_pause
+                self._start_error = error
+                self._starting = None
+            raise
+        access.live.add(self)
+        _remember(self)
+        with self._lock:
+            self._start_error = None
+            self._retry_pause = 0.0
+            self._starting = None
+            self.ready = True
+        self.events.emit(Started(actor=SYSTEM, verdict=self.verdict))
+
+    async def _enter(self, plugin: Plugin[Any], timeout: float) -> None:
+        self.failures.pop(plugin.name, None)
+        life = _Life(plugin, self.failures)
+        await life.started(timeout)
+        self._lives[plugin.name] = life
+
+    async def _unwind(self, timeout: float) -> None:
+        lives = [self._lives[p.name] for p in self._ordered(life.plugin for life in self._lives.values())]
+        for life in reversed(lives):
+            self._lives.pop(life.plugin.name, None)
+            await life.stop(timeout)
+
+    async def stop(self) -> None:
+        """Stop the plugins in reverse order, then drain and close what the home holds. On the background loop."""
+        with self._lock:
+            if not self.ready:
+                return
+            self.ready = False
+        self.events.emit(Stopping(actor=SYSTEM))
+        await self._unwind(self.requests.stop_timeout)
+        access.live.discard(self)
+        if self.home.leave(id(self)):
+            await runtime().blocking(self._close_home)
+
+    def _close_home(self) -> None:
+        for journal in self.home.journals():
+            journal.drain(self.requests.stop_timeout)
+        store = self.home._store
+        if store is not None:
+            store.close()
+
+    async def open_lifespan(self) -> None:
+        """A lifespan opened: start, or join what is started."""
+        with self._lock:
+            self.lifespans += 1
+        try:
+            await self.ensure()
+        except BaseException:
+            with self._lock:
+                self.lifespans -= 1
+            raise
+
+    async def close_lifespan(self) -> None:
+        """A lifespan closed: the last one stops the plugins."""
+        with self._lock:
+            self.lifespans -= 1
+            last = self.lifespans <= 0
+        if last:
+            await runtime().submit(self.stop)
+
+    # -- reload ---------------------------------------------------------------------------------------------
+
+    async def propose(
+        self, overrides: Mapping[str, Any] | None, source: str, actor: Actor, reason: str
+    ) -> Revision:
+        """Read, check, build, switch. See `Revisions.propose`; runs on the background loop."""
+        if self._reload_lock is None:
+            self._reload_lock = asyncio.Lock()
+        async with self._reload_lock:
+            try:
+                plan, plugins = await self.prepare(overrides)
+            except (SettingsError, ReloadRefused) as error:
+                self._refuse(error, source, actor, reason)
+                raise
+            if plan.digest == self.revision.digest and set(plugins) == set(self.plugins):
+                self.overrides = self.overrides if overrides is None else dict(overrides)
+                self.plan = plan
+                self.refused = None
+                return self.revision
+            try:
+                return await self._switch(plan, plugins, overrides, source, actor, reason)
+            except ReloadRefused as error:
+                self._refuse(error, source, actor, reason)
+                raise
+
+    def _refuse(self, error: SettingsError | ReloadRefused, source: str, actor: Actor, reason: str) -> None:
+        problems = tuple(map(str, error.problems)) if isinstance(error, SettingsError) else (str(error),)
+        by = error.by if isinstance(error, ReloadRefused) else "settings"
+        self.refused = Health(HealthState.DEGRADED, f"the last settings were refused: {problems[0]}", self.clock.wall())
+        self.events.emit(RevisionRefused(actor=actor, reason=reason, by=by, problems=problems, source=source))
+
+    async def prepare(self, overrides: Mapping[str, Any] | None) -> tuple[Plan, dict[str, Plugin[Any]]]:
+        """Read the sources and have every plugin check the result; no effect."""
+        taken = self.overrides if overrides is None else overrides
+        plan: Plan = await runtime().blocking(self.source.load, taken)
+        if plan.home.absolute() != self.home.path:
+            raise ReloadRefused("core", f"'home' changed from {self.home.path} to {plan.home}: that needs a restart")
+        build_identify(plan.settings[RequestsSettings])
+        plugins = self._instances(plan, self.plugins)
+        timeout = self.requests.check_timeout
+        for name, plugin in plugins.items():
+            try:
+                await asyncio.wait_for(plugin.check(plan.sections[name]), timeout)
+            except TimeoutError:
+                raise ReloadRefused(name, f"its check did not end within {timeout:g} s") from None
+            except SettingsError:
+                raise
+            except Exception as error:
+                raise ReloadRefused(name, _sentence(error)) from error
+        return plan, plugins
+
+    async def _switch(
+        self, plan: Plan, plugins: dict[str, Plugin[Any]], overrides: Mapping[str, Any] | None,
+        source: str, actor: Actor, reason: str,
+    ) -> Revision:
+        old, old_plugins = self.revision, self.plugins
+        try:
+            new = self._revision(old.number + 1, plan, plugins)
+        except Exception as error:
+            raise ReloadRefused("core", f"the chain could not be built: {_sentence(error)}") from error
+        entered: list[str] = []
+        if self.ready:
+            for plugin in self._ordered(p for n, p in plugins.items() if old_plugins.get(n) is not p):
+                try:
+                    self._lives.pop(plugin.name, None) if plugin.name in entered else None
+                    await self._enter(plugin, self.requests.start_timeout)
+                    entered.append(plugin.name)
+                except StartError as error:
+                    for name in reversed(entered):
+                        await self._lives.pop(name).stop(self.requests.stop_timeout)
+                    raise ReloadRefused(error.plugin, error.why) from error
+        removed = [p for n, p in old_plugins.items() if plugins.get(n) is not p]
+        self.plugins = plugins
+        self.plan = plan
+        if overrides is not None:
+            self.overrides = dict(overrides)
+        self.revision = new  # the one assignment: from here on requests run on the new settings
+        self.identify = build_identify(plan.settings[RequestsSettings])
+        self.refused = None
+        self.home.update(id(self), new.digest)
+        for plugin in self._ordered(plugins.values()):
+            before = old.sections.get(plugin.name) if plugin not in removed else None
+            try:
+                await plugin.adopted(before, new.sections[plugin.name])
+            except Exception as error:
+                logger.exception("plugin '%s' could not follow revision %d", plugin.name, new.number)
+                self.failures[plugin.name] = Health(
+                    HealthState.DEGRADED, f"it could not follow revision {new.number}: {_sentence(error)}", time.time()
+                )
+        self.events.emit(
+            RevisionApplied(actor=actor, reason=reason, number=new.number, digest=new.digest, source=source)
+        )
+        if removed:
+            self._retire(old, removed)
+        return new
+
+    def _retire(self, old: Revision, removed: list[Plugin[Any]]) -> None:
+        """End the removed plugins' `run()` when the last request has left `old`, or at the deadline."""
+        lives = [self._lives.pop(p.name) for p in self._ordered(removed) if p.name in self._lives]
+        left = asyncio.Event()
+        loop = asyncio.get_running_loop()
+
+        def gone() -> None:
+            with contextlib.suppress(RuntimeError):
+                loop.call_soon_threadsafe(left.set)
+
+        weakref.finalize(old, gone)
+        leave, stop = float(self.requests.leave_timeout), float(self.requests.stop_timeout)
+
+        async def end() -> None:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(left.wait(), leave)
+            for life in reversed(lives):
+                await life.stop(stop)
+
+        runtime().submit(end)
+
+    # -- health ---------------------------------------------------------------------------------------------
+
+    def health(self) -> dict[str, Health]:
+        """Each plugin's health, and the core's own under `core`."""
+        found: dict[str, Health] = {}
+        if self._start_error is not None:
+            found["core"] = Health(HealthState.FAILED, _sentence(self._start_error))
+        elif self.refused is not None:
+            found["core"] = self.refused
+        else:
+            found["core"] = Health(figures={"revision": self.revision.number})
+        for name, plugin in self.plugins.items():
+            failure = self.failures.get(name)
+            if failure is not None:
+                found[name] = failure
+                continue
+            try:
+                found[name] = plugin.health()
+            except Exception as error:
+                found[name] = Health(HealthState.DEGRADED, f"its health could not be read: {error!r}")
+        return found
+
+
+def _weakrefable(app: Any) -> bool:
+    try:
+        weakref.ref(app)
+    except TypeError:
+        return False
+    return not callable(getattr(app, "__code__", None))
+
+
+def _abandon(lives: dict[str, _Life]) -> None:
+    """The app was collected while its plugins ran: end them."""
+    taken = list(lives.values())
+    lives.clear()
+
+    async def end() -> None:
+        for life in reversed(taken):
+            await life.stop(1.0)
+
+    if taken:
+        with contextlib.suppress(RuntimeError):
+            runtime().submit(end)
+
+
+_started: weakref.WeakSet[Core] = weakref.WeakSet()
+_at_exit = False
+
+
+def _after_fork() -> None:
+    """The background loop is not in the child: every app there is as never started."""
+    for core in list(_started):
+        core.reset()
+
+
+def _remember(core: Core) -> None:
+    """Stop what runs when the interpreter ends: a courtesy, servers rarely reach it."""
+    global _at_exit
+    _started.add(core)
+    if not _at_exit:
+        _at_exit = True
+        atexit.register(_exit)
+
+
+def _exit() -> None:
+    deadline = time.monotonic() + 5
+    stops: list[Callable[[float], Any]] = []
+    for core in list(_started):
+        if core.ready:
+            with contextlib.suppress(RuntimeError):
+                stops.append(runtime().submit(core.stop).result)
+    for stop in stops:
+        with contextlib.suppress(Exception):
+            stop(max(0.1, deadline - time.monotonic()))
+
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

@@ -1,0 +1,56 @@
+"""The core's own settings sections that no other package owns: `requests:`.
+
+`journal:` and `store:` are declared by those packages, `control:` by the control plane.
+"""
+
+from __future__ import annotations
+
+import attrs
+
+from deia_hardening.settings import Bytes, Seconds, setting
+
+
+@attrs.frozen
+class RequestsSettings:
+    """What the core must know of the service's requests."""
+
+    effects: tuple[str, ...] = setting(
+        (),
+        "Routes that change something whatever their method, as 'GET /api/mailbox/{id}'. "
+        "They are never retried, mirrored or shielded.",
+    )
+    long: tuple[str, ...] = setting(
+        (), "Routes that take long by nature, as 'POST /api/reports'; they stay out of latency figures."
+    )
+    trusted_proxies: tuple[str, ...] = setting(
+        (),
+        "Addresses or networks whose forwarding headers, request ids, deadlines and actors are believed. "
+        "Everybody else's are kept as claims only.",
+        file_only=True,
+    )
+    request_id_header: str = setting("x-request-id", "Header with a request's id, believed from trusted proxies only.")
+    deadline_header: str = setting(
+        "x-request-timeout", "Header with the time a caller waits, as '5s' or '800ms', from trusted proxies only."
+    )
+    actor: tuple[str, ...] = setting(
+        (),
+        "Who is asking: 'header:NAME' (from trusted proxies) or 'pkg.mod:function', called with the ASGI scope, "
+        "returning an Actor or None; the first that answers wins.",
+        file_only=True,
+    )
+    claim_limit: Bytes = setting(Bytes("256B"), "Longest value kept of what an untrusted peer says of itself.", ge=1)
+    lame_duck: Seconds = setting(
+        Seconds("0s"), "How long requests are still served after SIGTERM made the service unready.", ge=0, le=300
+    )
+    drain: Seconds = setting(
+        Seconds("10s"), "How long streams and WebSockets may go on after SIGTERM, before they are ended.", ge=0, le=3600
+    )
+    start_timeout: Seconds = setting(Seconds("60s"), "How long one plugin may take to start.", ge=0.1)
+    start_retry: Seconds = setting(
+        Seconds("1s"), "First pause before a failed start without a lifespan is tried again; it doubles to 30 s.", ge=0.01
+    )
+    stop_timeout: Seconds = setting(Seconds("10s"), "How long one plugin may take to stop.", ge=0.1)
+    check_timeout: Seconds = setting(Seconds("5s"), "How long one plugin may take to check new settings.", ge=0.1)
+    leave_timeout: Seconds = setting(
+        Seconds("30s"), "How long a plugin that was turned off waits for its last request before it is stopped.", ge=0
+    )
