@@ -128,9 +128,7 @@ def _fields_reader(kind: type) -> Reader:
     return read
 
 
-def _construct(
-    kind: type, values: dict[str, Any], node: Mapping, key: str, gather: Gather, check: Any
-) -> Any:
+def _construct(kind: type, values: dict[str, Any], node: Mapping, key: str, gather: Gather, check: Any) -> Any:
     try:
         made = kind(**values)
     except Exception as error:  # the class's own validators and __post_init__ may raise anything
@@ -188,9 +186,7 @@ def pick_class(members: Iterable[Any], node: Mapping) -> Any:
         fields = fields_of(candidate)
         tagged = 0
         for name, info in fields.items():
-            if get_origin(info.kind) is Literal or (
-                isinstance(info.kind, type) and issubclass(info.kind, enum.Enum)
-            ):
+            if get_origin(info.kind) is Literal or (isinstance(info.kind, type) and issubclass(info.kind, enum.Enum)):
                 entry = node.entries.get(name)
                 if entry is None:
                     continue

@@ -166,9 +166,7 @@ def _overrides_node(
 
 def _sections(root: Mapping) -> Mapping:
     """A section that is named and empty (`audit:`) is an empty map, before anything is merged."""
-    if all(
-        not isinstance(entry.node, Scalar) or entry.node.value is not None for entry in root.entries.values()
-    ):
+    if all(not isinstance(entry.node, Scalar) or entry.node.value is not None for entry in root.entries.values()):
         return root
     entries = {
         key: Entry(place, Mapping({}, node.place))
@@ -196,9 +194,7 @@ def _flag(section: Mapping, key: str, problems: Problems) -> bool:
     if isinstance(node, Scalar) and isinstance(node.value, bool):
         return node.value
     text = str(node.value).lower() if isinstance(node, Scalar) else ""
-    suggestion = {"yes": "true", "on": "true", "1": "true", "no": "false", "off": "false", "0": "false"}.get(
-        text, ""
-    )
+    suggestion = {"yes": "true", "on": "true", "1": "true", "no": "false", "off": "false", "0": "false"}.get(text, "")
     problems.add(node.place, key, "not a boolean", "true or false", suggestion)
     return True
 

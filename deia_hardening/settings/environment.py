@@ -47,12 +47,7 @@ def lay_environment(
             problems.add(place, path, "not the name of a setting", "DEIA__SECTION__KEY")
             continue
         section = parts[0].lower()
-        if (
-            len(parts) > 1
-            and section not in root.entries
-            and section not in switched_on
-            and section not in reserved
-        ):
+        if len(parts) > 1 and section not in root.entries and section not in switched_on and section not in reserved:
             if not partial:
                 _no_section(problems, place, path, section, root)
             continue

@@ -65,9 +65,7 @@ def take_snapshot(config: str | os.PathLike[str], limits: DocumentLimits = DEFAU
         )  # fmt: skip
         return Snapshot(root, (), tuple(problems))
     except OSError as error:
-        problems.add(
-            _place(str(root)), "", f"can't be read: {error.strerror or error}", "a readable file or folder"
-        )
+        problems.add(_place(str(root)), "", f"can't be read: {error.strerror or error}", "a readable file or folder")
         return Snapshot(root, (), tuple(problems))
     except ValueError:
         problems.add(_place(repr(str(root))), "", "is no path", "a path without NUL characters")
@@ -88,14 +86,10 @@ def _folder(root: Path, problems: Problems, limits: DocumentLimits) -> Snapshot:
         )
         inside = root.resolve()
     except OSError as error:
-        problems.add(
-            _place(str(root)), "", f"can't be listed: {error.strerror or error}", "a readable folder"
-        )
+        problems.add(_place(str(root)), "", f"can't be listed: {error.strerror or error}", "a readable folder")
         return Snapshot(root, (), tuple(problems))
     if len(names) > limits.files:
-        problems.add(
-            _place(str(root)), "", f"{len(names)} settings files", f"at most {limits.files} in a folder"
-        )
+        problems.add(_place(str(root)), "", f"{len(names)} settings files", f"at most {limits.files} in a folder")
         names = names[: limits.files]
     files: list[FileText] = []
     for name in names:

@@ -34,18 +34,14 @@ class Gather:
 
     __slots__ = ("environment", "hidden", "limits", "problems")
 
-    def __init__(
-        self, problems: Problems, environment: MappingType[str, str], limits: DocumentLimits
-    ) -> None:
+    def __init__(self, problems: Problems, environment: MappingType[str, str], limits: DocumentLimits) -> None:
         self.problems = problems
         self.environment = environment
         self.limits = limits
         self.hidden: dict[str, str] = {}
         """Key paths whose value must never be shown -> what to show instead (the reference, or a mask)."""
 
-    def add(
-        self, node: Node | Place, key: str, message: str, allowed: str = "", suggestion: str = ""
-    ) -> None:
+    def add(self, node: Node | Place, key: str, message: str, allowed: str = "", suggestion: str = "") -> None:
         place = node if isinstance(node, Place) else node.place
         self.problems.add(place, key, message, allowed, suggestion)
 

@@ -24,9 +24,7 @@ class _Stop(Exception):  # noqa: N818 - control flow of this module only
     pass
 
 
-def parse_json(
-    data: bytes, file: str, problems: Problems, limits: DocumentLimits, source: Source
-) -> Node | None:
+def parse_json(data: bytes, file: str, problems: Problems, limits: DocumentLimits, source: Source) -> Node | None:
     """The value in `data`, None for an empty file or where reading had to stop. Notes every problem."""
     text = decode(data, file, problems, source)
     if text is None or not text.strip(" \t\r\n"):
@@ -43,9 +41,7 @@ def parse_json(
 
 
 class _Reading:
-    def __init__(
-        self, text: str, file: str, problems: Problems, limits: DocumentLimits, source: Source
-    ) -> None:
+    def __init__(self, text: str, file: str, problems: Problems, limits: DocumentLimits, source: Source) -> None:
         self.text = text
         self.file = file
         self.problems = problems
@@ -120,9 +116,7 @@ class _Reading:
         except JSONDecodeError as error:
             unterminated = error.msg.startswith(("Unterminated", "Invalid control"))
             where = index if unterminated else error.pos
-            self.stop(
-                where, path, error.msg.rstrip(" at").lower(), "a text in double quotes, closed in its line"
-            )
+            self.stop(where, path, error.msg.rstrip(" at").lower(), "a text in double quotes, closed in its line")
             raise AssertionError from None
         if any("\ud800" <= character <= "\udfff" for character in text):
             self.stop(index, path, "half of a surrogate pair", "whole characters")
@@ -144,9 +138,7 @@ class _Reading:
                 self.missing(end, position, path, "]")
             position = self.skip(position + 1)
             if self.text[position : position + 1] == "]":
-                self.stop(
-                    position, path, "a comma before the closing bracket", "no comma after the last value"
-                )
+                self.stop(position, path, "a comma before the closing bracket", "no comma after the last value")
 
     def object(self, index: int, path: str, depth: int, place: Place) -> tuple[Node, int]:
         entries: dict[str, Entry] = {}

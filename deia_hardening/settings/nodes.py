@@ -130,9 +130,7 @@ def _init_fields(value: object) -> dict[str, Any] | None:
         return {a.alias or a.name: getattr(value, a.name) for a in attrs.fields(kind) if a.init}
     described = getattr(type(value), "__dataclass_fields__", None)
     if described is not None:
-        return {
-            name: getattr(value, name) for name, field in described.items() if getattr(field, "init", False)
-        }
+        return {name: getattr(value, name) for name, field in described.items() if getattr(field, "init", False)}
     return None
 
 
@@ -150,9 +148,7 @@ def find(node: Node, path: str) -> Node | None:
     for part in path.replace("[", ".").replace("]", "").split(".") if path else ():
         if isinstance(node, Mapping) and part in node.entries:
             node = node.entries[part].node
-        elif (
-            isinstance(node, Sequence) and part.isdecimal() and len(part) < 9 and int(part) < len(node.items)
-        ):
+        elif isinstance(node, Sequence) and part.isdecimal() and len(part) < 9 and int(part) < len(node.items):
             node = node.items[int(part)]
         else:
             return None
@@ -167,9 +163,7 @@ def nearest_place(node: Node, path: str) -> Place:
             place, node = node.entries[part]
             if isinstance(node, Scalar):
                 place = node.place
-        elif (
-            isinstance(node, Sequence) and part.isdecimal() and len(part) < 9 and int(part) < len(node.items)
-        ):
+        elif isinstance(node, Sequence) and part.isdecimal() and len(part) < 9 and int(part) < len(node.items):
             node = node.items[int(part)]
             place = node.place
         else:

@@ -69,9 +69,7 @@ def _members(value: Any) -> list[tuple[str, Any, bool, bool]] | None:
         for field in attrs.fields(kind):
             if field.init:
                 spec = spec_of(field.metadata)
-                found.append(
-                    (field.alias or field.name, getattr(value, field.name), spec.secret, spec.restart)
-                )
+                found.append((field.alias or field.name, getattr(value, field.name), spec.secret, spec.restart))
         return found
     described = getattr(kind, "__dataclass_fields__", None)
     if described is not None:

@@ -23,9 +23,7 @@ class Problems(list[SettingsProblem]):
         unique = list(dict.fromkeys(self))
         most = DEFAULT_LIMITS.problems
         if len(unique) > most:
-            rest = SettingsProblem(
-                "<settings>", 0, 0, "", f"{len(unique) - most} more problems are not shown"
-            )
+            rest = SettingsProblem("<settings>", 0, 0, "", f"{len(unique) - most} more problems are not shown")
             unique = [*unique[:most], rest]
         return SettingsError(unique)
 

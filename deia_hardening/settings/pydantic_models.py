@@ -79,11 +79,7 @@ def _walk(kind: Any, node: Mapping, key: str, gather: Gather, secrets: tuple[typ
         if secret or extra.get("file_only"):
             refuse_overrides(child, inner, gather)
         annotation = field.annotation
-        if (
-            isinstance(annotation, type)
-            and hasattr(annotation, "__pydantic_fields__")
-            and isinstance(child, Mapping)
-        ):
+        if isinstance(annotation, type) and hasattr(annotation, "__pydantic_fields__") and isinstance(child, Mapping):
             _walk(annotation, child, inner, gather, secrets)
 
 
@@ -100,12 +96,7 @@ def _raw_texts(kind: Any, node: Mapping, values: dict[str, Any]) -> None:
         child, annotation = entry.node, field.annotation
         if isinstance(child, Mapping) and hasattr(annotation, "__pydantic_fields__"):
             _raw_texts(annotation, child, values[name])
-        elif (
-            isinstance(child, Scalar)
-            and child.text is not None
-            and annotation is str
-            and Gather.raw_text(child)
-        ):
+        elif isinstance(child, Scalar) and child.text is not None and annotation is str and Gather.raw_text(child):
             values[name] = child.text
 
 

@@ -78,9 +78,7 @@ def read_text(node: Node, key: str, gather: Gather, spec: FieldSpec) -> Any:
                 gather.add(node, key, "too short", f"at least {spec.ge:g} characters")
                 return FAILED
             if spec.le is not None and len(text) > spec.le:
-                gather.add(
-                    node, key, f"{len(text)} characters are too many", f"at most {spec.le:g} characters"
-                )
+                gather.add(node, key, f"{len(text)} characters are too many", f"at most {spec.le:g} characters")
                 return FAILED
             return text
         if value is not None and node.text is not None:
@@ -135,9 +133,7 @@ def read_bool(node: Node, key: str, gather: Gather, spec: FieldSpec) -> Any:
     if isinstance(node, Scalar):
         if isinstance(node.value, bool):
             return node.value
-        suggestion = (
-            _WORDS_FOR_BOOLS.get(str(node.value).strip().lower(), "") if node.value is not None else ""
-        )
+        suggestion = _WORDS_FOR_BOOLS.get(str(node.value).strip().lower(), "") if node.value is not None else ""
         if not suggestion and isinstance(node.value, str):
             suggestion = nearest(node.value, ("true", "false"))
         gather.add(node, key, f"{written(node)} where a boolean is expected", "true or false", suggestion)
@@ -183,18 +179,14 @@ def unit_reader(unit: type[Seconds] | type[Bytes] | type[Ratio]) -> Reader:
                 try:
                     number = unit(text)
                 except (ValueError, OverflowError) as error:
-                    gather.add(
-                        node, key, str(error).split("; did you mean")[0], unit.example, unit.suggest(value)
-                    )
+                    gather.add(node, key, str(error).split("; did you mean")[0], unit.example, unit.suggest(value))
                     return FAILED
                 return number if within(number, node, key, gather, spec, show) else FAILED
             if unit is Seconds and isinstance(value, datetime.timedelta):
                 number = Seconds(value.total_seconds())
                 return number if within(number, node, key, gather, spec, show) else FAILED
             message = (
-                f"{written(node)} has no unit"
-                if type(value) in (int, float)
-                else f"{written(node)} is not {unit.what}"
+                f"{written(node)} has no unit" if type(value) in (int, float) else f"{written(node)} is not {unit.what}"
             )
             try:
                 suggestion = unit.suggest(value)

@@ -105,9 +105,7 @@ def _field(info: FieldInfo, definitions: dict[str, Any], within: tuple[type, ...
         if on
     ]
     if notes:
-        schema["description"] = " ".join([schema.get("description", "").rstrip(".") + ".", *notes]).lstrip(
-            ". "
-        )
+        schema["description"] = " ".join([schema.get("description", "").rstrip(".") + ".", *notes]).lstrip(". ")
     if not info.required and not spec.secret:
         default = _default(info.default)
         if default is not _NO_DEFAULT:
@@ -171,9 +169,7 @@ def _type(kind: Any, definitions: dict[str, Any], within: tuple[type, ...]) -> d
         }
     if isinstance(kind, type):
         if issubclass(kind, enum.Enum):
-            return {
-                "enum": [each.value if isinstance(each.value, str) else each.name.lower() for each in kind]
-            }
+            return {"enum": [each.value if isinstance(each.value, str) else each.name.lower() for each in kind]}
         if issubclass(kind, PurePath):
             return {"type": "string"}
         if is_settings_class(kind):

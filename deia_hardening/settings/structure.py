@@ -128,11 +128,7 @@ def _list(item: Any, build: Callable[[list[Any]], Any]) -> Reader:
             return FAILED
         length = len(node.items)
         if (spec.ge is not None and length < spec.ge) or (spec.le is not None and length > spec.le):
-            low = (
-                f"at least {spec.ge:g}"
-                if spec.ge is not None and length < spec.ge
-                else f"at most {spec.le:g}"
-            )
+            low = f"at least {spec.ge:g}" if spec.ge is not None and length < spec.ge else f"at most {spec.le:g}"
             gather.add(node, key, f"{length} items", f"{low} items")
             return FAILED
         each = FieldSpec(secret=True) if spec.secret else NO_SPEC
@@ -224,34 +220,24 @@ def _union(members: tuple[Any, ...]) -> Reader:
             picked = pick_class(others, node)
             if picked is not None:
                 return reader_for(picked)(node, key, gather, spec)
-        best: Gather | None = None
+        trials: list[Gather] = []
         for reader in readers:
             trial = gather.trial()
             value = reader(node, key, trial, spec)
             if value is not FAILED:
                 gather.accept(trial)
                 return value
-            if best is None or _depth(trial.problems) > _depth(best.problems):
-                best = trial
-        assert best is not None
+            trials.append(trial)
         if isinstance(node, Scalar):
-            told = [problem for problem in best.problems if problem.suggestion]
-            allowed = ", or ".join(
-                dict.fromkeys(_allowed(reader, node, key, gather, spec) for reader in readers)
-            )
-            message = f"{written(node)} does not fit" if allowed else f"{written(node)} is not {names}"
-            gather.add(node, key, message, allowed or names, told[0].suggestion if told else "")
+            told = [problem for trial in trials for problem in trial.problems]
+            allowed = ", or ".join(dict.fromkeys(each.allowed for each in told if each.allowed)) or names
+            suggestion = next((each.suggestion for each in told if each.suggestion), "")
+            gather.add(node, key, f"{written(node)} does not fit", allowed, suggestion)
         else:
-            gather.accept(best)
+            gather.accept(max(trials, key=lambda trial: _depth(trial.problems)))
         return FAILED
 
     return read
-
-
-def _allowed(reader: Reader, node: Node, key: str, gather: Gather, spec: FieldSpec) -> str:
-    trial = gather.trial()
-    reader(node, key, trial, spec)
-    return trial.problems[0].allowed if trial.problems else ""
 
 
 def _depth(problems: Problems) -> int:
@@ -268,9 +254,7 @@ def check_choices(value: Any, node: Node, key: str, gather: Gather, spec: FieldS
     from deia_hardening.settings.problems import nearest
 
     names = [str(choice) for choice in spec.choices]
-    gather.add(
-        node, key, f"{shown(value)} is none of the choices", ", ".join(names), nearest(str(value), names)
-    )
+    gather.add(node, key, f"{shown(value)} is none of the choices", ", ".join(names), nearest(str(value), names))
     return False
 
 

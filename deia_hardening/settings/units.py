@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import math
 import re
+from decimal import Decimal
 from fractions import Fraction
 from typing import Any, ClassVar, Self
 
 _NUMBER = r"(?:[0-9]+(?:\.[0-9]+)?|\.[0-9]+)"
-_LONGEST_TEXT = 64
+_LONGEST_TEXT = 400  # a float's smallest value needs 330
 
 _SECONDS: dict[str, Fraction] = {
     "w": Fraction(604800),
@@ -187,7 +188,7 @@ class Seconds(_WithUnit, float):
         # The float's shortest decimal is what a person wrote; its exact binary value would print 55 digits.
         exact = Fraction(float.__repr__(self))
         text = _shortest(exact, self.units, "")
-        return text if text else f"{float(self):.24f}".rstrip("0").rstrip(".") + "s"
+        return text if text else f"{Decimal(float.__repr__(self)):f}s"
 
     def __repr__(self) -> str:
         return f"Seconds('{self}')"
@@ -261,7 +262,7 @@ class Ratio(_WithUnit, float):
     def __str__(self) -> str:
         exact = Fraction(float.__repr__(self)) * 100
         digits = _plain(exact)
-        return f"{digits}%" if digits is not None else f"{float(exact):.24f}".rstrip("0").rstrip(".") + "%"
+        return f"{digits}%" if digits is not None else f"{Decimal(float.__repr__(self)).scaleb(2):f}%"
 
     def __repr__(self) -> str:
         return f"Ratio('{self}')"

@@ -25,9 +25,7 @@ class _Stop(Exception):  # noqa: N818 - control flow of this module only
     """The file can't be read any further; the problem is noted."""
 
 
-def parse_yaml(
-    data: bytes, file: str, problems: Problems, limits: DocumentLimits, source: Source
-) -> Node | None:
+def parse_yaml(data: bytes, file: str, problems: Problems, limits: DocumentLimits, source: Source) -> Node | None:
     """The one document in `data`, None for an empty one or where reading had to stop. Notes every problem."""
     text = decode(data, file, problems, source)
     if text is None:
@@ -84,6 +82,7 @@ class _Reading:
         self.text = text
         self.anchors: dict[str, tuple[Node, int] | None] = {}
         self.count = 0
+        self.open: list[Any] = []  # where the flow collections began that are being read
 
     def at(self, line: int, column: int) -> Place:
         return Place(self.file, line, column, self.source)
@@ -101,9 +100,7 @@ class _Reading:
             if isinstance(event, yaml.DocumentStartEvent):
                 documents += 1
                 if documents > 1:
-                    self.problems.add(
-                        self.place(event), "", "a second document begins here", "one document per file"
-                    )
+                    self.problems.add(self.place(event), "", "a second document begins here", "one document per file")
                     raise _Stop
             elif isinstance(
                 event, (yaml.ScalarEvent, yaml.SequenceStartEvent, yaml.MappingStartEvent, yaml.AliasEvent)
@@ -126,6 +123,9 @@ class _Reading:
         anchor = event.anchor
         if anchor is not None:
             self.anchors[anchor] = None
+        flow = bool(getattr(event, "flow_style", False))
+        if flow:
+            self.open.append(event.start_mark)
         node: Node
         if isinstance(event, yaml.ScalarEvent):
             node = self.scalar(event, path, place)
@@ -140,6 +140,8 @@ class _Reading:
         else:
             self.tag(event, "map", path, place)
             node = self.mapping(path, place, depth)
+        if flow:
+            self.open.pop()
         if anchor is not None:
             self.anchors[anchor] = (node, self.count - before + 1)
         return node
@@ -178,9 +180,7 @@ class _Reading:
         key = self.scalar(event, path, place)
         if not isinstance(key.value, str):
             quoted = f'"{event.value}"'
-            self.problems.add(
-                place, path, f"the key {shown(key.value)} is not text", "keys that are text", quoted
-            )
+            self.problems.add(place, path, f"the key {shown(key.value)} is not text", "keys that are text", quoted)
             return None
         if key.value == "<<" and key.text is not None:
             self.problems.add(
@@ -270,6 +270,9 @@ class _Reading:
         context = error.context or ""
         if error.context_mark is not None and any(word in context for word in _FROM_CONTEXT):
             mark = error.context_mark
+            brackets = [each for each in self.open if self.begins(each, "[") or self.begins(each, "{")]
+            if "flow node" in context and brackets and not self.begins(error.problem_mark, ","):
+                mark = brackets[-1]  # nothing closes it
         line = mark.line + 1 if mark is not None else 1
         column = mark.column + 1 if mark is not None else 1
         problem = error.problem or "can't be read"
@@ -282,6 +285,8 @@ class _Reading:
                 allowed = "a colon and a space after the key"
             else:
                 allowed = 'one "key: value" per line; quotes around text that has ": " in it'
+                if line > 1:
+                    allowed += f"; the same indentation as in line {line - 1}"
         elif "found character that cannot start" in problem or "tab" in problem:
             allowed = "spaces for indentation; quotes around text that begins with a special character"
         elif "simple key" in context or "expected ':'" in problem:
@@ -293,6 +298,10 @@ class _Reading:
         elif "block mapping" in context or "block collection" in context:
             allowed = "the same indentation for keys of one section"
         self.problems.add(self.at(line, column), "", message, allowed, suggestion)
+
+    def begins(self, mark: Any, sign: str) -> bool:
+        lines = self.text.splitlines()
+        return bool(mark) and mark.line < len(lines) and lines[mark.line][mark.column :].startswith(sign)
 
     def line_without_colon(self, line: int) -> int:
         lines = self.text.splitlines()
