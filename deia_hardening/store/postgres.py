@@ -1,0 +1,460 @@
+"""The store of several machines: PostgreSQL, through psycopg (the `postgres` extra), imported when first used.
+
+Writers of a namespace take turns on one row, so revisions grow in the order of commits and a watch that asks
+for "everything after N" misses nothing. Leases run on the server's clock. One connection per process, open only
+while there is work; after a fork the child opens its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
+from urllib.parse import urlsplit
+
+from deia_hardening.clock import SYSTEM_CLOCK, Clock
+from deia_hardening.store.base import (
+    Change,
+    Entry,
+    Grant,
+    Rebuilt,
+    Revisions,
+    StaleRevision,
+    StoreError,
+    StoreUnavailable,
+    SyncLease,
+    WatchExpired,
+    Write,
+    area_of,
+    check_key,
+    check_write,
+    prefix_end,
+)
+from deia_hardening.store.epoch import HomePage
+from deia_hardening.store.held import hold_in_thread
+from deia_hardening.store.idle import reaper
+from deia_hardening.store.settings import StoreSettings
+from deia_hardening.store.transaction import PAGE_PREFIX, check_page_fields
+
+if TYPE_CHECKING:
+    import psycopg
+
+T = TypeVar("T")
+
+Rows: TypeAlias = list[Any]
+
+FORMAT: Final = 1
+_SCHEMA_LOCK: Final = 0x64656961  # an advisory lock of our own: "deia"
+_SCHEMA: Final = """
+CREATE TABLE IF NOT EXISTS deia_store_meta (
+    namespace text COLLATE "C" PRIMARY KEY, format integer NOT NULL, identity text NOT NULL,
+    revision bigint NOT NULL, horizon bigint NOT NULL, purged timestamptz NOT NULL
+);
+CREATE TABLE IF NOT EXISTS deia_store_entries (
+    namespace text COLLATE "C", key text COLLATE "C", value bytea, revision bigint NOT NULL, at timestamptz NOT NULL,
+    PRIMARY KEY (namespace, key)
+);
+CREATE UNIQUE INDEX IF NOT EXISTS deia_store_entries_revision ON deia_store_entries (namespace, revision);
+CREATE TABLE IF NOT EXISTS deia_store_leases (
+    namespace text COLLATE "C", name text COLLATE "C", holder text NOT NULL, token bigint NOT NULL,
+    expires timestamptz NOT NULL, PRIMARY KEY (namespace, name)
+);
+"""
+
+
+class PostgresStore:
+    """A `Backend` on a PostgreSQL database. Every method may block on the network; call it from any thread.
+
+    A call that fails leaves open whether its write arrived when the connection broke at the commit: the error says
+    so, and `if_revision` makes trying again safe.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        page: HomePage | None = None,
+        settings: StoreSettings | None = None,
+        clock: Clock = SYSTEM_CLOCK,
+    ) -> None:
+        self._url = url
+        self._place = _without_password(url)
+        self._page = page
+        self._settings = settings or StoreSettings()
+        self._clock = clock
+        self._space = self._settings.namespace
+        self._notes: dict[str, str] = {}
+        self._reset()
+        _stores.add(self)
+
+    def __repr__(self) -> str:
+        return f"<PostgresStore {self._place}>"
+
+    def _reset(self) -> None:
+        self._lock = threading.Lock()
+        self._connection: psycopg.Connection[Any] | None = None
+        self._prepared = False
+        self._used = 0.0
+
+    # ---- reading
+
+    def get(self, key: str) -> Entry | None:
+        """The entry of `key`, or None. Raises StoreError."""
+        check_key(key)
+        rows = self._rows(
+            "SELECT value, revision FROM deia_store_entries WHERE namespace = %s AND key = %s AND value IS NOT NULL",
+            key,
+        )
+        return Entry(*rows[0]) if rows else None
+
+    def list(self, prefix: str) -> list[tuple[str, Entry]]:
+        """Every key that starts with `prefix` ("" for all), in order. Raises StoreError."""
+        end = prefix_end(prefix)
+        rows = self._rows(
+            "SELECT key, value, revision FROM deia_store_entries WHERE namespace = %s AND key >= %s "
+            "AND (%s::text IS NULL OR key < %s) AND value IS NOT NULL ORDER BY key",
+            prefix,
+            end,
+            end,
+        )
+        return [(key, Entry(value, revision)) for key, value, revision in rows]
+
+    def revision(self) -> int:
+        """The newest revision of the namespace."""
+        return int(self._rows("SELECT revision FROM deia_store_meta WHERE namespace = %s")[0][0])
+
+    def changes(self, prefix: str, since: int, limit: int) -> Sequence[Change]:
+        """What changed after revision `since`, oldest first. Raises WatchExpired when deletions were forgotten."""
+        end = prefix_end(prefix)
+        rows = self._rows(
+            "SELECT m.horizon, e.key, e.value, e.revision FROM deia_store_meta m LEFT JOIN deia_store_entries e "
+            "ON e.namespace = m.namespace AND e.revision > %s AND e.key >= %s AND (%s::text IS NULL OR e.key < %s) "
+            "AND (e.value IS NOT NULL OR %s > 0) WHERE m.namespace = %s ORDER BY e.revision LIMIT %s",
+            since,
+            prefix,
+            end,
+            end,
+            since,
+            self._space,
+            limit,
+            named=False,
+        )
+        if rows and 0 < since < rows[0][0]:
+            raise WatchExpired(f"a watch of '{prefix}' is older than the oldest deletion that is kept; list again")
+        return [
+            Change(key, None if value is None else Entry(value, revision), revision)
+            for _, key, value, revision in rows
+            if key is not None
+        ]
+
+    def rebuilt(self) -> Rebuilt | None:
+        """None: a damaged server is its administrators' to restore."""
+        return None
+
+    def identity(self) -> str:
+        """What tells this namespace from one made anew."""
+        return str(self._rows("SELECT identity FROM deia_store_meta WHERE namespace = %s")[0][0])
+
+    def stamp(self) -> object:
+        """None: only asking tells."""
+        return None
+
+    def poll_interval(self) -> float:
+        return self._settings.poll_interval
+
+    # ---- writing
+
+    def put(self, key: str, value: bytes, *, if_revision: int | None = None) -> int:
+        """Write durably; returns the new revision. Raises StaleRevision, ValueError, StoreError."""
+        return self.apply([Write(key, value, if_revision)])[0]
+
+    def delete(self, key: str, *, if_revision: int | None = None) -> bool:
+        """Delete durably; whether the key was there. Raises StaleRevision, StoreError."""
+        return self.apply([Write(key, None, if_revision)])[0] > 0
+
+    def apply(self, writes: Sequence[Write]) -> Revisions:
+        """All writes in one commit, or none. Returns each revision; 0 for the deletion of what was not there."""
+        checked = [check_write(write) for write in writes]
+        if len({write.key for write in checked}) != len(checked):
+            raise ValueError("a batch may write each key once")
+        revisions, identity = self._work(lambda cursor: self._apply(cursor, checked))
+        self._publish(checked, revisions, identity)
+        return revisions
+
+    def _apply(self, cursor: Any, writes: Sequence[Write]) -> tuple[Revisions, str]:
+        last, identity = self._take_turn(cursor)
+        cursor.execute(
+            "SELECT key, revision FROM deia_store_entries WHERE namespace = %s AND key = ANY(%s) AND value IS NOT NULL",
+            (self._space, [write.key for write in writes]),
+        )
+        found = dict(cursor.fetchall())
+        for write in writes:
+            if write.if_revision is not None and write.if_revision != found.get(write.key, 0):
+                raise StaleRevision(write.key, write.if_revision, found.get(write.key, 0))
+        fields = {write.key: write.value for write in writes if write.key.startswith(PAGE_PREFIX)}
+        if fields:
+            cursor.execute(
+                "SELECT key, length(value) FROM deia_store_entries WHERE namespace = %s AND key >= %s "
+                "AND key < 'page0' AND value IS NOT NULL",
+                (self._space, PAGE_PREFIX),
+            )
+            check_page_fields(dict(cursor.fetchall()), fields)
+        revisions: Revisions = []
+        for write in writes:
+            if write.value is None and write.key not in found:
+                revisions.append(0)
+                continue
+            last += 1
+            revisions.append(last)
+            cursor.execute(
+                "INSERT INTO deia_store_entries VALUES (%s, %s, %s, %s, clock_timestamp()) "
+                "ON CONFLICT (namespace, key) "
+                "DO UPDATE SET value = excluded.value, revision = excluded.revision, at = excluded.at",
+                (self._space, write.key, write.value, last),
+            )
+        self._end_turn(cursor, last)
+        return revisions, identity
+
+    def _take_turn(self, cursor: Any) -> tuple[int, str]:
+        cursor.execute("SELECT revision, identity FROM deia_store_meta WHERE namespace = %s FOR UPDATE", (self._space,))
+        revision, identity = cursor.fetchone()
+        return int(revision), str(identity)
+
+    def _end_turn(self, cursor: Any, last: int) -> None:
+        keep = float(self._settings.tombstones)
+        cursor.execute(
+            "UPDATE deia_store_meta SET revision = %s WHERE namespace = %s "
+            "RETURNING purged < clock_timestamp() - make_interval(secs => %s)",
+            (last, self._space, keep / 4),
+        )
+        if cursor.fetchone()[0]:
+            cursor.execute(
+                "WITH gone AS (DELETE FROM deia_store_entries WHERE namespace = %s AND value IS NULL "
+                "AND at < clock_timestamp() - make_interval(secs => %s) RETURNING revision) "
+                "UPDATE deia_store_meta SET purged = clock_timestamp(), "
+                "horizon = greatest(horizon, (SELECT max(revision) FROM gone)) WHERE namespace = %s",
+                (self._space, keep, self._space),
+            )
+
+    def _publish(self, writes: Sequence[Write], revisions: Revisions, identity: str) -> None:
+        """After the commit, before the acknowledgement."""
+        if self._page is None:
+            return
+        done = [(write, revision) for write, revision in zip(writes, revisions, strict=True) if revision]
+        fields = [
+            (write.key[len(PAGE_PREFIX) :], write.value, revision)
+            for write, revision in done
+            if write.key.startswith(PAGE_PREFIX)
+        ]
+        try:
+            self._page.open()
+            self._page.publish(fields, areas={area_of(write.key): revision for write, revision in done}, store=identity)
+        except (OSError, ValueError) as error:
+            self._notes["page"] = f"the home's page can't be written ({error}): workers see changes by polling only"
+        else:
+            self._notes.pop("page", None)
+
+    # ---- leases
+
+    def lease_take(self, name: str, ttl: float, holder: str) -> Grant | None:
+        """Take the lease, or None when somebody holds it. `ttl` in seconds, on the server's clock."""
+        check_key(name)
+
+        def take(cursor: Any) -> Grant | None:
+            last, _ = self._take_turn(cursor)
+            cursor.execute(
+                "INSERT INTO deia_store_leases VALUES (%s, %s, %s, %s, clock_timestamp() + make_interval(secs => %s)) "
+                "ON CONFLICT (namespace, name) DO UPDATE SET holder = excluded.holder, token = excluded.token, "
+                "expires = excluded.expires WHERE deia_store_leases.expires <= clock_timestamp()",
+                (self._space, name, holder, last + 1, float(ttl)),
+            )
+            if not cursor.rowcount:
+                return None
+            self._end_turn(cursor, last + 1)
+            return Grant(name, holder, last + 1)
+
+        return self._work(take)
+
+    def lease_renew(self, grant: Grant, ttl: float) -> bool:
+        """Extend a lease; False when it was lost."""
+        return self._count(
+            "UPDATE deia_store_leases SET expires = clock_timestamp() + make_interval(secs => %s) "
+            "WHERE namespace = %s AND name = %s AND token = %s AND expires > clock_timestamp()",
+            float(ttl), self._space, grant.name, grant.token,
+        )  # fmt: skip
+
+    def lease_release(self, grant: Grant) -> None:
+        """Give a lease back; harmless when it was lost."""
+        self._count(
+            "DELETE FROM deia_store_leases WHERE namespace = %s AND name = %s AND token = %s",
+            self._space, grant.name, grant.token,
+        )  # fmt: skip
+
+    @contextmanager
+    def lease(self, name: str, ttl: float, *, wait: float = 0.0) -> Iterator[SyncLease]:
+        """Hold a lease in this thread while the block runs; LeaseHeld after `wait` seconds without it."""
+        with hold_in_thread(self, self._clock, name, ttl, wait) as lease:
+            yield lease
+
+    # ---- opening and closing
+
+    def start(self) -> None:
+        """Connect and make the tables where they are missing. Raises StoreError."""
+        self.identity()
+
+    def close(self) -> None:
+        """Close the connection. The next use opens it again."""
+        with self._lock:
+            self._drop()
+
+    def close_if_idle(self) -> float | None:
+        """For the reaper: close when unused; seconds until to ask again, or None when closed."""
+        left = self._used + self._settings.idle_close - time.monotonic()
+        if left > 0:
+            return left
+        if not self._lock.acquire(blocking=False):
+            return 0.1
+        try:
+            self._drop()
+        finally:
+            self._lock.release()
+        return None
+
+    def health(self) -> Sequence[str]:
+        """What is wrong or worth knowing, in sentences; empty when nothing is."""
+        return list(self._notes.values())
+
+    def _drop(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            with contextlib.suppress(Exception):
+                connection.close()
+
+    def _connect(self) -> psycopg.Connection[Any]:
+        try:
+            import psycopg
+        except ImportError as error:
+            raise StoreError(
+                "store.url names PostgreSQL, whose driver is not installed: pip install 'deia-hardening[postgres]'"
+            ) from error
+        timeout = max(1, round(self._settings.busy_timeout))
+        milliseconds = int(self._settings.busy_timeout * 1000)
+        connection = psycopg.connect(
+            self._url,
+            autocommit=True,
+            connect_timeout=timeout,
+            application_name="deia-hardening",
+            # Acknowledged means on disk, whatever the server's default is.
+            options=f"-c synchronous_commit=on -c lock_timeout={milliseconds} -c statement_timeout={milliseconds * 2}",
+            tcp_user_timeout=milliseconds * 2,
+        )
+        if not self._prepared:
+            with connection.transaction(), connection.cursor() as cursor:
+                cursor.execute("SELECT pg_advisory_xact_lock(%s)", (_SCHEMA_LOCK,))
+                cursor.execute(_SCHEMA)
+                cursor.execute(
+                    "INSERT INTO deia_store_meta VALUES (%s, %s, %s, "
+                    "(extract(epoch FROM clock_timestamp()) * 1000)::bigint, 0, clock_timestamp()) "
+                    "ON CONFLICT DO NOTHING",
+                    (self._space, FORMAT, secrets.token_hex(8)),
+                )
+                cursor.execute("SELECT format FROM deia_store_meta WHERE namespace = %s", (self._space,))
+                found = (cursor.fetchone() or (0,))[0]
+            if found > FORMAT:
+                connection.close()
+                raise StoreError(f"{self._place} has format {found}; this release reads up to {FORMAT}: upgrade")
+            self._prepared = True
+        reaper.watch(self)
+        return connection
+
+    # ---- the path that the methods above share
+
+    def _rows(self, statement: str, *arguments: object, named: bool = True) -> Rows:
+        def work(cursor: Any) -> Any:
+            cursor.execute(statement, (self._space, *arguments) if named else arguments)
+            return cursor.fetchall()
+
+        return self._work(work)
+
+    def _count(self, statement: str, *arguments: object) -> bool:
+        def work(cursor: Any) -> bool:
+            cursor.execute(statement, arguments)
+            return bool(cursor.rowcount)
+
+        return self._work(work)
+
+    def _work(self, work: Callable[[Any], T]) -> T:
+        with self._lock:
+            self._used = time.monotonic()
+            fresh = self._connection is None
+            try:
+                return self._once(work)
+            except _NotBegun:
+                if fresh:
+                    raise
+                return self._once(work)  # the connection had died while nobody used it
+
+    def _once(self, work: Callable[[Any], T]) -> T:
+        began = False
+        try:
+            if self._connection is None:
+                self._connection = self._connect()
+            connection = self._connection
+            with connection.transaction(), connection.cursor() as cursor:
+                began = True
+                return work(cursor)
+        except StoreError:
+            raise
+        except Exception as error:
+            import psycopg
+
+            if not isinstance(error, psycopg.Error):
+                raise
+            if isinstance(error, psycopg.OperationalError) and not isinstance(error, psycopg.errors.LockNotAvailable):
+                self._drop()
+            where = f"{self._place}: {_first_line(error)}"
+            if not began:
+                raise _NotBegun(f"{where}; nothing was written; try again") from error
+            raise StoreUnavailable(
+                f"{where}; whether the last write arrived is unknown; look, then try again"
+            ) from error
+        finally:
+            self._used = time.monotonic()
+
+
+class _NotBegun(StoreUnavailable):
+    """No transaction was begun, so trying again is safe."""
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0][:200] or type(error).__name__
+
+
+def _without_password(url: str) -> str:
+    """What may be shown of a URL: host, port and database. Pure."""
+    try:
+        parts = urlsplit(url)
+        port = f":{parts.port}" if parts.port else ""
+        return f"postgresql://{parts.hostname or ''}{port}{parts.path}"
+    except ValueError:
+        return "postgresql://…"
+
+
+_stores: weakref.WeakSet[PostgresStore] = weakref.WeakSet()
+_inherited: list[Any] = []
+
+
+def _after_fork_in_child() -> None:
+    for store in list(_stores):
+        if store._connection is not None:
+            _inherited.append(store._connection)  # closing it here would end the parent's session
+        store._reset()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -1,0 +1,455 @@
+"""The store of one machine: a SQLite file (WAL, synchronous=FULL) shared by the workers of a home.
+
+Concurrent writes of a process share one commit (the first to get the lock commits for all that wait). Writers
+and checkpoints of all processes exclude each other through a lock file, because SQLite before 3.51.3 can corrupt
+a WAL that is written and checkpointed at once (sqlite.org/wal.html, "the WAL-reset bug"). What was acknowledged
+is on disk; a damaged file is set aside, never repaired in place, and an empty one takes its place.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import msgspec
+
+from deia_hardening.clock import SYSTEM_CLOCK, Clock
+from deia_hardening.store.base import (
+    Change,
+    Entry,
+    Grant,
+    Rebuilt,
+    Revisions,
+    StoreDamaged,
+    StoreError,
+    StoreUnavailable,
+    SyncLease,
+    WatchExpired,
+    Write,
+    check_key,
+    check_write,
+    prefix_end,
+)
+from deia_hardening.store.epoch import HomePage
+from deia_hardening.store.filesystem import boot_id
+from deia_hardening.store.held import hold_in_thread
+from deia_hardening.store.idle import reaper
+from deia_hardening.store.settings import StoreSettings
+from deia_hardening.store.sqlite_file import Opened, open_file, set_aside
+from deia_hardening.store.transaction import PAGE_PREFIX, Transaction
+
+T = TypeVar("T")
+
+_FIXED_IN: Final = (3, 51, 3)
+
+
+class _Job:
+    """One caller's part of a commit."""
+
+    __slots__ = ("done", "error", "result", "work")
+
+    def __init__(self, work: Callable[[Transaction], Any]) -> None:
+        self.work = work
+        self.done = False
+        self.result: Any = None
+        self.error: BaseException | None = None
+
+
+class SqliteStore:
+    """A `Backend` on one file. Every method may block on the disk; call it from any thread, also after fork.
+
+    Nothing is opened before the first use, and the connections close again after `settings.idle_close`.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        page: HomePage | None = None,
+        settings: StoreSettings | None = None,
+        clock: Clock = SYSTEM_CLOCK,
+    ) -> None:
+        self.path = path
+        self._page = page
+        self._settings = settings or StoreSettings()
+        self._clock = clock
+        self._notes: dict[str, str] = {}
+        self._reset()
+        _stores.add(self)
+
+    def _reset(self) -> None:
+        self._write_lock = threading.Lock()
+        self._read_lock = threading.Lock()
+        self._queue_lock = threading.Lock()
+        self._queue: list[_Job] = []
+        self._writer: Opened | None = None
+        self._reader: Opened | None = None
+        self._used = 0.0
+        self._suspect = False
+        self._checked = False
+        self._mirrored = ""
+
+    # ---- reading
+
+    def get(self, key: str) -> Entry | None:
+        """The entry of `key`, or None. Raises StoreError."""
+        check_key(key)
+        row = self._read("SELECT value, revision FROM entries WHERE key = ? AND value IS NOT NULL", key).fetchone()
+        return Entry(*row) if row else None
+
+    def list(self, prefix: str) -> list[tuple[str, Entry]]:
+        """Every key that starts with `prefix` ("" for all), in order. Raises StoreError."""
+        rows = self._read(
+            "SELECT key, value, revision FROM entries WHERE key >= ? AND key < ? AND value IS NOT NULL ORDER BY key",
+            prefix,
+            _end(prefix),
+        )
+        return [(key, Entry(value, revision)) for key, value, revision in rows]
+
+    def revision(self) -> int:
+        """The newest revision of the store."""
+        return int(self._read("SELECT value FROM meta WHERE name = 'revision'").fetchone()[0])
+
+    def changes(self, prefix: str, since: int, limit: int) -> Sequence[Change]:
+        """What changed after revision `since`, oldest first. Raises WatchExpired when deletions were forgotten."""
+        # One statement, one snapshot: a purge between two could hide a deletion.
+        rows = self._read(
+            "SELECT key, value, revision, (SELECT value FROM meta WHERE name = 'horizon') FROM entries WHERE "
+            "revision > ? AND key >= ? AND key < ? AND (value IS NOT NULL OR ? > 0) ORDER BY revision LIMIT ?",
+            since,
+            prefix,
+            _end(prefix),
+            since,
+            limit,
+        ).fetchall()
+        horizon = rows[0][3] if rows else self._read("SELECT value FROM meta WHERE name = 'horizon'").fetchone()[0]
+        if 0 < since < int(horizon):
+            raise WatchExpired(
+                f"a watch of '{prefix}' is older than the oldest deletion that is remembered; list again"
+            )
+        return [
+            Change(key, None if value is None else Entry(value, revision), revision) for key, value, revision, _ in rows
+        ]
+
+    def rebuilt(self) -> Rebuilt | None:
+        """When and why this file was made to replace a damaged one, or None."""
+        row = self._read("SELECT value FROM meta WHERE name = 'rebuilt'").fetchone()
+        return msgspec.json.decode(row[0], type=Rebuilt) if row else None
+
+    def identity(self) -> str:
+        """The identity of the file: another one after a rebuild."""
+        return str(self._read("SELECT value FROM meta WHERE name = 'identity'").fetchone()[0])
+
+    def stamp(self) -> object:
+        """Inode, size and times of the file and its log: costs three microseconds and no connection."""
+        try:
+            file = self.path.stat()
+        except OSError:
+            return ()
+        log = 0
+        with contextlib.suppress(OSError):
+            log = Path(f"{self.path}-wal").stat().st_size
+        return file.st_ino, file.st_size, file.st_mtime_ns, log
+
+    def poll_interval(self) -> float:
+        return self._settings.recheck_interval
+
+    # ---- writing
+
+    def put(self, key: str, value: bytes, *, if_revision: int | None = None) -> int:
+        """Write durably; returns the new revision. Raises StaleRevision, ValueError, StoreError."""
+        return self.apply([Write(key, value, if_revision)])[0]
+
+    def delete(self, key: str, *, if_revision: int | None = None) -> bool:
+        """Delete durably; whether the key was there. Raises StaleRevision, StoreError."""
+        return self.apply([Write(key, None, if_revision)])[0] > 0
+
+    def apply(self, writes: Sequence[Write]) -> Revisions:
+        """All writes in one commit, or none. Returns each revision; 0 for the deletion of what was not there."""
+        checked = [check_write(write) for write in writes]
+        return self._commit(lambda transaction: transaction.apply(checked))
+
+    # ---- leases
+
+    def lease_take(self, name: str, ttl: float, holder: str) -> Grant | None:
+        """Take the lease, or None when somebody holds it. `ttl` in seconds."""
+        check_key(name)
+        now, boot = self._clock.monotonic(), boot_id()
+        return self._commit(lambda transaction: transaction.lease_take(name, ttl, holder, now, boot))
+
+    def lease_renew(self, grant: Grant, ttl: float) -> bool:
+        """Extend a lease; False when it was lost."""
+        now, boot = self._clock.monotonic(), boot_id()
+        return self._commit(lambda transaction: transaction.lease_renew(grant, ttl, now, boot))
+
+    def lease_release(self, grant: Grant) -> None:
+        """Give a lease back; harmless when it was lost."""
+        self._commit(lambda transaction: transaction.lease_release(grant))
+
+    @contextmanager
+    def lease(self, name: str, ttl: float, *, wait: float = 0.0) -> Iterator[SyncLease]:
+        """Hold a lease in this thread for as long as the block runs; LeaseHeld after `wait` seconds without it."""
+        with hold_in_thread(self, self._clock, name, ttl, wait) as lease:
+            yield lease
+
+    # ---- opening and closing
+
+    def start(self) -> None:
+        """Open the file, check it, and show its `page/` keys on the page. Raises StoreError."""
+        self._commit(lambda transaction: None)
+
+    def close(self) -> None:
+        """Close the connections. The next use opens them again."""
+        with self._read_lock:
+            self._drop(reader=True)
+        with self._write_lock:
+            self._drop(writer=True)
+
+    def close_if_idle(self) -> float | None:
+        """For the reaper: close when unused; seconds until to ask again, or None when closed."""
+        left = self._used + self._settings.idle_close - time.monotonic()
+        if left > 0:
+            return left
+        # A lock that is taken means work: ask again.
+        for lock, which in ((self._read_lock, "reader"), (self._write_lock, "writer")):
+            if not lock.acquire(blocking=False):
+                return 0.1
+            try:
+                self._drop(**{which: True})
+            finally:
+                lock.release()
+        return None
+
+    def health(self) -> Sequence[str]:
+        """What is wrong or worth knowing, in sentences; empty when nothing is."""
+        return list(self._notes.values())
+
+    def _drop(self, *, reader: bool = False, writer: bool = False) -> None:
+        """Close connections; the caller holds their locks. The last one to close folds the log into the file."""
+        if reader and self._reader is not None:
+            opened, self._reader = self._reader, None
+            opened.close()
+        if writer and self._writer is not None:
+            opened, self._writer = self._writer, None
+            opened.close()
+
+    def _open(self) -> Opened:
+        opened = open_file(self.path, self._settings, self._clock, check=self._suspect or not self._checked)
+        self._suspect, self._checked = False, True
+        if sqlite3.sqlite_version_info < _FIXED_IN:
+            self._notes["sqlite"] = (
+                f"SQLite {sqlite3.sqlite_version} can corrupt a file that is written and checkpointed at once "
+                "(fixed in 3.51.3): this package's processes exclude each other, no other program may open it"
+            )
+        if not reaper.watch(self):
+            self._notes["exit"] = "the interpreter is ending: connections stay open until it has"
+        return opened
+
+    # ---- the paths that the methods above share
+
+    def _read(self, statement: str, *arguments: object) -> _Rows:
+        with self._read_lock:
+            self._used = time.monotonic()
+            if self._reader is not None and self._reader.replaced():
+                self._drop(reader=True)
+            try:
+                if self._reader is None:
+                    self._reader = self._opened_for_reading()
+                rows = self._reader.connection.execute(statement, arguments)
+                return _Rows(rows.fetchall())  # no cursor outlives the lock
+            except sqlite3.Error as error:
+                raise self._explained(error, lambda: self._drop(reader=True)) from error
+
+    def _opened_for_reading(self) -> Opened:
+        with self._write_lock:
+            if self._suspect:
+                self._drop(writer=True)  # checked anew, and replaced if it is damaged, before anybody goes on
+            self._writer = self._writer or self._open_or_rebuild()
+        return self._open()
+
+    def _commit(self, work: Callable[[Transaction], T]) -> T:
+        job = _Job(work)
+        with self._queue_lock:
+            self._queue.append(job)
+        with self._write_lock:
+            if not job.done:
+                with self._queue_lock:
+                    jobs, self._queue = self._queue, []
+                self._used = time.monotonic()
+                try:
+                    self._commit_all(jobs)
+                except BaseException as error:
+                    for waiting in jobs:
+                        if not waiting.done:
+                            waiting.error, waiting.done = error, True
+        if job.error is not None:
+            raise job.error
+        return job.result  # type: ignore[no-any-return]
+
+    def _commit_all(self, jobs: Sequence[_Job]) -> None:
+        try:
+            for _ in range(3):
+                if self._writer is None:
+                    self._writer = self._open_or_rebuild()
+                opened = self._writer
+                with opened.locked(self._settings.busy_timeout):
+                    if not opened.replaced():
+                        self._in_transaction(opened, jobs)
+                        return
+                self._drop(writer=True)  # another process set the file aside: its successor is the store now
+            raise StoreUnavailable(f"{self.path} is replaced by somebody all the time; nothing was written")
+        except sqlite3.Error as error:
+            raise self._explained(error, lambda: self._drop(writer=True)) from error
+        except OSError as error:
+            self._drop(writer=True)
+            raise StoreUnavailable(f"{self.path}: {error.strerror or error}; nothing was acknowledged") from error
+
+    def _in_transaction(self, opened: Opened, jobs: Sequence[_Job]) -> None:
+        connection = opened.connection
+        connection.execute("BEGIN IMMEDIATE")
+        outcomes: list[tuple[_Job, Any, BaseException | None]] = []
+        try:
+            transaction = Transaction(connection, self._clock.wall())
+            for job in jobs:
+                try:
+                    outcomes.append((job, job.work(transaction), None))
+                except (StoreError, ValueError) as error:  # a refusal comes before the job's first write
+                    outcomes.append((job, None, error))
+            changed = transaction.finish()
+            connection.execute("COMMIT" if changed else "ROLLBACK")
+        except BaseException:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+            raise
+        self._publish(opened, transaction)
+        for job, result, refusal in outcomes:
+            job.result, job.error, job.done = result, refusal, True
+        if changed and opened.log_size() > self._settings.checkpoint_size:
+            self._checkpoint(opened)
+
+    def _checkpoint(self, opened: Opened) -> None:
+        """Fold the log into the file and forget old deletions; the caller holds the file's lock. Failure is no loss."""
+        try:
+            opened.connection.execute("BEGIN IMMEDIATE")
+            Transaction(opened.connection, self._clock.wall()).purge(self._settings.tombstones)
+            opened.connection.execute("COMMIT")
+            # Reads here are single statements: a checkpoint that finds one running waits for that only.
+            opened.connection.execute("PRAGMA busy_timeout=100")
+            opened.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+            opened.connection.execute(f"PRAGMA busy_timeout={int(self._settings.busy_timeout * 1000)}")
+        except sqlite3.Error as error:
+            if opened.connection.in_transaction:
+                opened.connection.execute("ROLLBACK")
+            self._notes["checkpoint"] = f"the log of {self.path} could not be folded into it: {error}"
+        else:
+            self._notes.pop("checkpoint", None)
+
+    def _publish(self, opened: Opened, transaction: Transaction) -> None:
+        """After the commit, before the acknowledgement: show on the page what changed."""
+        page = self._page
+        if page is None:
+            return
+        areas, fields = transaction.areas, transaction.page
+        if self._mirrored != opened.identity:
+            # The first time: all of it, for what a process that died between commit and page left unsaid.
+            rows = opened.connection.execute("SELECT key, value, revision FROM entries ORDER BY revision").fetchall()
+            areas = {key.partition("/")[0]: revision for key, _, revision in rows}
+            fields = [
+                (key[len(PAGE_PREFIX) :], value, revision)
+                for key, value, revision in rows
+                if key.startswith(PAGE_PREFIX)
+            ]
+        elif not areas:
+            return
+        try:
+            page.open()
+            page.publish(fields, areas=areas, store=opened.identity)
+        except (OSError, ValueError) as error:
+            self._notes["page"] = f"the home's page can't be written ({error}): workers see changes by polling only"
+        else:
+            self._mirrored = opened.identity
+            self._notes.pop("page", None)
+
+    def _open_or_rebuild(self) -> Opened:
+        try:
+            return self._open()
+        except StoreDamaged as damage:
+            counters = self._page.counters() if self._page is not None else 0
+            done = set_aside(self.path, self._settings, self._clock, why=str(damage), above=counters)
+            if done is not None:
+                self._notes["rebuilt"] = (
+                    f"the store was damaged ({done.why}); it was kept as {done.set_aside} and begun anew: "
+                    "leases, pins and tokens that it held are gone"
+                )
+            return self._open()
+
+    def _explained(self, error: sqlite3.Error, drop: Callable[[], None]) -> StoreError:
+        """Our error for SQLite's; closes what can't be trusted after it."""
+        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+        if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+            return StoreUnavailable(f"{self.path} is locked by another process; nothing was written; try again")
+        drop()
+        if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB) or "malformed" in str(error):
+            self._suspect = True
+            return StoreDamaged(f"{self.path}: {error}; it is checked, and set aside if damaged, at the next use")
+        if code == sqlite3.SQLITE_IOERR:
+            # The kernel may have dropped what a failed sync did not write: what is on disk is read and checked anew.
+            self._suspect = True
+        return StoreUnavailable(f"{self.path}: {error}; nothing was acknowledged")
+
+
+class _Rows(list[Any]):
+    """Rows already fetched, with a cursor's two methods."""
+
+    def fetchone(self) -> Any:
+        return self[0] if self else None
+
+    def fetchall(self) -> list[Any]:
+        return self
+
+
+def _end(prefix: str) -> str | bytes:
+    """The end of a prefix's range; a blob, which SQLite sorts above every text, where there is none."""
+    end = prefix_end(prefix)
+    return b"" if end is None else end
+
+
+# ---- fork: SQLite's tables of locks must not be inherited with a connection open (sqlite.org/howtocorrupt.html)
+
+_stores: weakref.WeakSet[SqliteStore] = weakref.WeakSet()
+_held: list[threading.Lock] = []
+_inherited: list[Opened] = []
+
+
+def _before_fork() -> None:
+    for store in list(_stores):
+        for lock, which in ((store._read_lock, "reader"), (store._write_lock, "writer")):
+            if getattr(store, f"_{which}") is None and not lock.locked():
+                continue
+            if lock.acquire(timeout=store._settings.busy_timeout):
+                _held.append(lock)
+                store._drop(**{which: True})
+
+
+def _after_fork_in_parent() -> None:
+    while _held:
+        _held.pop().release()
+
+
+def _after_fork_in_child() -> None:
+    _held.clear()
+    for store in list(_stores):
+        # A connection that could not be closed in time stays unused for good: closing it here would be as wrong.
+        _inherited.extend(opened for opened in (store._reader, store._writer) if opened is not None)
+        store._reset()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)

@@ -1,0 +1,260 @@
+"""Opening, checking and replacing the SQLite file of a store.
+
+A file that is not whole is renamed (with its log) to `…damaged-<time>` and a new one is made under the file
+lock, so that of several workers that find the damage one replaces it and the others find the new file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import secrets
+import sqlite3
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import attrs
+import msgspec
+
+from deia_hardening.clock import Clock
+from deia_hardening.store.base import Rebuilt, StoreDamaged, StoreError, StoreUnavailable
+from deia_hardening.store.filesystem import network_file_system
+from deia_hardening.store.settings import StoreSettings
+
+FORMAT: Final = 1
+_APPLICATION_ID: Final = 0x64656961  # "deia"
+_SCHEMA: Final = """
+CREATE TABLE meta (name TEXT PRIMARY KEY, value) WITHOUT ROWID;
+CREATE TABLE entries (key TEXT PRIMARY KEY, value BLOB, revision INTEGER NOT NULL, at REAL NOT NULL) WITHOUT ROWID;
+CREATE UNIQUE INDEX entries_revision ON entries (revision);
+CREATE TABLE leases (
+    name TEXT PRIMARY KEY, holder TEXT NOT NULL, token INTEGER NOT NULL,
+    expires REAL NOT NULL, ttl REAL NOT NULL, boot TEXT NOT NULL
+) WITHOUT ROWID;
+"""
+
+
+@attrs.define
+class Opened:
+    """An open connection, the file it belongs to, and the descriptor of the lock file."""
+
+    path: Path
+    connection: sqlite3.Connection
+    inode: tuple[int, int]
+    lock: int
+    identity: str
+
+    def replaced(self) -> bool:
+        """Whether the file under our name is no longer the one that is open (set aside, deleted)."""
+        try:
+            status = self.path.stat()
+        except OSError:
+            return True
+        return (status.st_dev, status.st_ino) != self.inode
+
+    def log_size(self) -> int:
+        try:
+            return Path(f"{self.path}-wal").stat().st_size
+        except OSError:
+            return 0
+
+    @contextlib.contextmanager
+    def locked(self, timeout: float) -> Iterator[None]:
+        """Keep other processes from writing and checkpointing. StoreUnavailable after `timeout` seconds."""
+        _flock(self.lock, self.path, timeout)
+        try:
+            yield
+        finally:
+            fcntl.flock(self.lock, fcntl.LOCK_UN)
+
+    def close(self) -> None:
+        """Close; a last connection folds the log into the file, so the lock is held (without it: no matter)."""
+        try:
+            with contextlib.suppress(StoreUnavailable):
+                _flock(self.lock, self.path, 1.0)
+            self.connection.close()
+        finally:
+            os.close(self.lock)
+
+
+def _flock(descriptor: int, path: Path, timeout: float) -> None:
+    deadline = time.monotonic() + timeout
+    pause = 0.0002
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                raise StoreUnavailable(
+                    f"another process has held the lock of {path} for {timeout:g} s; nothing was written; try again"
+                ) from None
+        else:
+            return
+        time.sleep(pause)
+        pause = min(pause * 1.5, 0.01)
+
+
+def open_file(path: Path, settings: StoreSettings, clock: Clock, *, check: bool) -> Opened:
+    """Open the store's file, making it when it is not there.
+
+    `check` reads all of it. Raises StoreDamaged for a file that is not whole, StoreError for one that can't be used.
+    """
+    lock = _open_lock(path, settings)
+    try:
+        # Under the lock, so that no other process sets the file aside between two of these steps.
+        _flock(lock, path, settings.busy_timeout)
+        if not path.exists():
+            _create(path, clock, settings, rebuilt=None, above=0)
+        connection = _connect(path, settings)
+        try:
+            identity = _verify(connection, path, check=check)
+            status = path.stat()
+        except BaseException:
+            connection.close()
+            raise
+        fcntl.flock(lock, fcntl.LOCK_UN)
+        return Opened(path, connection, (status.st_dev, status.st_ino), lock, identity)
+    except BaseException:
+        os.close(lock)
+        raise
+
+
+def set_aside(path: Path, settings: StoreSettings, clock: Clock, *, why: str, above: int) -> Rebuilt | None:
+    """Rename a damaged file and make an empty one; None when another process has done so meanwhile.
+
+    Revisions of the new file start above `above` and above those of the old one, so fencing tokens keep growing.
+    """
+    lock = _open_lock(path, settings)
+    try:
+        _flock(lock, path, settings.busy_timeout)
+        if path.exists():
+            with contextlib.suppress(StoreDamaged), contextlib.closing(_connect(path, settings)) as connection:
+                _verify(connection, path, check=True)
+                return None
+        now = clock.wall()
+        stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(now))
+        kept = path.with_name(f"{path.name}.damaged-{stamp}-{secrets.token_hex(4)}")
+        for suffix in ("-wal", "-shm", ""):
+            with contextlib.suppress(FileNotFoundError):
+                Path(f"{path}{suffix}").rename(f"{kept}{suffix}")
+        done = Rebuilt(now, str(kept), why)
+        _create(path, clock, settings, rebuilt=done, above=above)
+        return done
+    finally:
+        os.close(lock)
+
+
+def _open_lock(path: Path, settings: StoreSettings) -> int:
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if settings.network_filesystem == "refuse" and (kind := network_file_system(path.parent)):
+            raise StoreError(
+                f"{path.parent} is on a network file system ({kind}), where SQLite's locks can't be trusted: put the "
+                "home on a local disk, or use PostgreSQL (store.url); nothing was opened"
+            )
+        return os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    except OSError as error:
+        raise StoreUnavailable(f"{path}: {error.strerror or error}") from error
+
+
+def _create(path: Path, clock: Clock, settings: StoreSettings, *, rebuilt: Rebuilt | None, above: int) -> None:
+    """Make the file beside, whole and synced, and move it in; the caller holds the lock."""
+    beside = path.with_name(f".{path.name}.new")
+    for suffix in ("", "-wal", "-shm"):
+        Path(f"{beside}{suffix}").unlink(missing_ok=True)
+    os.close(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+    connection = sqlite3.connect(beside, isolation_level=None)
+    try:
+        connection.execute("PRAGMA synchronous=FULL")
+        connection.execute(f"PRAGMA application_id={_APPLICATION_ID}")
+        connection.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} COMMIT;")
+        rows: list[tuple[str, object]] = [
+            ("format", FORMAT),
+            ("identity", secrets.token_hex(8)),
+            # Above what any earlier file of this home can have reached: a million writes a second would have to last.
+            ("revision", max(int(clock.wall() * 1000), above + 1_000_000 if above else 0)),
+            ("horizon", 0),
+        ]
+        if rebuilt is not None:
+            rows.append(("rebuilt", msgspec.json.encode(rebuilt)))
+        connection.executemany("INSERT INTO meta (name, value) VALUES (?, ?)", rows)
+        (mode,) = connection.execute("PRAGMA journal_mode=WAL").fetchone()
+    finally:
+        connection.close()
+    if mode != "wal":
+        raise StoreError(f"SQLite can't keep a write-ahead log in {path.parent} (it chose '{mode}'): use a local disk")
+    _sync(beside)
+    beside.rename(path)
+    _sync(path.parent)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _connect(path: Path, settings: StoreSettings) -> sqlite3.Connection:
+    try:
+        connection = sqlite3.connect(
+            f"{path.absolute().as_uri()}?mode=rw",  # never makes a file: that is `_create`'s, which does it whole
+            uri=True,
+            timeout=settings.busy_timeout,
+            isolation_level=None,
+            check_same_thread=False,
+        )
+    except sqlite3.Error as error:
+        raise StoreUnavailable(f"{path}: {error}") from error
+    try:
+        for pragma in (
+            "synchronous=FULL",
+            "wal_autocheckpoint=0",
+            "trusted_schema=OFF",
+            "cell_size_check=ON",
+        ):
+            connection.execute(f"PRAGMA {pragma}").fetchall()
+        if sys.platform == "darwin":
+            connection.execute("PRAGMA fullfsync=ON")
+            connection.execute("PRAGMA checkpoint_fullfsync=ON")
+    except sqlite3.DatabaseError as error:
+        connection.close()
+        raise _damage(path, error) from error
+    return connection
+
+
+def _verify(connection: sqlite3.Connection, path: Path, *, check: bool) -> str:
+    """The identity of a file that is whole and ours; raises StoreDamaged, StoreError or StoreUnavailable."""
+    try:
+        (application,) = connection.execute("PRAGMA application_id").fetchone()
+        tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")}
+        if not {"meta", "entries", "leases"} <= tables:
+            if application != _APPLICATION_ID and tables:
+                raise StoreError(f"{path} is a SQLite file of another program: give the store a path of its own")
+            raise StoreDamaged("its tables are missing")
+        values = dict(connection.execute("SELECT name, value FROM meta").fetchall())
+        if not {"format", "identity", "revision", "horizon"} <= values.keys():
+            raise StoreDamaged("its head is missing")
+        if values["format"] > FORMAT:
+            raise StoreError(
+                f"{path} has format {values['format']}; this release reads up to {FORMAT}: upgrade, or restore it"
+            )
+        if check:
+            (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+            if verdict != "ok":
+                raise StoreDamaged(str(verdict)[:200])
+        return str(values["identity"])
+    except sqlite3.DatabaseError as error:
+        raise _damage(path, error) from error
+
+
+def _damage(path: Path, error: sqlite3.DatabaseError) -> StoreError:
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+        return StoreDamaged(str(error))
+    return StoreUnavailable(f"{path}: {error}; nothing was changed")
