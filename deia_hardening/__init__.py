@@ -1,8 +1,8 @@
 """deia_hardening: pluggable ASGI middleware that makes a running bot API ready for production.
 
-    from deia_hardening import harden
+from deia_hardening import harden
 
-    app = harden(app, ".deia/config")
+app = harden(app, ".deia/config")
 """
 
 from deia_hardening.access import current, inject

@@ -66,6 +66,8 @@ class Entry:
             await revision.chain(scope, exchange.receive, exchange.send)
         except BaseException as error:
             context.error = error
+            if isinstance(error, OSError):
+                exchange.refused()
             raise
         finally:
             if not exchange.ended:
@@ -132,10 +134,11 @@ class _Lifespan:
         try:
             try:
                 await self.inner(self.scope, self.receive, self.send)
-            except Exception as error:
-                if self._answered:
-                    raise
-                logger.info("the app has no lifespan of its own (%s: %s)", type(error).__name__, error)
+            except Exception:
+                if not self._answered:  # no lifespan in this app: its plugins stay up until the process goes
+                    self._open = False
+                    self.core.leave_lifespan()
+                raise
             if not self._answered:
                 await self._stand_in()
         finally:
@@ -154,7 +157,7 @@ class _Lifespan:
     async def send(self, message: Message) -> None:
         kind = message["type"]
         self._answered = True
-        if kind != "lifespan.startup.complete":  # startup.failed, shutdown.complete, shutdown.failed: the app is through
+        if kind != "lifespan.startup.complete":  # startup.failed or a shutdown: the app is through
             with anyio.CancelScope(shield=True):
                 await self._close()  # before the server hears it: some end the process at that message
         await self._send(message)
@@ -242,7 +245,7 @@ def _copy_core(core: Core, memo: dict[int, Any]) -> Core:
         app = core.app
         found = Core(core.source, memo.get(id(app), app), core.name)
         memo[id(core)] = found
-    return found  # type: ignore[no-any-return]
+    return found
 
 
 def find_core(app: Any) -> Core | None:
@@ -287,11 +290,11 @@ def harden(app: A, config: Config = ".deia/config", *, app_settings: type | None
         return app
     build = getattr(app, "build_middleware_stack", None)
     if build is None or not hasattr(app, "middleware_stack"):
-        return Hardened(app, config, app_settings=app_settings)  # type: ignore[arg-type, return-value]
+        return Hardened(app, config, app_settings=app_settings)  # type: ignore[return-value]
     core = Core(source, app, _name(app))
     app.build_middleware_stack = _BuildStack(app, core, build)  # type: ignore[attr-defined]
     if app.middleware_stack is not None:  # built already: put the chain around what stands
-        app.middleware_stack = Entry(core, app.middleware_stack)  # type: ignore[attr-defined]
+        app.middleware_stack = Entry(core, app.middleware_stack)
     return app
 
 

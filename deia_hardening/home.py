@@ -49,10 +49,14 @@ class Home:
                 mode = 0o700 if name in ("keys", "run", "state") else 0o750
                 (self.path / name).mkdir(mode=mode, exist_ok=True)
         except OSError as error:
-            raise HardeningError(f"the home {self.path} cannot be made: {error.strerror}; set 'home' or DEIA_HOME") from error
+            raise HardeningError(
+                f"the home {self.path} cannot be made: {error.strerror}; set 'home' or DEIA_HOME"
+            ) from error
         ignore = self.path / ".gitignore"
         if not ignore.exists() and os.access(self.path, os.W_OK):
-            ignore.write_text("# kept by deia_hardening: only the settings belong into a repository\n*\n!config/\n!config/**\n")
+            ignore.write_text(
+                "# kept by deia_hardening: only the settings belong into a repository\n*\n!config/\n!config/**\n"
+            )
         self._made = True
 
     def join(self, user: int, name: str, digest: str) -> None:

@@ -65,7 +65,9 @@ class _Life:
                 await self._stop.wait()
         except BaseException as error:
             if not self._started.done():
-                self._started.set_exception(error if isinstance(error, Exception) else StartError(self.plugin.name, repr(error)))
+                self._started.set_exception(
+                    error if isinstance(error, Exception) else StartError(self.plugin.name, repr(error))
+                )
                 return
             if isinstance(error, asyncio.CancelledError) and self._stop.is_set():
                 raise
@@ -212,8 +214,6 @@ class Core:
 
     async def ensure(self) -> None:
         """Return once the app is started; called by requests on any loop. Raises what the start raised."""
-        if self.ready:
-            return
         with self._lock:
             if self.ready:
                 return
@@ -305,19 +305,20 @@ class Core:
                 self.lifespans -= 1
             raise
 
-    async def close_lifespan(self) -> None:
-        """A lifespan closed: the last one stops the plugins."""
+    def leave_lifespan(self) -> bool:
+        """A lifespan ended without a shutdown; true when it was the last one open."""
         with self._lock:
             self.lifespans -= 1
-            last = self.lifespans <= 0
-        if last:
+            return self.lifespans <= 0
+
+    async def close_lifespan(self) -> None:
+        """A lifespan closed: the last one stops the plugins."""
+        if self.leave_lifespan():
             await runtime().submit(self.stop)
 
     # -- reload ---------------------------------------------------------------------------------------------
 
-    async def propose(
-        self, overrides: Mapping[str, Any] | None, source: str, actor: Actor, reason: str
-    ) -> Revision:
+    async def propose(self, overrides: Mapping[str, Any] | None, source: str, actor: Actor, reason: str) -> Revision:
         """Read, check, build, switch. See `Revisions.propose`; runs on the background loop."""
         if self._reload_lock is None:
             self._reload_lock = asyncio.Lock()
@@ -365,8 +366,13 @@ class Core:
         return plan, plugins
 
     async def _switch(
-        self, plan: Plan, plugins: dict[str, Plugin[Any]], overrides: Mapping[str, Any] | None,
-        source: str, actor: Actor, reason: str,
+        self,
+        plan: Plan,
+        plugins: dict[str, Plugin[Any]],
+        overrides: Mapping[str, Any] | None,
+        source: str,
+        actor: Actor,
+        reason: str,
     ) -> Revision:
         old, old_plugins = self.revision, self.plugins
         try:
@@ -504,7 +510,6 @@ def _exit() -> None:
     for stop in stops:
         with contextlib.suppress(Exception):
             stop(max(0.1, deadline - time.monotonic()))
-
 
 
 if hasattr(os, "register_at_fork"):

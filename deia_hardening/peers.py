@@ -64,7 +64,9 @@ def client_address(scope: Scope, networks: Sequence[Network]) -> str:
     if not is_trusted(peer, networks):
         return str(peer)
     hops = [
-        hop.strip() for name, value in scope["headers"] if name == b"x-forwarded-for"
+        hop.strip()
+        for name, value in scope["headers"]
+        if name == b"x-forwarded-for"
         for hop in value.decode("latin-1").split(",")
     ]
     for hop in reversed(hops):

@@ -9,7 +9,7 @@ also when a later plugin could not start.
 from __future__ import annotations
 
 import enum
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
@@ -30,7 +30,8 @@ from deia_hardening.types import ASGIApp, Message, Receive, Scope, Send
 
 if TYPE_CHECKING:
     from deia_hardening.journal import Journal, Receipt
-    from deia_hardening.store import Page, Store
+    from deia_hardening.store import HomePage as Page
+    from deia_hardening.store import Store
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -101,6 +102,14 @@ class Revisions(Protocol):
     def document(self) -> Any:
         """The merged settings document of the running revision, with the origin of every leaf."""
 
+    @property
+    def overrides(self) -> Mapping[str, Any]:
+        """The run-time overrides in force."""
+
+    @property
+    def source(self) -> Any:
+        """The folder or file (a Path) or mapping that the settings are read from."""
+
     async def check(self, *, overrides: Mapping[str, Any] | None = None) -> Any:
         """Read everything anew and try it on every plugin, with no effect. Raises SettingsError, ReloadRefused."""
 
@@ -120,15 +129,36 @@ class Revisions(Protocol):
 class Host(Protocol):
     """What a plugin reaches the core through. Attributes are safe from any thread."""
 
-    name: str
-    home: Path
-    clock: Clock
-    events: Events
-    metrics: Metrics
-    runtime: Runtime
-    server: ServerScope
-    services: Services
-    revisions: Revisions
+    @property
+    def name(self) -> str:
+        """The plugin's name."""
+
+    @property
+    def home(self) -> Path:
+        """The folder `.deia`, absolute."""
+
+    @property
+    def clock(self) -> Clock:
+        """The clock; tests replace it."""
+
+    @property
+    def events(self) -> Events: ...
+
+    @property
+    def metrics(self) -> Metrics: ...
+
+    @property
+    def runtime(self) -> Runtime:
+        """The process's background loop."""
+
+    @property
+    def server(self) -> ServerScope: ...
+
+    @property
+    def services(self) -> Services: ...
+
+    @property
+    def revisions(self) -> Revisions: ...
 
     @property
     def store(self) -> Store:
@@ -148,7 +178,7 @@ class Host(Protocol):
         """Await `function(*args)`, run on a core-owned thread, from any loop."""
 
     def touched(self) -> None:
-        """Tell the core that this plugin needs attention: its health or figures changed."""
+        """The plugin has recovered: what the core noted against its health is forgotten."""
 
 
 class Plugin(Generic[S]):
@@ -183,7 +213,7 @@ class Plugin(Generic[S]):
         """The revision with `new` is in force. Called on the background loop; an error goes to health."""
 
     @asynccontextmanager
-    async def _nothing(self) -> Any:
+    async def _nothing(self) -> AsyncIterator[None]:
         yield
 
     def run(self) -> AbstractAsyncContextManager[None]:
@@ -267,5 +297,5 @@ def __getattr__(name: str) -> Any:
     if name in ("Store", "Page"):
         import deia_hardening.store as store
 
-        return getattr(store, name)
+        return getattr(store, "HomePage" if name == "Page" else name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

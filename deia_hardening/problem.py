@@ -55,7 +55,9 @@ class Problem(HardeningError):  # noqa: N818 - RFC 9457's word
         ]
         if self.retry_after is not None:
             headers.append((b"retry-after", str(max(1, math.ceil(self.retry_after))).encode()))
-        headers.extend((name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in self.headers.items())
+        headers.extend(
+            (name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in self.headers.items()
+        )
         return headers
 
     async def send(self, send: Send, *, websocket: bool = False) -> None:

@@ -92,7 +92,7 @@ class Latch:
             return
         waiter = _waiter()
         with self._lock:
-            if self._set:
+            if self.is_set():
                 return
             self._waiters.append(waiter)
         try:
@@ -292,7 +292,8 @@ class Runtime:
         """Await `function(*args)`, run on the background loop, from any loop."""
         if self.is_current():
             return await function(*args)
-        return await self.submit(function, *args)
+        completion: Completion[T] = self.submit(function, *args)
+        return await completion.wait()
 
     def blocking(self, function: Callable[..., T], *args: Any) -> Awaitable[T]:
         """Await `function(*args)`, run on a core-owned thread, from any loop."""

@@ -47,7 +47,9 @@ class RequestsSettings:
     )
     start_timeout: Seconds = setting(Seconds("60s"), "How long one plugin may take to start.", ge=0.1)
     start_retry: Seconds = setting(
-        Seconds("1s"), "First pause before a failed start without a lifespan is tried again; it doubles to 30 s.", ge=0.01
+        Seconds("1s"),
+        "First pause before a failed start without a lifespan is tried again; it doubles to 30 s.",
+        ge=0.01,
     )
     stop_timeout: Seconds = setting(Seconds("10s"), "How long one plugin may take to stop.", ge=0.1)
     check_timeout: Seconds = setting(Seconds("5s"), "How long one plugin may take to check new settings.", ge=0.1)

@@ -76,12 +76,20 @@ class Surface:
     def _own(self) -> tuple[Operation, ...]:
         return (
             Operation(
-                name="service.status", summary="What runs: revision, plugins, health, layers.",
-                role=Role.VIEWER, handler=self._status, output=Status, changes=False,
+                name="service.status",
+                summary="What runs: revision, plugins, health, layers.",
+                role=Role.VIEWER,
+                handler=self._status,
+                output=Status,
+                changes=False,
             ),
             Operation(
-                name="service.reload", summary="Read the settings anew and switch to them.",
-                role=Role.OPERATOR, handler=self._reload, input=ReloadInput, output=ReloadOutput,
+                name="service.reload",
+                summary="Read the settings anew and switch to them.",
+                role=Role.OPERATOR,
+                handler=self._reload,
+                input=ReloadInput,
+                output=ReloadOutput,
             ),
         )
 
@@ -99,7 +107,9 @@ class Surface:
     def ready(self) -> bool:
         """Started, not stopping, and nothing FAILED."""
         core = self._core
-        return core.ready and not core.leaving and all(h.state is not HealthState.FAILED for h in core.health().values())
+        return (
+            core.ready and not core.leaving and all(h.state is not HealthState.FAILED for h in core.health().values())
+        )
 
     def status(self) -> Status:
         core = self._core
@@ -135,7 +145,7 @@ class Surface:
                 async for step in result:
                     yield step
             else:
-                yield await result  # type: ignore[misc]
+                yield await result
         except Problem as problem:
             outcome, detail = "refused", problem.detail
             raise
@@ -146,8 +156,12 @@ class Surface:
             if operation.changes:
                 self._core.events.emit(
                     OperationInvoked(
-                        action=f"operation.{name}", operation=name, actor=call.actor, reason=call.reason or detail,
-                        outcome=outcome, target=Target("operation", name),
+                        action=f"operation.{name}",
+                        operation=name,
+                        actor=call.actor,
+                        reason=call.reason or detail,
+                        outcome=outcome,
+                        target=Target("operation", name),
                     )
                 )
 

@@ -1,0 +1,6 @@
+from deia_hardening.testing import PluginConformance
+
+
+class TestHello(PluginConformance):
+    name = "hello"
+    use = "hello_plugin:HelloPlugin"

@@ -1,0 +1,55 @@
+"""A pytest plugin for other people's suites: every app that Starlette's test client is given is wrapped first.
+
+`DEIA_SUITE_MODE=baseline` wraps it in a do-nothing ASGI callable, `hardened` hardens it with the plugins that
+`DEIA_SUITE_PLUGINS` names (all five by default).
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import starlette.testclient
+
+MODE = os.environ.get("DEIA_SUITE_MODE", "hardened")
+PLUGINS = [
+    name
+    for name in os.environ.get("DEIA_SUITE_PLUGINS", "audit,config,degradation,migration,recovery").split(",")
+    if name
+]
+
+_original = starlette.testclient.TestClient.__init__
+_home = Path(tempfile.mkdtemp(prefix="deia-suite-"))
+
+
+class DoNothing:
+    """The control: an ASGI wrapper that only passes on."""
+
+    def __init__(self, app: Any) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        await self.app(scope, receive, send)
+
+
+def _wrap(app: Any) -> Any:
+    if MODE == "baseline":
+        return DoNothing(app)
+    from deia_hardening import harden
+    from deia_hardening.app import find_core
+
+    if find_core(app) is not None:  # a client is given one app twice: it is hardened already
+        return app
+    return harden(app, {"home": str(_home), **{name: {} for name in PLUGINS}})
+
+
+def _init(self: Any, app: Any, *args: Any, **kwargs: Any) -> None:
+    # An app of the older, two-step ASGI style is wrapped by the client itself and is none of ours.
+    if starlette.testclient._is_asgi3(app):
+        app = _wrap(app)
+    _original(self, app, *args, **kwargs)
+
+
+starlette.testclient.TestClient.__init__ = _init  # type: ignore[method-assign]
