@@ -1,0 +1,260 @@
+"""How many requests may run at once: a limit learned from latency alone, pure and without a clock of its own.
+
+Its parts: the additive steps by queue estimate of TCP Vegas (Brakmo and Peterson, 1995), as Netflix's
+concurrency-limits uses them; a baseline that comes down quickly and goes up only by proof. The proof is an
+experiment: when the typical latency is high, the limit is cut by a quarter. If the latency came down with it there
+was a queue, and the cut stays. If not, the backend is slower and nobody queues: the latency is the new baseline and
+the limit is restored. Growth must pay as well: a limit that grew by a third without more throughput is tried with
+a cut, which keeps it from drifting upward for hours as gradients do. What crosses the deadline is cut in any case.
+"""
+
+from __future__ import annotations
+
+import enum
+from math import sqrt
+
+import attrs
+
+
+@attrs.frozen
+class LimitPolicy:
+    """How the limit is learned. Times are seconds; none of it needs tuning, all of it is published."""
+
+    initial: float = 20.0
+    minimum: float = 2.0
+    maximum: float = 2000.0
+    window: float = 0.25
+    """The shortest time over which latencies are looked at."""
+    longest_window: float = 5.0
+    samples: int = 100
+    """Answers that a window wants to see (it ends with fewer after `longest_window`)."""
+    most_samples: int = 400
+    """Latencies kept per window."""
+    grow_below: float = 1.45
+    """The limit grows while the typical latency is below this many baselines …"""
+    cut_above: float = 1.75
+    """… and an experiment starts when it is above this many, twice."""
+    cut: float = 0.75
+    sensitive: float = 0.13
+    """An experiment shows a queue when the latency fell by at least this part (all of it queue: a quarter)."""
+    start_growth: float = 1.5
+    """The factor per window until the first sign of a queue."""
+    payback: float = 0.25
+    """Growth by a factor f must raise the throughput by f to the power of this."""
+    deadline_share: float = 0.8
+    """The part of the deadline that p90 may use."""
+
+
+class Phase(enum.Enum):
+    """What the limit is doing."""
+
+    START = "start"
+    STEADY = "steady"
+    CUT = "cut"
+    """An experiment runs."""
+
+
+@attrs.frozen
+class Window:
+    """What one window saw. `saturated`: the limit was reached. `peak`: most requests at once.
+
+    `typical` is the geometric mean of median and mean: the median alone jumps where answers are of two kinds, the
+    mean alone follows the slowest.
+    """
+
+    typical: float
+    p90: float
+    rate: float
+    count: int
+    peak: int
+    saturated: bool
+
+
+class AdaptiveLimit:
+    """The limit and what it has learned. Not thread-safe: the gate's lock protects it."""
+
+    def __init__(self, policy: LimitPolicy = LimitPolicy()) -> None:
+        self.policy = policy
+        self.value = float(policy.initial)
+        self.limit = int(self.value)
+        """What counts: at least 1."""
+        self.baseline = 0.0
+        """The typical latency without a queue, in seconds; 0.0 before the first window."""
+        self.phase = Phase.START
+        self.last: Window | None = None
+        self._latencies: list[float] = []
+        self._count = 0
+        self._peak = 0
+        self._saturated = False
+        self._opened = 0.0
+        self._until = 0.0
+        """When the window may close, if it has enough samples."""
+        self._latest = 0.0
+        self._high = 0
+        self._before = 0.0
+        self._before_typical = 0.0
+        self._before_p90 = 0.0
+        self._chain = False
+        self._anchor = 0.0
+        self._anchor_rate = 0.0
+        self._guard_off_until = 0.0
+
+    # -- the request path ----------------------------------------------------------------------------------
+
+    def started(self, in_flight: int) -> None:
+        """A request began; `in_flight` counts it."""
+        if in_flight > self._peak:
+            self._peak = in_flight
+            if in_flight >= self.limit:
+                self._saturated = True
+
+    def finished(self, now: float, seconds: float, deadline: float | None = None) -> bool:
+        """A request that worked ended after `seconds`. True when a window closed, so that the limit may differ.
+
+        `deadline` is the seconds that such requests have. About 0.3 µs; 30 µs at the end of a window.
+        """
+        if self._opened <= now:
+            self._count += 1
+            if len(self._latencies) < self.policy.most_samples:
+                self._latencies.append(seconds)
+        if now < self._until:
+            return False
+        if now < self._latest and self._count < self.policy.samples * (2 if self.phase is Phase.CUT else 1):
+            return False
+        return self._close(now, deadline)
+
+    # -- windows -------------------------------------------------------------------------------------------
+
+    def _close(self, now: float, deadline: float | None) -> bool:
+        values = self._latencies
+        if len(values) < 5:
+            self._open(now, 0.0)
+            return False
+        values.sort()
+        count = len(values)
+        window = Window(
+            typical=max(1e-6, sqrt(values[count // 2] * (sum(values) / count))),
+            p90=values[int(count * 0.9)],
+            rate=self._count / max(1e-9, now - self._opened),
+            count=self._count,
+            peak=self._peak,
+            saturated=self._saturated,
+        )
+        self.last = window
+        before = self.value
+        self.observe(window, now, deadline)
+        # After a change, what was admitted under the old limit is let pass before anything is measured.
+        self._open(now, min(window.p90, 2.0) if self.value != before else 0.0)
+        return True
+
+    def _open(self, now: float, settle: float) -> None:
+        policy = self.policy
+        self._latencies = []
+        self._count = 0
+        self._peak = 0
+        self._saturated = False
+        self._opened = now + settle
+        self._until = self._opened + policy.window
+        self._latest = self._opened + policy.longest_window
+
+    # -- the decision --------------------------------------------------------------------------------------
+
+    def observe(self, window: Window, now: float, deadline: float | None = None) -> float:
+        """Learn from one window and return the new limit (a float; `limit` is what counts)."""
+        if self.baseline == 0.0:
+            self.baseline = window.typical
+        if self.phase is Phase.CUT:
+            self._judge(window, now)
+        elif self._threatens(window, now, deadline):
+            self._experiment(window, chain=False)
+        else:
+            self._learn_baseline(window)
+            if window.saturated:
+                self._step(window)
+            else:
+                self._high = 0
+        self.limit = max(1, int(self.value))
+        return self.value
+
+    def _threatens(self, window: Window, now: float, deadline: float | None) -> bool:
+        if deadline is None or now < self._guard_off_until:
+            return False
+        return window.p90 > deadline * self.policy.deadline_share
+
+    def _learn_baseline(self, window: Window) -> None:
+        typical = window.typical
+        if typical < self.baseline:
+            self.baseline += (typical - self.baseline) * 0.3
+        elif not window.saturated and window.peak * 2 < self.limit:
+            # Below half use nobody queues here: whatever it takes is what it takes.
+            self.baseline += (typical - self.baseline) * 0.1
+
+    def _step(self, window: Window) -> None:
+        policy = self.policy
+        inflation = window.typical / self.baseline
+        if self.phase is Phase.START:
+            if not self._anchor:
+                self._re_anchor(window)
+            elif self.value > self._anchor * 1.2:
+                if not self._paid(window):
+                    self.phase = Phase.STEADY
+                    self._experiment(window, chain=True)
+                    return
+                self._re_anchor(window)
+            if inflation < policy.grow_below:
+                self._set(self.value * policy.start_growth)
+                return
+            self.phase = Phase.STEADY
+            self._experiment(window, chain=True)
+            return
+        if inflation > policy.cut_above:
+            self._high += 1
+            if self._high >= 2:
+                self._experiment(window, chain=False)
+            return
+        self._high = 0
+        if inflation < policy.grow_below:
+            if self._anchor and self.value > self._anchor * 1.33:
+                if not self._paid(window):
+                    self._experiment(window, chain=True)
+                    return
+                self._re_anchor(window)
+            self._set(self.value + max(1.0, sqrt(self.value) * 0.5))
+
+    def _paid(self, window: Window) -> bool:
+        growth: float = (self.value / self._anchor) ** self.policy.payback
+        return window.rate >= self._anchor_rate * growth
+
+    def _re_anchor(self, window: Window) -> None:
+        self._anchor = self.value
+        self._anchor_rate = window.rate
+
+    def _experiment(self, window: Window, *, chain: bool) -> None:
+        """Cut the limit, and look at the next window. `chain`: go on while it helps."""
+        self._high = 0
+        if self.value <= self.policy.minimum:
+            return
+        self._before = self.value
+        self._before_typical = window.typical
+        self._before_p90 = window.p90
+        self._chain = chain
+        self.phase = Phase.CUT
+        self._set(self.value * self.policy.cut)
+
+    def _judge(self, window: Window, now: float) -> None:
+        self.phase = Phase.STEADY
+        kept = 1.0 - self.policy.sensitive
+        if window.typical > self._before_typical * kept:
+            # It was not a queue: this is how long it takes now.
+            self.baseline = min(window.typical, self._before_typical)
+            self._set(self._before)
+            self._anchor = self._before
+            self._anchor_rate = window.rate / sqrt(self.policy.cut)
+            self._guard_off_until = now + 30.0
+            return
+        self._re_anchor(window)
+        if self._chain:
+            self._experiment(window, chain=True)
+
+    def _set(self, value: float) -> None:
+        self.value = min(self.policy.maximum, max(self.policy.minimum, value))
