@@ -1,0 +1,336 @@
+"""The append-only log behind every `*.jsonl`: what callers use, and the thread that writes for them.
+
+`append` never waits for the disk; a `Receipt` tells when a record is durable. The thread and the descriptor
+exist only while there is work. What goes wrong is in `health()`, and every record that could not be kept is
+counted in the log itself.
+"""
+
+from __future__ import annotations
+
+import _thread
+import contextlib
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import attrs
+
+from deia_hardening.clock import SYSTEM_CLOCK, Clock
+from deia_hardening.journal import housekeeping, processes
+from deia_hardening.journal.errors import JournalClosed, JournalError
+from deia_hardening.journal.inlet import BUSY, GATHERING, IDLE, NO_THREAD, Inlet
+from deia_hardening.journal.lines import format_time
+from deia_hardening.journal.listeners import Batch, Listeners
+from deia_hardening.journal.live import LiveFile
+from deia_hardening.journal.segments import Segment
+from deia_hardening.journal.settings import JournalSettings
+from deia_hardening.journal.writer import Writer
+
+_EXIT_TIMEOUT = 10.0
+
+
+@attrs.frozen
+class JournalHealth:
+    """Whether the journal writes. `state` is ok, full, failing or fenced; `since` is seconds since the epoch."""
+
+    ok: bool
+    state: str
+    detail: str
+    since: float
+
+
+@attrs.frozen
+class JournalStats:
+    """Counts since the process began, and what waits now."""
+
+    records: int
+    bytes: int
+    batches: int
+    syncs: int
+    failures: int
+    dropped: int
+    rotations: int
+    queued: int
+    queued_bytes: int
+    durable_through: int
+
+
+class Journal(Inlet):
+    """One append-only log. Any thread may call any method; `append` and `append_body` never block.
+
+    Made by `open_journal`. Several processes may have the same file open.
+    """
+
+    def __init__(self, path: Path, settings: JournalSettings, clock: Clock = SYSTEM_CLOCK) -> None:
+        self.path = path
+        self.settings = settings
+        self._clock = clock
+        self._listeners = Listeners()
+        self._semaphore = threading.Lock()
+        super().__init__(settings, clock.wall_ns)
+        self._live = LiveFile(path, int(settings.sync_bytes), clock.wall_ns, self._stamp)
+        self._writer = Writer(self, self._live, settings, clock, self._listeners)
+        self._writer.rotated = self._maintain_later
+        self._exiting = False
+        self._holds: list[Callable[[Segment], bool]] = []
+        self._housekeeping = threading.Lock()
+        processes.follow(self)
+
+    def __repr__(self) -> str:
+        return f"<Journal {self.path}>"
+
+    def _stamp(self) -> str:
+        text = format_time(self._clock.wall_ns())
+        return text[:19].translate({ord("-"): None, ord(":"): None})
+
+    # -- finishing
+
+    def drain(self, timeout: float | None = None) -> bool:
+        """Write and sync on this thread what was appended so far. True when all of it is durable.
+
+        May block for the disk (use `host.blocking` in async code). False when `timeout` seconds passed while
+        another thread was writing, or the disk failed: `health()` says how, and the records stay queued.
+        """
+        if not self._writer.role.acquire(timeout=-1 if timeout is None else max(0.0, timeout)):
+            return False
+        try:
+            return self._flush()
+        finally:
+            self._writer.role.release()
+            with self._lock:
+                kick = bool(self._queue) and self._level >= IDLE
+            if kick:
+                self._rouse()
+
+    def _flush(self) -> bool:
+        """All that is queued now, in turns; the role is held."""
+        for _ in range(self._max_records):
+            with self._lock:
+                empty = not self._queue and self._gap is None
+            if empty:
+                break
+            if not self._writer.write():
+                return False
+        return self._writer.sync()
+
+    def close(self) -> None:
+        """Drain, then refuse further records with JournalClosed. Gives back thread and descriptor. May block."""
+        with self._lock:
+            self._closed = True
+        with self._writer.role:
+            self._flush()
+            self._live.close()
+        with self._lock:
+            self._urgent = True
+            waiters, self._waiters = self._waiters, []
+            left = [*self._queue]
+            self._queue, self._bytes = [], 0
+            for receipt in left:
+                receipt._error = JournalError(f"{self.path} was closed while it could not write; the record is lost")
+        for receipt, waiter in waiters:
+            if not receipt.done():
+                receipt._error = JournalClosed(f"{self.path} was closed before the record was known to be on disk")
+            with contextlib.suppress(RuntimeError):
+                waiter.wake()
+        self._rouse()
+
+    def seal(self) -> bool:
+        """Write what is queued, seal the live segment and begin a new one. False when there was nothing to seal."""
+        with self._writer.role:
+            return self._flush() and self._writer.seal()
+
+    # -- looking
+
+    def health(self) -> JournalHealth:
+        """What works and what does not, since when. Cheap; any thread."""
+        writer, listeners = self._writer, self._listeners
+        trouble = self._trouble
+        detail = str(trouble) if trouble is not None else ""
+        if not detail and listeners.failures:
+            detail = f"{listeners.failures} failures of a listener, the last: {listeners.last_failure}"
+        return JournalHealth(writer.state == "ok" and not listeners.failures, writer.state, detail, writer.since)
+
+    def stats(self) -> JournalStats:
+        """Counts for metrics. Cheap; any thread."""
+        counts = self._writer.counts
+        return JournalStats(
+            counts.records, counts.bytes, counts.batches, counts.syncs, counts.failures, self._dropped,
+            counts.rotations, len(self._queue), self._bytes, self.durable_through,
+        )  # fmt: skip
+
+    def on_batch(
+        self,
+        written: Callable[[Batch], None],
+        synced: Callable[[int], None] | None = None,
+        sealed: Callable[[Segment], None] | None = None,
+    ) -> None:
+        """Be told, on the writer's thread, of each batch written, of each seq synced up to, of each segment sealed.
+
+        What other processes append comes as batches with `own` False, once this process writes again. Callbacks
+        must be quick and must not call this journal's blocking methods.
+        """
+        self._listeners.add(written, synced, sealed)
+
+    # -- segments
+
+    def guard_retention(self, held: Callable[[Segment], bool]) -> None:
+        """Keep retention from deleting segments for which `held` is true (and any after them)."""
+        self._holds = [*self._holds, held]
+
+    def maintain(self) -> None:
+        """Compress sealed segments and let retention delete. Blocks; done after each rotation by itself."""
+        with self._housekeeping:
+            housekeeping.maintain(self, self.settings, self._clock, lambda s: any(held(s) for held in self._holds))
+
+    def _maintain_later(self) -> None:
+        if self._exiting or self._housekeeping.locked():
+            return
+        with contextlib.suppress(RuntimeError):  # at the interpreter's exit: the next start does it
+            _thread.start_new_thread(self._maintain_quietly, ())
+
+    def _maintain_quietly(self) -> None:
+        try:
+            self.maintain()
+        except Exception as error:
+            self._listeners.failures += 1
+            self._listeners.last_failure = f"compression and retention: {error}"
+
+    # -- the thread
+
+    def _rouse(self) -> None:
+        inline = False
+        with self._lock:
+            level = self._level
+            if level == NO_THREAD:
+                if self._closed and not self._queue:
+                    return
+                if self._exiting:
+                    inline = True
+                else:
+                    try:
+                        # not threading.Thread: its start() waits for the new thread to run, up to 5 ms under load
+                        _thread.start_new_thread(self._work, (self._semaphore,))
+                        self._level = BUSY
+                    except RuntimeError:  # the interpreter is shutting down
+                        inline = self._exiting = True
+            elif level != BUSY:
+                self._level = BUSY
+                self._semaphore.release()
+        if inline:
+            self.drain()
+
+    def _wait(self, semaphore: threading.Lock, level: int, timeout: float) -> bool:
+        """Sleep until woken (True) or `timeout` seconds passed. The level says what may wake."""
+        with self._lock:
+            if self._urgent or (level == IDLE and (self._queue or self._closed)):
+                self._urgent = False
+                return True
+            self._level = level
+        if semaphore.acquire(timeout=max(0.0, timeout)):
+            return True
+        with self._lock:
+            if self._level == BUSY and level != BUSY:  # woken just now
+                semaphore.acquire()
+                return True
+            self._level = BUSY
+        return False
+
+    def _work(self, semaphore: threading.Lock) -> None:
+        """The thread: turns, until it was idle for a while."""
+        try:
+            with contextlib.suppress(SystemExit):
+                while self._turn(semaphore):
+                    pass
+        except BaseException as error:
+            self._listeners.failures += 1
+            self._listeners.last_failure = f"the writer's thread ended: {type(error).__name__}: {error}"
+            with self._lock:
+                if self._semaphore is semaphore:
+                    self._level = NO_THREAD
+            raise
+
+    def _turn(self, semaphore: threading.Lock) -> bool:
+        settings, writer = self.settings, self._writer
+        batched = settings.durability != "sync"
+        if batched and not self._urgent:
+            self._wait(semaphore, GATHERING, settings.write_interval)
+        with writer.role:
+            if self._semaphore is not semaphore:
+                return False  # a fork's child, or replaced
+            self._urgent = False
+            now = self._clock.monotonic()
+            pause = writer.retry_at - now
+            if pause <= 0:
+                writer.write()
+                if writer.unsynced_bytes and self._sync_now():
+                    writer.sync()
+        pause = writer.retry_at - self._clock.monotonic()
+        if pause > 0:
+            self._wait(semaphore, GATHERING, min(pause, settings.retry_limit))
+            return True
+        if self._queue:
+            return True
+        if writer.unsynced_bytes:
+            self._wait(semaphore, IDLE, writer.sync_due - self._clock.monotonic())
+            return True
+        if self._wait(semaphore, IDLE, settings.idle_close) or writer.unsynced_bytes:
+            return True
+        return self._rest(semaphore)
+
+    def _sync_now(self) -> bool:
+        settings, writer = self.settings, self._writer
+        return (
+            settings.durability == "sync"
+            or bool(self._waiters)
+            or writer.unsynced_bytes >= settings.sync_bytes
+            or self._clock.monotonic() >= writer.sync_due
+        )
+
+    def _rest(self, semaphore: threading.Lock) -> bool:
+        """End the thread if there is still nothing to do. False when it ends."""
+        with self._writer.role:
+            with self._lock:
+                if self._queue or self._gap is not None or self._waiters:
+                    return True
+                self._level = NO_THREAD
+            self._live.close()
+        return False
+
+    # -- the process
+
+    def after_fork(self) -> None:
+        """In the child: as never used. What the parent had queued, the parent writes."""
+        for receipt in [*self._queue, *(pair[0] for pair in self._waiters)]:
+            receipt._error = JournalError("the record belongs to the process that forked, which writes it")
+        self._semaphore = threading.Lock()
+        self._semaphore.acquire()
+        self._housekeeping = threading.Lock()
+        closed = self._closed
+        self._reset()
+        self._closed = closed
+        self.durable_through = -1
+        self._live.forget()
+        self._writer.reset()
+
+    def _reset(self) -> None:
+        super()._reset()
+        if not self._semaphore.locked():
+            self._semaphore.acquire()
+
+    def at_exit(self) -> None:
+        """Write what is queued, here; from now on nothing starts a thread."""
+        self._exiting = True
+        if self._queue or self._writer.unsynced_bytes or self._gap is not None:
+            self.drain(_EXIT_TIMEOUT)
+
+
+def open_journal(
+    path: str | Path, settings: JournalSettings | None = None, *, clock: Clock = SYSTEM_CLOCK
+) -> Journal:
+    """The journal at `path`. Opens no file and starts no thread: the first record does.
+
+    Opening one path twice in a process works as two processes would; better share one.
+    """
+    return Journal(Path(path).absolute(), settings if settings is not None else JournalSettings(), clock)
+
+

@@ -1,0 +1,377 @@
+"""Reads a journal while others write it: by seq, by time, following, from raw and compressed segments alike.
+
+Nothing is locked and nothing is written. A line counts once its newline is there. Segments found damaged raise
+nothing while reading: their unreadable lines are skipped; `verify` tells where and how.
+"""
+
+# descriptors, flags and renames as the system has them
+# ruff: noqa: PTH116
+from __future__ import annotations
+
+import contextlib
+import datetime
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import attrs
+import msgspec
+
+from deia_hardening.journal.blockgz import BlockReader, DamagedBlock
+from deia_hardening.journal.housekeeping import live_header
+from deia_hardening.journal.lines import LONGEST_HEADER, LONGEST_LINE, body_of, leaf_hash, parse_prefix, parse_time
+from deia_hardening.journal.segments import Segment, list_sealed
+from deia_hardening.journal.verify import Verdict, verify
+
+_CHUNK = 1 << 20
+_SLACK_NS = 2_000_000_000
+
+
+@attrs.frozen
+class Record:
+    """One line. `time` as it is written (UTC), `offset` the byte at which the line begins in its segment's text."""
+
+    seq: int
+    time: str
+    line: bytes
+    segment: int
+    offset: int
+
+    @property
+    def leaf(self) -> bytes:
+        """The RFC 9162 leaf hash, 32 bytes."""
+        return leaf_hash(self.line)
+
+    def event(self) -> dict[str, Any]:
+        """What was appended, decoded. Raises msgspec.DecodeError for a damaged line."""
+        body = body_of(self.line)
+        return msgspec.json.decode(b"{" + body + b"}", type=dict) if body else {}
+
+
+class SegmentText:
+    """The text of one segment at any offset, raw or compressed. Close it after use."""
+
+    def __init__(self, segment: Segment) -> None:
+        self.segment = segment
+        self._block: BlockReader | None = None
+        self._descriptor = -1
+        if segment.compressed:
+            self._block = BlockReader(segment.path)
+        else:
+            self._descriptor = os.open(segment.path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def __enter__(self) -> SegmentText:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        if self._block is not None:
+            self._block.close()
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def size(self) -> int:
+        """Bytes of text."""
+        return self._block.length() if self._block is not None else os.fstat(self._descriptor).st_size
+
+    def inode(self) -> int:
+        return os.fstat(self._descriptor).st_ino if self._descriptor >= 0 else -1
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Up to `size` bytes of text at `offset`."""
+        if self._block is not None:
+            return self._block.read(offset, size)
+        return os.pread(self._descriptor, size, offset)
+
+
+def _lines(text: SegmentText, offset: int) -> Iterator[tuple[int, bytes]]:
+    """The whole lines from `offset` (a line's start) on, with where each begins."""
+    pending = b""
+    while chunk := text.read(offset + len(pending), _CHUNK):
+        data = pending + chunk
+        end = data.rfind(b"\n") + 1
+        for line in data[:end].split(b"\n")[:-1]:
+            yield offset, line
+            offset += len(line) + 1
+        pending = data[end:]
+        if len(pending) > 16 * LONGEST_LINE:  # no newline for a megabyte: not our text
+            offset += len(pending)
+            pending = b""
+
+
+def _line_after(text: SegmentText, offset: int, size: int) -> tuple[int, bytes] | None:
+    """The first whole line that begins at or after `offset`, skipping the header."""
+    start = offset
+    if offset > 0:
+        while True:
+            data = text.read(start - 1, LONGEST_LINE)
+            if not data:
+                return None
+            at = data.find(b"\n")
+            if at >= 0:
+                start += at
+                break
+            start += len(data)
+    for where, line in _lines(text, start):
+        if where == 0 or parse_prefix(line) is None:
+            continue
+        return where, line
+    return None
+
+
+class JournalReader:
+    """A view of the journal at `path`. Cheap to make; holds nothing open between calls; any thread may have its own."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path).absolute()
+
+    def segments(self) -> list[Segment]:
+        """All segments, oldest first, the live one last."""
+        sealed = list_sealed(self.path)
+        header = live_header(self.path)
+        with contextlib.suppress(FileNotFoundError):
+            status = os.stat(self.path)
+            number = header.segment if header is not None else (sealed[-1].number + 1 if sealed else 1)
+            first = header.first if header is not None else -1
+            if not (sealed and sealed[-1].number >= number):
+                sealed.append(Segment(number, first, self.path, status.st_size, False, True, status.st_mtime))
+        return sealed
+
+    def _open(self, segment: Segment) -> SegmentText | None:
+        """Its text, also when it was sealed or compressed since it was listed. None when it is gone."""
+        for _ in range(8):
+            with contextlib.suppress(FileNotFoundError):
+                text = SegmentText(segment)
+                if not segment.live:
+                    return text
+                header = text.read(0, LONGEST_HEADER)
+                if b'"segment":%d,' % segment.number in header[:400] or segment.first < 0:
+                    return text
+                text.close()
+            again = [other for other in self.segments() if other.number == segment.number]
+            if not again:
+                return None
+            segment = again[0]
+        return None
+
+    # -- reading
+
+    def records(self, start: int = 0, end: int | None = None) -> Iterator[Record]:
+        """The records from seq `start` up to, not including, `end`; without it, to the end as it is now."""
+        segments = self.segments()
+        for index, segment in enumerate(segments):
+            if index + 1 < len(segments) and 0 <= segments[index + 1].first <= start:
+                continue
+            if end is not None and segment.first >= end:
+                return
+            text = self._open(segment)
+            if text is None:
+                continue
+            with text, contextlib.suppress(DamagedBlock):
+                offset = self._offset(text, start) if start > segment.first >= 0 else 0
+                for record in _records(text, offset):
+                    if record.seq < start:
+                        continue
+                    if end is not None and record.seq >= end:
+                        return
+                    yield record
+
+    __iter__ = records
+
+    def get(self, seq: int) -> Record | None:
+        """The record `seq`, or None where it is not there (yet, or any more)."""
+        for record in self.records(seq, seq + 1):
+            return record
+        return None
+
+    def read_at(self, segment: int, offset: int) -> Record | None:
+        """The record whose line begins at `offset` of the text of segment number `segment`: for an index."""
+        for found in self.segments():
+            if found.number == segment:
+                text = self._open(found)
+                if text is None:
+                    return None
+                with text:
+                    line, newline, _ = text.read(offset, LONGEST_LINE).partition(b"\n")
+                prefix = parse_prefix(line)
+                if not newline or prefix is None:
+                    return None
+                return Record(prefix.seq, prefix.time.decode(), line, segment, offset)
+        return None
+
+    def tail(self, count: int) -> list[Record]:
+        """The last `count` records, oldest first."""
+        last = self.last()
+        if last is None or count < 1:
+            return []
+        return list(self.records(max(0, last.seq - count + 1)))[-count:]
+
+    def last(self) -> Record | None:
+        """The newest record."""
+        for segment in reversed(self.segments()):
+            text = self._open(segment)
+            if text is None:
+                continue
+            with text, contextlib.suppress(DamagedBlock):
+                size = text.size()
+                back = 4096
+                while True:
+                    found = None
+                    start = max(0, size - back)
+                    where = _line_after(text, start, size)
+                    if where is not None:
+                        for record in _records(text, where[0]):
+                            found = record
+                    if found is not None:
+                        return found
+                    if start == 0:
+                        break
+                    back *= 8
+        return None
+
+    def _offset(self, text: SegmentText, seq: int) -> int:
+        """Where to begin reading for `seq`: by bisection, at most one step of it too early."""
+        return _bisect(text, lambda found, _: found < seq)
+
+    def seek_time(self, moment: int | datetime.datetime) -> int:
+        """The seq of the first record whose time is at or after `moment` (ns since the epoch, or aware datetime).
+
+        Times follow each other except where a clock was set back; within 2 s of `moment` that is seen to. Where no
+        record is that late, the seq that follows the last one.
+        """
+        if isinstance(moment, datetime.datetime):
+            delta = moment - datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
+            moment = (delta.days * 86400 + delta.seconds) * 1_000_000_000 + delta.microseconds * 1000
+        wanted, early = moment, moment - _SLACK_NS
+        segments = self.segments()
+        low, high = 0, len(segments)  # the last segment that begins before `early`
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if self._begins_before(segments[middle], early) else (low, middle)
+        following = 0
+        for segment in segments[low:]:
+            text = self._open(segment)
+            if text is None:
+                continue
+            with text, contextlib.suppress(DamagedBlock):
+                for record in _records(text, _bisect(text, lambda _, ns: ns < early)):
+                    if parse_time(record.time) >= wanted:
+                        return record.seq
+                    following = record.seq + 1
+        return following
+
+    def _begins_before(self, segment: Segment, ns: int) -> bool:
+        text = self._open(segment)
+        if text is None:
+            return True
+        with text, contextlib.suppress(DamagedBlock, ValueError):
+            for record in _records(text, 0):
+                return parse_time(record.time) < ns
+        return False
+
+    def follow(
+        self,
+        start: int | None = None,
+        *,
+        poll: float = 0.1,
+        stop: Callable[[], bool] = lambda: False,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> Iterator[Record]:
+        """The records from `start` (default: only new ones) on, for ever, over rotations; asks every `poll` seconds.
+
+        Blocks; ends when `stop()` is true.
+        """
+        if start is None:
+            last = self.last()
+            start = last.seq + 1 if last is not None else 0
+        text: SegmentText | None = None
+        offset = 0
+        try:
+            while True:
+                progressed = False
+                if text is not None:
+                    for record in _records(text, offset):
+                        offset = record.offset + len(record.line) + 1
+                        if record.seq >= start:
+                            start = record.seq + 1
+                            progressed = True
+                            yield record
+                if not progressed:
+                    if text is not None and not _is_at(text, self.path):
+                        for record in _records(text, offset):  # what came before it was sealed
+                            if record.seq >= start:
+                                start = record.seq + 1
+                                yield record
+                        text.close()
+                        text = None
+                    if text is None:
+                        for record in self.records(start):
+                            start = record.seq + 1
+                            yield record
+                        with contextlib.suppress(FileNotFoundError):
+                            live = [segment for segment in self.segments() if segment.live]
+                            if live:
+                                text = SegmentText(live[0])
+                                offset = self._offset(text, start)
+                                continue
+                    if stop():
+                        return
+                    sleep(poll)
+                elif stop():
+                    return
+        finally:
+            if text is not None:
+                text.close()
+
+    def verify(self) -> Verdict:
+        """Read everything and check each header, seq and hash: the verdict with what is wrong, the first first."""
+        return verify(self)
+
+    def text_of(self, segment: Segment) -> SegmentText | None:
+        """The text of a segment; None when it is gone. The caller closes it."""
+        return self._open(segment)
+
+
+def _is_at(text: SegmentText, path: Path) -> bool:
+    try:
+        return os.stat(path).st_ino == text.inode()
+    except FileNotFoundError:
+        return False
+
+
+def _records(text: SegmentText, offset: int) -> Iterator[Record]:
+    number = text.segment.number
+    for where, line in _lines(text, offset):
+        prefix = parse_prefix(line)
+        if prefix is not None:
+            yield Record(prefix.seq, prefix.time.decode(), line, number, where)
+
+
+def _bisect(text: SegmentText, before: Callable[[int, int], bool]) -> int:
+    """The offset of some line at or shortly before the first for which `before(seq, ns)` is false."""
+    low, high = 0, text.size()
+    best = 0
+    while high - low > 4096:
+        middle = (low + high) // 2
+        found = _line_after(text, middle, high)
+        if found is None or found[0] >= high:
+            high = middle
+            continue
+        prefix = parse_prefix(found[1])
+        assert prefix is not None
+        try:
+            ns = parse_time(prefix.time)
+        except ValueError:
+            ns = 0
+        if before(prefix.seq, ns):
+            low = best = found[0]
+        else:
+            high = middle
+    return best
+
+
