@@ -105,9 +105,6 @@ class Entry:
 
         await self.core.serving.hold(body)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Entry:
-        return Entry(_copy_core(self.core, memo), copy.deepcopy(self.inner, memo))
-
 
 class _Lifespan:
     """One run of the lifespan protocol: plugins first, then the app's own, and back."""
@@ -222,7 +219,11 @@ class Hardened:
 
 
 class _BuildStack:
-    """What stands in for an app's `build_middleware_stack`: it builds the app's own stack and wraps it whole."""
+    """What stands in for an app's `build_middleware_stack`: it builds the app's own stack and wraps it whole.
+
+    `copy.copy(app)` shares it with the original, as it shares the router. (`copy.deepcopy` of a Starlette instance
+    fails in Starlette itself.)
+    """
 
     def __init__(self, app: Any, core: Core, build: Any) -> None:
         self.app = app
@@ -231,21 +232,6 @@ class _BuildStack:
 
     def __call__(self) -> Entry:
         return Entry(self.core, self.build())
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> _BuildStack:
-        app = memo.get(id(self.app))
-        if app is None:
-            app = copy.deepcopy(self.app, memo)
-        return _BuildStack(app, _copy_core(self.core, memo), types.MethodType(type(app).build_middleware_stack, app))
-
-
-def _copy_core(core: Core, memo: dict[int, Any]) -> Core:
-    found = memo.get(id(core))
-    if found is None:
-        app = core.app
-        found = Core(core.source, memo.get(id(app), app), core.name)
-        memo[id(core)] = found
-    return found
 
 
 def find_core(app: Any) -> Core | None:

@@ -161,7 +161,12 @@ class Templates:
             if template is not None:
                 return str(template)
             endpoint = scope.get("endpoint")
-            return "" if endpoint is None else self._from_endpoint(endpoint)
+            found = "" if endpoint is None else self._from_endpoint(endpoint)
+            if not found and endpoint is not None:  # FastAPI names no route for a mount
+                base = scope.get("app_root_path")
+                mounted = "" if base is None else scope.get("root_path", "")[len(base) :]
+                found = self._mount(mounted) + "/{path}" if mounted else ""
+            return found
         mounted = scope.get("root_path", "")
         base = scope.get("app_root_path")
         mounted = "" if base is None else mounted[len(base) :]

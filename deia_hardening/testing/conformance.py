@@ -51,7 +51,7 @@ class FailsToStart(Plugin[_NoSettings]):
         yield
 
 
-class _Boom(Exception):
+class _BoomError(Exception):
     pass
 
 
@@ -78,7 +78,7 @@ async def _echo(scope: Scope, receive: Receive, send: Send) -> None:
                 return
             await send({"type": "websocket.send", "text": message["text"]})
     else:
-        raise _Boom(scope["type"])
+        raise _BoomError(scope["type"])
 
 
 class PluginConformance:
@@ -152,7 +152,7 @@ class PluginConformance:
     @pytest.mark.parametrize("started", [False, True])
     @pytest.mark.parametrize("backend", BACKENDS)
     def test_an_exception_of_the_app_comes_through_itself(self, backend: str, started: bool, home: Path) -> None:
-        boom = _Boom("mine")
+        boom = _BoomError("mine")
 
         async def fails(scope: Scope, receive: Receive, send: Send) -> None:
             if started:
@@ -216,7 +216,7 @@ class PluginConformance:
     @pytest.mark.parametrize("backend", BACKENDS)
     def test_other_scopes_pass_through(self, backend: str, home: Path) -> None:
         seen = self.run(backend, ASGIRecorder(self.hardened(_echo, home), {"type": "something.new"}).run)
-        assert isinstance(seen.error, _Boom)
+        assert isinstance(seen.error, _BoomError)
 
     def test_it_serves_several_loops_at_once_with_no_lifespan(self, home: Path) -> None:
         app = self.hardened(_echo, home)

@@ -1,0 +1,46 @@
+"""What all tests share: a home of their own, and blockbuster: nothing may block a serving loop."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from blockbuster import blockbuster_ctx
+
+from deia_hardening import access
+from deia_hardening.runtime import runtime
+
+
+@pytest.fixture(autouse=True)
+def _nothing_blocks_a_loop(request: pytest.FixtureRequest) -> Iterator[None]:
+    """blockbuster raises where the package's own code blocks an event loop. `@pytest.mark.blocking` turns it off."""
+    if request.node.get_closest_marker("blocking"):
+        yield
+        return
+    with blockbuster_ctx(scanned_modules=["deia_hardening", "deia_audit", "deia_config", "deia_degradation",
+                                          "deia_migration", "deia_recovery"]) as blockbuster:
+        blockbuster.functions["threading.Lock.acquire"].deactivate()  # short bookkeeping locks are allowed by design
+        blockbuster.functions["threading.Lock.acquire_lock"].deactivate()
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test writes into the checkout, and no test sees another's environment."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("DEIA_HOME", "DEIA__ENABLED", "DEIA_ROLE"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(autouse=True)
+def _no_app_outlives_its_test() -> Iterator[None]:
+    """Apps that were started without a lifespan are stopped, so that `current()` finds only the next test's."""
+    yield
+    for core in list(access.live):
+        runtime().submit(core.stop).result(10)
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    return tmp_path / ".deia"
