@@ -82,10 +82,17 @@ def live_services() -> Services | None:
     return cores[0].services if len(cores) == 1 else None
 
 
+def find_core(app: Any) -> Core | None:
+    """The core behind a hardened app, or None."""
+    entry = getattr(type(app), "_deia_entry", None)  # the slot of `Hardened`
+    if entry is not None:
+        return cast("Core", entry.__get__(app).core)
+    build = getattr(app, "__dict__", {}).get("build_middleware_stack")
+    return cast("Core | None", getattr(build, "_deia_core", None))
+
+
 def core_of(app: Any) -> Core:
     """The core behind what `harden` returned. Raises LookupError for an app that is not hardened."""
-    from deia_hardening.app import find_core
-
     core = find_core(app)
     if core is None:
         raise LookupError(f"{app!r} is not a hardened app: pass what harden() returned")

@@ -11,14 +11,14 @@ from __future__ import annotations
 import copy
 import logging
 import os
-import types
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import anyio
 
+from deia_hardening.access import find_core
 from deia_hardening.context import SCOPE_KEY, Exchange, RequestContext, context_variable
-from deia_hardening.errors import HardeningError, StartError
+from deia_hardening.errors import HardeningError
 from deia_hardening.lifecycle import Core
 from deia_hardening.plan import Source
 from deia_hardening.problem import Problem
@@ -227,19 +227,11 @@ class _BuildStack:
 
     def __init__(self, app: Any, core: Core, build: Any) -> None:
         self.app = app
-        self.core = core
+        self._deia_core = core
         self.build = build
 
     def __call__(self) -> Entry:
-        return Entry(self.core, self.build())
-
-
-def find_core(app: Any) -> Core | None:
-    """The core behind a hardened app, or None."""
-    if isinstance(app, Hardened):
-        return app._deia_entry.core
-    build = getattr(app, "__dict__", {}).get("build_middleware_stack")
-    return build.core if isinstance(build, _BuildStack) else None
+        return Entry(self._deia_core, self.build())
 
 
 def _refuse_twice(app: Any) -> None:
@@ -284,18 +276,4 @@ def harden(app: A, config: Config = ".deia/config", *, app_settings: type | None
     return app
 
 
-async def replay(core: Core, app: ASGIApp | None, scope: Scope, receive: Receive, send: Send) -> None:
-    """Run a made-up request in the running revision, with a context of its own."""
-    revision = core.revision
-    exchange = Exchange(receive, send)
-    context = RequestContext(scope, revision, exchange)
-    scope[SCOPE_KEY] = context
-    token = _set(context)
-    try:
-        await (app or revision.below_control)(scope, exchange.receive, exchange.send)
-    finally:
-        exchange.end()
-        _reset(token)
-
-
-__all__ = ["Entry", "Hardened", "StartError", "find_core", "harden", "replay"]
+__all__ = ["Entry", "Hardened", "find_core", "harden"]

@@ -6,15 +6,14 @@ scope, and shared by all plugins: `send` and `receive` are wrapped once for ever
 
 from __future__ import annotations
 
-import enum
 import time
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
-import attrs
-
+from deia_hardening.actor import ANONYMOUS, SYSTEM, Actor
 from deia_hardening.ids import uuid7
+from deia_hardening.mode import Mode
 
 if TYPE_CHECKING:
     from deia_hardening.revision import Revision
@@ -24,33 +23,6 @@ SCOPE_KEY = "deia_hardening"
 """The key under which the ASGI scope shows the innermost `RequestContext`."""
 
 _monotonic = time.monotonic
-
-
-class Mode(enum.StrEnum):
-    """How much of the service is on. Degradation moves it; everybody may read it."""
-
-    FULL = "FULL"
-    DEGRADED = "DEGRADED"
-    MAINTENANCE = "MAINTENANCE"
-
-
-@attrs.frozen
-class Actor:
-    """Who acts. `auth` says how that was established; an empty `auth` means that it is only claimed."""
-
-    type: str = "anonymous"
-    id: str = ""
-    auth: str = ""
-    session: str = ""
-    on_behalf_of: str = ""
-    roles: frozenset[str] = frozenset()
-
-
-ANONYMOUS = Actor()
-"""The actor of a request that nobody was named for."""
-
-SYSTEM = Actor(type="system", id="deia_hardening", auth="process")
-"""The actor of what the service does by itself."""
 
 
 class Exchange:
@@ -300,3 +272,5 @@ class RequestContext:
 
 context_variable: ContextVar[RequestContext | None] = ContextVar("deia_hardening", default=None)
 """The innermost request of this task or thread. Use `current(RequestContext)` outside of the core."""
+
+__all__ = ["ANONYMOUS", "SCOPE_KEY", "SYSTEM", "Actor", "Exchange", "Mode", "RequestContext", "context_variable"]

@@ -12,6 +12,7 @@ from weakref import ReferenceType
 
 from deia_hardening.context import SYSTEM, Actor
 from deia_hardening.errors import NotEnabled, NotStarted
+from deia_hardening.replay import replay
 from deia_hardening.runtime import Runtime, runtime
 from deia_hardening.types import ASGIApp, Receive, Scope, Send
 
@@ -121,6 +122,4 @@ class AppRevisions:
 
     async def enter(self, app: ASGIApp | None, scope: Scope, receive: Receive, send: Send) -> None:
         """Call `app`, else the hardened app's chain below CONTROL, with a made-up request."""
-        from deia_hardening.app import replay
-
-        await replay(_alive(self._core), app, scope, receive, send)
+        await replay(_alive(self._core).revision, app, scope, receive, send)

@@ -18,8 +18,16 @@ def _nothing_blocks_a_loop(request: pytest.FixtureRequest) -> Iterator[None]:
     if request.node.get_closest_marker("blocking"):
         yield
         return
-    with blockbuster_ctx(scanned_modules=["deia_hardening", "deia_audit", "deia_config", "deia_degradation",
-                                          "deia_migration", "deia_recovery"]) as blockbuster:
+    with blockbuster_ctx(
+        scanned_modules=[
+            "deia_hardening",
+            "deia_audit",
+            "deia_config",
+            "deia_degradation",
+            "deia_migration",
+            "deia_recovery",
+        ]
+    ) as blockbuster:
         blockbuster.functions["threading.Lock.acquire"].deactivate()  # short bookkeeping locks are allowed by design
         blockbuster.functions["threading.Lock.acquire_lock"].deactivate()
         yield
