@@ -1,0 +1,170 @@
+"""One asyncio connection to an upstream, at protocol level: no streams, no task and no timer per request.
+
+It reads answers into ASGI messages (`ResponseReader`), stops reading when the client is slow, and knows for
+each failure whether the request can have reached the other side. It belongs to the event loop that made it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Awaitable, Callable
+from contextvars import Context
+from typing import TYPE_CHECKING, Any, cast
+
+from deia_hardening.upstream.response import Malformed, ResponseReader
+
+if TYPE_CHECKING:
+    from deia_hardening.types import Message
+    from deia_hardening.upstream.pool import Pool
+
+_PEEK = socket.MSG_PEEK | socket.MSG_DONTWAIT
+
+
+class Connection(ResponseReader, asyncio.Protocol):
+    """A connection in the hands of its pool (idle) or of one call (active)."""
+
+    transport: asyncio.Transport
+    deadline = 0.0
+    watch_at = 0.0
+    since = 0.0
+    requests = 0
+    uploaded = True
+    watched = False
+    lost = False
+    refused = False
+    sending_paused = False
+    error: BaseException | None = None
+    task: asyncio.Task[None] | None = None
+    receive: Callable[[], Awaitable[Message]] | None = None
+    context: Context | None = None
+
+    def __init__(self, pool: Pool, sock: socket.socket | None, *, local: bool) -> None:
+        settings = pool.settings
+        ResponseReader.__init__(self, settings.max_head, settings.max_headers)
+        self.pool = pool
+        self.sock = sock
+        self.local = local
+        self._limit = settings.buffer
+        self._reading_paused = False
+        self._waiter: asyncio.Future[None] | None = None
+        self._flow: asyncio.Future[None] | None = None
+
+    # the transport calls these
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast("asyncio.Transport", transport)
+
+    def data_received(self, data: bytes) -> None:
+        if self.done:  # idle: nobody asked
+            self.close()
+            return
+        try:
+            self.feed(data)
+        except Malformed as error:
+            self.fail(error)
+            return
+        if self.deadline:
+            idle = self.pool.settings.idle_timeout
+            self.deadline = self.pool.loop.time() + idle if idle and self.started else 0.0
+        if self.buffered > self._limit and not self._reading_paused and not self.done:
+            self._reading_paused = True
+            self.transport.pause_reading()
+        waiter = self._waiter
+        if waiter is not None:
+            self._waiter = None
+            if not waiter.done():
+                waiter.set_result(None)
+        if self._flow is not None and not self.sending_paused:  # an upload that waits for its 100
+            self._release_flow()
+
+    def eof_received(self) -> bool:
+        return False  # connection_lost follows
+
+    def connection_lost(self, error: BaseException | None) -> None:
+        self.lost = True
+        if (error is not None or not self.eof()) and not self.done and self.error is None:
+            self.error = error or EOFError("closed before the end of its answer")
+        self.pool.lost(self)
+        self._wake()
+
+    def pause_writing(self) -> None:
+        self.sending_paused = True
+
+    def resume_writing(self) -> None:
+        self.sending_paused = False
+        self._release_flow()
+
+    # a call uses these
+
+    async def wait(self) -> None:
+        """Wait for the next event or the end. The caller looks again at `events`, `done` and `error`."""
+        waiter = self._waiter = self.pool.loop.create_future()
+        await waiter
+
+    def taken(self, size: int) -> None:
+        """`size` bytes of a body went on to the client; read further where that had stopped."""
+        self.buffered -= size
+        if self._reading_paused and self.buffered <= self._limit >> 1:
+            self._reading_paused = False
+            if not self.lost:
+                self.transport.resume_reading()
+
+    async def writable(self, *, or_answer: bool = False) -> None:
+        """Wait while the other side does not take more; with `or_answer` until it says anything at all."""
+        while not self.lost and (self.sending_paused or (or_answer and not (self.continued or self.started))):
+            flow = self._flow = self.pool.loop.create_future()
+            await flow
+
+    def fail(self, error: BaseException) -> None:
+        """End the call in progress with `error` and the connection with it."""
+        if self.error is None:
+            self.error = error
+        self.reusable = False
+        self.transport.abort()
+        self._wake()
+
+    def close(self) -> None:
+        """Close without waiting. What was written still goes out."""
+        self.reusable = False
+        self.transport.close()
+
+    def abort(self) -> None:
+        self.reusable = False
+        self.transport.abort()
+
+    def alive(self) -> bool:
+        """Whether an idle connection can be used, by a look at the socket (under 1 µs): no end, no stray
+        bytes."""
+        if self.lost or self.transport.is_closing():
+            return False
+        if self.sock is None:
+            return True
+        try:
+            self.sock.recv(1, _PEEK)
+        except (BlockingIOError, InterruptedError):
+            return True
+        except OSError:
+            return False
+        return False
+
+    def _wake(self) -> None:
+        waiter = self._waiter
+        if waiter is not None:
+            self._waiter = None
+            if not waiter.done():
+                waiter.set_result(None)
+        self._release_flow()
+
+    def _release_flow(self) -> None:
+        flow = self._flow
+        if flow is not None:
+            self._flow = None
+            if not flow.done():
+                flow.set_result(None)
+
+
+def quiet(task: asyncio.Task[Any]) -> None:
+    """Take a task's result, so that nobody reports it as never looked at."""
+    if not task.cancelled():
+        task.exception()

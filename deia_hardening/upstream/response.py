@@ -1,0 +1,228 @@
+"""From the bytes of an HTTP/1.1 answer to ASGI messages, strictly: what could be read in two ways is refused.
+
+llhttp (through httptools, with no leniency) refuses bare line ends, folded lines, repeated and conflicting
+lengths; on top of it this refuses transfer codings other than a single `chunked`, versions other than 1.0
+and 1.1, and bounds heads and trailers. No I/O. RFC 9112 sections 6.1, 6.3, 7.1.2 and 11.1.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import deque
+from typing import Any
+
+import httptools
+
+from deia_hardening.types import Message
+
+_DROP, _LENGTH, _ENCODING, _CONNECTION, _TRAILER = range(5)
+_KINDS = {
+    b"connection": _CONNECTION,
+    b"keep-alive": _DROP,
+    b"proxy-connection": _DROP,
+    b"upgrade": _DROP,
+    b"te": _DROP,
+    b"transfer-encoding": _ENCODING,
+    b"content-length": _LENGTH,
+    b"trailer": _TRAILER,
+}
+_NO_TRAILER = frozenset(
+    b"connection keep-alive proxy-connection upgrade te transfer-encoding content-length trailer host "
+    b"content-encoding content-type content-range set-cookie authorization cache-control expect".split()
+)
+_HARMLESS_OPTIONS = frozenset((b"keep-alive", b"close", b""))
+_LINK_STATUS = 103
+_seconds = re.compile(rb"timeout\s*=\s*([0-9]{1,6})").search
+
+
+class Malformed(Exception):  # noqa: N818 - a verdict about the peer
+    """The answer breaks the rules of HTTP or a bound; `cause` is `malformed` or `too_large`."""
+
+    def __init__(self, why: str, cause: str = "malformed") -> None:
+        self.cause = cause
+        super().__init__(why)
+
+
+class ResponseReader:
+    """Reads the answers of one connection, one after the other.
+
+    `begin()` before each request; `feed()` bytes as they come; take ASGI messages from `events`. `done`
+    says that the last one is in there, `reusable` that the connection may serve another request then.
+    """
+
+    def __init__(self, max_head: int, max_headers: int) -> None:
+        self._max_head = max_head
+        self._max_headers = max_headers
+        self.events: deque[Message] = deque()
+        self.buffered = 0
+        self.idle_seconds = 0.0
+        """What the other side said of its own idle limit (`Keep-Alive: timeout=`), 0.0 for nothing said."""
+        self.reusable = False
+        self.done = True
+        self.started = False
+        self.fed = False
+        self.continued = False
+        self._head_request = False
+        self._early_hints = False
+        self._want_trailers = False
+        self._parser = httptools.HttpResponseParser(self)
+        self._renew = False
+        self._fresh()
+
+    def _fresh(self) -> None:
+        self._headers: list[tuple[bytes, bytes]] = []
+        self._trailers: list[tuple[bytes, bytes]] | None = None
+        self._seen = 0
+        self._chunked = False
+        self._sized = False
+        self._nominated: list[bytes] | None = None
+
+    def begin(self, *, head: bool = False, trailers: bool = False, early_hints: bool = False) -> None:
+        """Expect the answer to a new request; `head` when its method was HEAD."""
+        if self._renew:
+            self._parser = httptools.HttpResponseParser(self)
+            self._renew = False
+        self.done = self.started = self.fed = self.continued = self.reusable = False
+        self._head_request = head
+        self._want_trailers = trailers
+        self._early_hints = early_hints
+        self._fresh()
+
+    def feed(self, data: bytes) -> None:
+        """Take bytes from the connection. Raises Malformed; nothing after that is to be believed."""
+        if self.done:
+            self.reusable = False
+            return
+        if not self.started:
+            self.fed = True
+            self._seen += len(data)
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            raise Malformed("it switched protocols unasked") from None
+        except httptools.HttpParserError as error:
+            if self._ended():  # what follows a whole answer is not ours: keep the answer, drop the connection
+                self.reusable = False
+                return
+            if isinstance(error.__context__, Malformed):
+                raise error.__context__ from None
+            raise Malformed(f"the answer is malformed: {str(error)[:120]}") from None
+        if not self.started and self._seen > self._max_head:
+            raise Malformed(f"its head is longer than {self._max_head} bytes", "too_large")
+
+    def eof(self) -> bool:
+        """The connection ended. Returns whether that is the proper end of this answer."""
+        self.reusable = False
+        if self.done:
+            return True
+        if self.started and not self._chunked and not self._sized:
+            self._finish()
+            return True
+        return False
+
+    def _ended(self) -> bool:
+        return self.done
+
+    # httptools calls these
+
+    def on_message_begin(self) -> None:
+        if self.done:
+            self.reusable = False
+            raise Malformed("an answer that nobody asked for")
+        self._headers = []
+        self._nominated = None
+        self._chunked = self._sized = False
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        name = name.lower()
+        if self.started:
+            self._on_trailer(name, value)
+            return
+        kind = _KINDS.get(name)
+        if kind is None:
+            self._headers.append((name, value))
+            return
+        if kind == _LENGTH:
+            self._sized = True
+            self._headers.append((name, value))
+        elif kind == _ENCODING:
+            if self._chunked or value.strip().lower() != b"chunked":
+                raise Malformed("a transfer coding other than chunked")
+            self._chunked = True
+        elif kind == _CONNECTION:
+            options = [option.strip().lower() for option in value.split(b",")]
+            if not _HARMLESS_OPTIONS.issuperset(options):
+                self._nominated = [*(self._nominated or ()), *options]
+        elif kind == _TRAILER:
+            if self._want_trailers:
+                self._headers.append((name, value))
+        elif name == b"keep-alive" and (match := _seconds(value)):
+            self.idle_seconds = float(match[1])
+
+    def _on_trailer(self, name: bytes, value: bytes) -> None:
+        self._seen += len(name) + len(value) + 4
+        if self._seen > self._max_head:
+            raise Malformed(f"its trailers are longer than {self._max_head} bytes", "too_large")
+        if self._trailers is not None and name not in _NO_TRAILER:
+            self._trailers.append((name, value))
+
+    def on_headers_complete(self) -> None:
+        status = self._parser.get_status_code()
+        headers = self._headers
+        if self._nominated is not None:
+            gone = frozenset(self._nominated) - frozenset((b"content-length",))
+            headers = [field for field in headers if field[0] not in gone]
+        if len(headers) > self._max_headers:
+            raise Malformed(f"it has more than {self._max_headers} header fields", "too_large")
+        if status < 200:
+            self._informational(status, headers)
+            return
+        if status > 599:
+            raise Malformed("a status that does not exist")
+        version = self._parser.get_http_version()
+        if version != "1.1" and (version != "1.0" or self._chunked):
+            raise Malformed("a version of HTTP that was not spoken to it")
+        start: dict[str, Any] = {"type": "http.response.start", "status": status, "headers": headers}
+        if self._want_trailers and self._chunked and any(name == b"trailer" for name, _ in headers):
+            start["trailers"] = True
+            self._trailers = []
+        self._seen = 0
+        self.started = True
+        self.events.append(start)
+        if self._head_request:
+            self.reusable = self._parser.should_keep_alive()
+            self._renew = True  # llhttp does not know that no body follows
+            self._finish()
+
+    def _informational(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
+        if status == 101 or status < 100:
+            raise Malformed("a status that nobody asked for")
+        if status == 100:
+            self.continued = True
+        elif status == _LINK_STATUS and self._early_hints:
+            links = [value for name, value in headers if name == b"link"]
+            if links:
+                self.events.append({"type": "http.response.early_hint", "links": links})
+
+    def on_body(self, body: bytes) -> None:
+        if self.done:
+            self.reusable = False
+            return
+        self.buffered += len(body)
+        self.events.append({"type": "http.response.body", "body": body, "more_body": True})
+
+    def on_message_complete(self) -> None:
+        if not self.started or self.done:  # a 1xx, or the rest of an answer to HEAD
+            return
+        self.reusable = self._parser.should_keep_alive()
+        self._finish()
+
+    def _finish(self) -> None:
+        self.done = True
+        events = self.events
+        if events and events[-1]["type"] == "http.response.body":
+            events[-1]["more_body"] = False
+        else:
+            events.append({"type": "http.response.body", "body": b"", "more_body": False})
+        if self._trailers is not None:
+            events.append({"type": "http.response.trailers", "headers": self._trailers, "more_trailers": False})
