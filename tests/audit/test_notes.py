@@ -127,9 +127,7 @@ def test_the_witness_follows_the_log_and_refuses_what_does_not_extend_it() -> No
     logs = {"log.example/a": [log.verifier]}
     nodes = LeafList([leaf_hash(b"%d" % number) for number in range(20)])
 
-    def ask(
-        old: int, size: int, proof: list[bytes], root: bytes | None = None, by: Signer = log
-    ) -> AddCheckpoint:
+    def ask(old: int, size: int, proof: list[bytes], root: bytes | None = None, by: Signer = log) -> AddCheckpoint:
         head = TreeHead("log.example/a", size, root or tree_root(nodes, size))
         return AddCheckpoint.parse(AddCheckpoint(old, tuple(proof), sign_checkpoint(head, [by])).encode())
 

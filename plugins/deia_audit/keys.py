@@ -1,0 +1,80 @@
+"""The private keys of a trail: the log's fixed key and the key of the present epoch, as files of mode 0600.
+
+Blocking; for core-owned threads. A destroyed key is overwritten, unlinked and its folder synced; what a
+journaling or copy-on-write file system keeps of it is beyond this process, and the guide says so.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from deia_audit.files import make_folders, replace_file, sync_file, sync_folder
+from deia_audit.notes import NoteError, b64, unb64
+
+LOG_KEY = "log.key"
+HEADER = "deia-audit-key/1 ed25519 "
+
+
+class KeyFileError(Exception):
+    """A key file is missing or damaged; the text says which and what to do."""
+
+
+class KeyFolder:
+    """The folder that holds a trail's private keys."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def generate(self, name: str) -> Ed25519PrivateKey:
+        """Make a new key, durable under `name`; an existing file of that name is replaced."""
+        make_folders(self.folder, 0o700)
+        key = Ed25519PrivateKey.generate()
+        replace_file(self.folder / name, f"{HEADER}{b64(key.private_bytes_raw())}\n".encode(), 0o600)
+        return key
+
+    def load(self, name: str) -> Ed25519PrivateKey:
+        """Return the key stored as `name`. Raises KeyFileError."""
+        path = self.folder / name
+        try:
+            text = path.read_text("ascii")
+            if not text.startswith(HEADER) or not text.endswith("\n"):
+                raise NoteError("not a key file")
+            return Ed25519PrivateKey.from_private_bytes(unb64(text[len(HEADER) : -1]))
+        except FileNotFoundError:
+            raise KeyFileError(
+                f"the audit key {path} is missing; `audit new-log` begins a log under new keys"
+            ) from None
+        except (NoteError, ValueError) as error:
+            raise KeyFileError(f"the audit key {path} is damaged ({error}); restore it or begin a new log") from None
+
+    def epochs(self) -> list[int]:
+        """Return the epochs whose keys are here, in order."""
+        try:
+            names = [path.name for path in self.folder.iterdir()]
+        except FileNotFoundError:
+            return []
+        parts = (name.removeprefix("epoch-").removesuffix(".key") for name in names if name.endswith(".key"))
+        return sorted(int(part) for part in parts if part.isascii() and part.isdecimal())
+
+    def destroy(self, name: str) -> None:
+        """Overwrite and remove a key, durably; a missing one is no error."""
+        path = self.folder / name
+        try:
+            descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except FileNotFoundError:
+            return
+        try:
+            os.write(descriptor, os.urandom(os.fstat(descriptor).st_size or 1))
+            sync_file(descriptor)
+        finally:
+            os.close(descriptor)
+        path.unlink(missing_ok=True)
+        sync_folder(self.folder)
+
+
+def epoch_file(epoch: int) -> str:
+    """Return the file name of an epoch's key."""
+    return f"epoch-{epoch:06d}.key"

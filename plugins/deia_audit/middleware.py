@@ -1,0 +1,151 @@
+"""The outermost layer: one record per finished request, assembled as bytes on the serving loop.
+
+It holds nothing back under guarantee `batch`: the record is appended when the request is over. What the other
+guarantees hold is in `guarantees`, what looks at bodies in `bodies`.
+"""
+
+from __future__ import annotations
+
+import random
+from time import monotonic as _monotonic
+
+from deia_audit.policy import Level, Policy
+from deia_audit.service import TRACE_NOTE, AuditLogger
+from deia_audit.settings import AuditSettings
+from deia_hardening.context import ANONYMOUS, SCOPE_KEY, Exchange, RequestContext
+from deia_hardening.plugin import ASGIApp, Problem, Receive, Routes, Scope, Send
+
+REASON_HEADER = b"deia-reason"
+_LONGEST_REASON = 1024
+
+
+class AuditMiddleware:
+    """Records HTTP requests and WebSockets of one revision."""
+
+    def __init__(self, app: ASGIApp, logger: AuditLogger, settings: AuditSettings, policy: Policy) -> None:
+        self.app = app
+        self.logger = logger
+        self.policy = policy
+        self.reasons = Routes((pattern, True) for pattern in settings.require_reason)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        context: RequestContext = scope[SCOPE_KEY]
+        call = Call(self, context)
+        agent = None
+        for name, value in scope["headers"]:
+            if name == b"user-agent":
+                agent = value
+            elif name == b"traceparent":
+                call.trace = trace_id(value)
+                if call.trace is not None:
+                    context.notes[TRACE_NOTE] = call.trace.decode()
+            elif name == REASON_HEADER and not context.reason:
+                context.reason = value[:_LONGEST_REASON].decode("latin-1")
+        call.agent = agent
+        exchange = context.exchange
+        exchange.on_end(call.finish)
+        if scope["type"] == "websocket":
+            exchange.on_start(call.opened)
+        if not self.reasons.empty and not context.reason and self.reasons.match(scope, False):
+            await self._ask_reason(scope, send)
+            return
+        try:
+            await self.app(scope, receive, send)
+        except BaseException as error:
+            if exchange.ended:
+                call.failed_late(error)
+            raise
+        if call.deferred:
+            call.write(exchange)
+
+    async def _ask_reason(self, scope: Scope, send: Send) -> None:
+        problem = Problem(
+            400,
+            "This call must say why it is made: send the header Deia-Reason with a short text. Nothing was changed.",
+            extensions={"header": "Deia-Reason"},
+        )
+        await problem.send(send, websocket=scope["type"] == "websocket")
+
+
+def trace_id(value: bytes) -> bytes | None:
+    """Return the trace id of a W3C traceparent header, or None for anything else."""
+    if len(value) < 55 or value[2:3] != b"-" or value[35:36] != b"-":
+        return None
+    trace = value[3:35]
+    try:
+        if not any(bytes.fromhex(trace.decode("ascii"))):
+            return None
+    except ValueError:
+        return None
+    return trace if trace == trace.lower() else None
+
+
+class Call:
+    """One request on its way: what its record will need that the context doesn't hold."""
+
+    __slots__ = ("agent", "context", "deferred", "layer", "trace")
+
+    def __init__(self, layer: AuditMiddleware, context: RequestContext) -> None:
+        self.layer = layer
+        self.context = context
+        self.trace: bytes | None = None
+        self.agent: bytes | None = None
+        self.deferred = False
+
+    def finish(self, exchange: Exchange) -> None:
+        """Append the record of the request that is over; that of a server error waits for the call's exception."""
+        if exchange.status >= 500 and exchange.complete and self.context.error is None:
+            self.deferred = True
+        else:
+            self.write(exchange)
+
+    def write(self, exchange: Exchange) -> None:
+        """Append the record, unless the policy or a flood says otherwise."""
+        context = self.context
+        layer = self.layer
+        logger = layer.logger
+        scope = context.scope
+        method = scope.get("method") or "WEBSOCKET"
+        status = exchange.status
+        if not self._wanted(layer.policy, method, scope["path"], status):
+            return
+        if (
+            400 <= status < 500
+            and context.actor is ANONYMOUS
+            and not logger.flood.passes(status, context.route, _monotonic())
+        ):
+            return
+        stage = "aborted" if not exchange.complete else "result"
+        inside = b""
+        if method == "WEBSOCKET" and status == 101:
+            stage = "end" if exchange.complete else "aborted"
+            inside = b',"close":%d' % exchange.close_code
+        logger.journal.append_body(logger.assembler.http(context, stage, self.agent, self.trace, inside=inside))
+
+    def _wanted(self, policy: Policy, method: str, path: str, status: int) -> bool:
+        if policy.probe(method, path):
+            return False
+        if policy.trivial:
+            return True
+        context = self.context
+        effects = bool(context.revision.effects.match(context.scope, False))
+        return policy.level(method, path, context.actor, status, effects, random.random) > Level.NONE
+
+    def opened(self, exchange: Exchange) -> None:
+        """Append the record of a WebSocket that was accepted."""
+        if exchange.status == 101:
+            logger = self.layer.logger
+            logger.journal.append_body(
+                logger.assembler.http(self.context, "result", self.agent, self.trace, b',"event":"open"')
+            )
+
+    def failed_late(self, error: BaseException) -> None:
+        """Append what is left to say of an exception that came after the answer (a background task's)."""
+        logger = self.layer.logger
+        self.context.error = error
+        if self.deferred:
+            self.write(self.context.exchange)
+            return
+        logger.journal.append_body(
+            logger.assembler.http(self.context, "aborted", self.agent, self.trace, b',"event":"late-error"')
+        )

@@ -1,0 +1,74 @@
+"""The audit plugin: wires layers, journal, evidence and operations together, and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import ClassVar
+
+from deia_audit.keeper import Keeper
+from deia_audit.middleware import AuditMiddleware
+from deia_audit.policy import Policy
+from deia_audit.service import AuditLogger
+from deia_audit.settings import AuditSettings
+from deia_hardening.errors import NotEnabled
+from deia_hardening.plugin import ASGIApp, Event, Health, Host, Layer, Plugin, Position
+
+
+class AuditPlugin(Plugin[AuditSettings]):
+    """Records every request and event, and keeps the evidence."""
+
+    name: ClassVar[str] = "audit"
+    Settings: ClassVar[type] = AuditSettings
+    position: ClassVar[Position] = Position.OBSERVE
+
+    def __init__(self, host: Host) -> None:
+        super().__init__(host)
+        self.logger = AuditLogger(host)
+        self.keeper = Keeper(host)
+        self._given = AuditSettings()
+
+    async def check(self, settings: AuditSettings) -> None:
+        Policy(settings.level, settings.rules, settings.probes)
+
+    def layers(self, settings: AuditSettings) -> Sequence[Layer]:
+        policy = Policy(settings.level, settings.rules, settings.probes)
+        self._given = settings
+
+        def record(app: ASGIApp) -> ASGIApp:
+            return AuditMiddleware(app, self.logger, settings, policy)
+
+        return [Layer(Position.OBSERVE, record)]
+
+    async def adopted(self, old: AuditSettings | None, new: AuditSettings) -> None:
+        self.logger.configure(new)
+        self.keeper.configure(new)
+
+    @asynccontextmanager
+    async def _live(self) -> AsyncIterator[None]:
+        settings = self._settings()
+        self.logger.configure(settings)
+        await self.keeper.start(settings)
+        withdraw = self.host.services.provide(AuditLogger, self.logger)
+        subscription = self.host.events.subscribe(Event, self.logger.record_event, inline=True)
+        try:
+            yield
+        finally:
+            subscription.cancel()
+            self.logger.flush_flood()
+            withdraw()
+            await self.host.blocking(self.logger.journal.drain, 5.0)
+            await self.keeper.stop()
+
+    def _settings(self) -> AuditSettings:
+        """The running settings, or those of the revision that is just turning the plugin on."""
+        try:
+            return self.host.settings(AuditSettings)
+        except NotEnabled:
+            return self._given
+
+    def run(self) -> AbstractAsyncContextManager[None]:
+        return self._live()
+
+    def health(self) -> Health:
+        return self.keeper.health()

@@ -1,0 +1,466 @@
+"""Keeps the evidence up with the journal: tiles, checkpoints and hand-overs of keys, off the request path.
+
+Blocking; `tick` runs on a core-owned thread and may be called by every worker of a home: one at a time holds
+the lock, finds the state on disk and carries on from there. A checkpoint covers only records known to be on
+disk. When the log and its evidence do not fit together nothing is signed any more: the problem is kept for
+health, the journal goes on.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import Protocol
+
+import attrs
+import msgspec
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from deia_audit.checkpoint import Checkpoint, TreeHead, open_checkpoint, sign_checkpoint
+from deia_audit.files import make_folders, replace_file, sync_file, write_all
+from deia_audit.keys import LOG_KEY, KeyFileError, KeyFolder, epoch_file
+from deia_audit.layout import Layout
+from deia_audit.notes import NoteError, Signer, VerifierKey
+from deia_audit.seal import (
+    OPENED_ACTION,
+    SEALED_ACTION,
+    EpochPolicy,
+    Opening,
+    PreviousHead,
+    Seal,
+    epoch_name,
+    make_origin,
+)
+from deia_audit.tiles import TILE_WIDTH, Tile, TreeBuilder
+from deia_audit.tilestore import TileError, TileStore
+from deia_audit.tree import EMPTY_ROOT, HASH_SIZE
+from deia_hardening.clock import Clock
+from deia_hardening.ids import uuid7
+from deia_hardening.journal import Batch, Journal, JournalError, JournalReader, Receipt, leaf_hash
+
+_SEAL_MARK = b'"action":"' + SEALED_ACTION.encode() + b'"'
+_OPEN_MARK = b'"action":"' + OPENED_ACTION.encode() + b'"'
+
+
+class EvidenceError(Exception):
+    """The log and its evidence do not fit together; the text says how, what was kept and what to do."""
+
+
+def _unsealed(what: str) -> EvidenceError:
+    return EvidenceError(
+        f"{what}; what is there was kept and the log goes on unsealed: restore what is missing, or begin a new log "
+        "with `audit new-log --reason …`"
+    )
+
+
+class Crash(Protocol):
+    """Called between the steps that must survive a kill, with the step's name.
+
+    Tests kill the process there.
+    """
+
+    def __call__(self, step: str) -> None: ...
+
+
+def _no_crash(step: str) -> None:
+    """Do nothing: the step is passed."""
+
+
+@attrs.define
+class _State:
+    """What one tick leaves in memory for the next, valid while the checkpoint on disk is unchanged."""
+
+    origin: str
+    log_key: VerifierKey
+    builder: TreeBuilder
+    checkpoint: Checkpoint
+    epoch: int
+    epoch_start: int
+    stamp: tuple[int, int, int]
+
+
+class Sealer:
+    """The evidence of one trail. `written` and `synced` are the journal's callbacks; `tick` does the work."""
+
+    def __init__(
+        self,
+        layout: Layout,
+        journal: Journal,
+        base: str,
+        policy: EpochPolicy,
+        clock: Clock,
+        *,
+        crash: Crash = _no_crash,
+        wait: float = 30.0,
+    ) -> None:
+        self.layout = layout
+        self.problem = ""
+        self.tiles = TileStore(layout.evidence)
+        self.keys = KeyFolder(layout.keys)
+        self.on_checkpoint: Callable[[Checkpoint], None] = lambda checkpoint: None
+        self._journal = journal
+        self._base = base
+        self.policy = policy
+        self._clock = clock
+        self._crash = crash
+        self._wait = wait
+        self._mutex = threading.Lock()
+        self._pending: deque[tuple[int, bytes]] = deque()
+        self._synced = -1
+        self._state: _State | None = None
+        self._started = clock.monotonic()
+
+    # -- the journal's callbacks, on its writer thread
+
+    def written(self, batch: Batch) -> None:
+        """Take a batch that was written; a join of hashes, no more."""
+        self._pending.append((batch.first, b"".join(batch.leaves)))
+
+    def synced(self, through: int) -> None:
+        """Remember that all records up to `through` are on disk."""
+        if through > self._synced:
+            self._synced = through
+
+    # -- reading
+
+    @property
+    def checkpoint(self) -> Checkpoint | None:
+        """The newest checkpoint that this process knows."""
+        state = self._state
+        return state.checkpoint if state is not None else None
+
+    @property
+    def behind(self) -> bool:
+        """Whether records wait for a checkpoint."""
+        return bool(self._pending)
+
+    # -- the work
+
+    def open(self) -> None:
+        """Take up the evidence, or make that of a new log, before anything is recorded; waits for other workers."""
+        self._work(fcntl.LOCK_EX)
+
+    def finish(self) -> None:
+        """Seal everything that was recorded; the journal has been drained."""
+        for _round in range(8):
+            self._work(fcntl.LOCK_EX)
+            if not self.behind or self.problem:
+                return
+            self._journal.drain(self._wait)
+
+    def tick(self) -> Checkpoint | None:
+        """Bring the evidence up to what is durable; returns a new checkpoint, or None when there was none to make.
+
+        Never raises for what is wrong with the evidence: `problem` says it. Returns None when another worker is at
+        it; call again.
+        """
+        return self._work(fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    def _work(self, how: int) -> Checkpoint | None:
+        with self._mutex:
+            try:
+                make_folders(self.layout.evidence)
+                lock = os.open(self.layout.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+                try:
+                    try:
+                        fcntl.flock(lock, how)
+                    except BlockingIOError:
+                        return None
+                    checkpoint = self._locked()
+                finally:
+                    os.close(lock)
+                self.problem = ""
+            except (EvidenceError, KeyFileError, NoteError, TileError, JournalError, OSError) as error:
+                self._state = None
+                self.problem = str(error)
+                return None
+        if checkpoint is not None:
+            self.on_checkpoint(checkpoint)
+        return checkpoint
+
+    def _locked(self) -> Checkpoint | None:
+        state = self._current()
+        before = state.builder.size
+        self._feed(state)
+        made = None
+        if state.builder.size > state.checkpoint.head.size:
+            made = self._sign(state)
+        sealed = max(state.builder.size - state.epoch_start, 0)
+        if state.builder.size > before and self.policy.over(sealed, self._clock.monotonic() - self._started):
+            self._hand_over(state)
+        return made
+
+    def _current(self) -> _State:
+        state = self._state
+        if state is None or state.stamp != self._stamp() or self.keys.epochs() != [state.epoch]:
+            state = self._state = self._load() if self.layout.checkpoint.exists() else self._begin(None)
+        return state
+
+    def _stamp(self) -> tuple[int, int, int]:
+        try:
+            info = self.layout.checkpoint.stat()
+        except FileNotFoundError:
+            return (0, 0, 0)
+        return (info.st_ino, info.st_mtime_ns, info.st_size)
+
+    # -- a new log
+
+    def _begin(self, previous: PreviousHead | None) -> _State:
+        """Make keys, origin and the checkpoint of the empty tree, then open the log with its first statement."""
+        if self.layout.vkey.exists():
+            raise _unsealed(f"the checkpoint {self.layout.checkpoint} is missing")
+        if next(iter(JournalReader(self.layout.log).records(0)), None) is not None and not self._only_fresh():
+            raise _unsealed(f"the log {self.layout.log} has records but no evidence beside it")
+        make_folders(self.layout.evidence)
+        log, first = self._key(LOG_KEY), self._key(epoch_file(0))
+        origin = make_origin(self._base, _public(log), _public(first))
+        log_signer, first_signer = Signer(origin, log), Signer(epoch_name(origin, 0), first)
+        self._crash("keys")
+        head = TreeHead(origin, 0, EMPTY_ROOT)
+        checkpoint = sign_checkpoint(head, [log_signer, first_signer])
+        opening = Opening(origin, log_signer.verifier, first_signer.verifier, previous)
+        replace_file(self.layout.vkey, f"{log_signer.verifier}\n".encode())
+        statement = {"opening": opening.sign(log_signer, first_signer)}
+        replace_file(self.layout.seals, msgspec.json.encode(statement) + b"\n")
+        replace_file(self.layout.checkpoint, str(checkpoint).encode())
+        self._crash("begun")
+        return self._load()
+
+    def _only_fresh(self) -> bool:
+        """Whether the log holds nothing older than the keys, as when a start was killed before its
+        checkpoint.
+        """
+        return bool(self.keys.epochs() == [0])
+
+    def _key(self, name: str) -> Ed25519PrivateKey:
+        try:
+            return self.keys.load(name)
+        except KeyFileError:
+            return self.keys.generate(name)
+
+    # -- resuming
+
+    def _load(self) -> _State:
+        log_key = VerifierKey.parse(self.layout.vkey.read_text())
+        checkpoint = open_checkpoint(self.layout.checkpoint.read_bytes(), [log_key], log_key.name)
+        size, root = checkpoint.head.size, checkpoint.head.root
+        try:
+            builder = TreeBuilder.resume(size, self.tiles.partials(size))
+        except (ValueError, TileError):
+            builder = self._rebuild(checkpoint)
+        if builder.root() != root:
+            builder = self._rebuild(checkpoint)
+        for stray in self.tiles.stray_partials(size):
+            stray.unlink(missing_ok=True)
+        seals = self._scan(size)
+        epoch = self._settle_epoch(seals)
+        epoch_start = max((seal.size for seal in seals), default=self._last_seal_size())
+        state = _State(log_key.name, log_key, builder, checkpoint, epoch, epoch_start, self._stamp())
+        if size == 0:
+            self._open_log(state)
+        return state
+
+    def _rebuild(self, checkpoint: Checkpoint) -> TreeBuilder:
+        """Make the tiles anew from the log, when its root is still the one that was signed."""
+        size = checkpoint.head.size
+        reader = JournalReader(self.layout.log)
+        segments = reader.segments()
+        first = segments[0].first if segments else 0
+        builder = TreeBuilder()
+        full: list[tuple[Tile, bytes]] = []
+        for index in range(-(-first // TILE_WIDTH)):  # pruned records: their leaf tiles are the only evidence
+            full += builder.extend(self.tiles.read(Tile(0, index))[: (first - index * TILE_WIDTH) * HASH_SIZE])
+        chunk: list[bytes] = []
+        for record in reader.records(first):
+            if builder.size + len(chunk) >= size:
+                break
+            chunk.append(leaf_hash(record.line))
+            if len(chunk) >= 65536:
+                full += builder.extend(b"".join(chunk))
+                chunk.clear()
+        full += builder.extend(b"".join(chunk))
+        if builder.size < size:
+            raise _unsealed(f"the log holds {builder.size} records, its checkpoint is of {size}: the end is missing")
+        if builder.root() != checkpoint.head.root:
+            raise _unsealed(
+                f"the first {size} records are not those that were signed; `audit verify` names the first bad one"
+            )
+        self.tiles.write([*full, *builder.partials()])
+        return builder
+
+    def _scan(self, start: int) -> list[Seal]:
+        """Read what came after the checkpoint: queue its hashes, make it durable, return the seals in it."""
+        self._pending_reset(start)
+        leaves: list[bytes] = []
+        seals = []
+        for record in JournalReader(self.layout.log).records(start):
+            leaves.append(leaf_hash(record.line))
+            if _SEAL_MARK in record.line:
+                event = record.event()
+                if event.get("action") == SEALED_ACTION and "seal" in event:
+                    seals.append(Seal.parse(event["seal"])[0])
+        if leaves:
+            self._sync_log()
+            self._pending.appendleft((start, b"".join(leaves)))
+            self.synced(start + len(leaves) - 1)
+        elif start:
+            self._check_end(start)
+        return seals
+
+    def _check_end(self, size: int) -> None:
+        if JournalReader(self.layout.log).get(size - 1) is None:
+            raise _unsealed(f"the log ends before record {size - 1}, which its checkpoint covers")
+
+    def _pending_reset(self, start: int) -> None:
+        while self._pending and self._pending[0][0] + len(self._pending[0][1]) // HASH_SIZE <= start:
+            self._pending.popleft()
+
+    def _sync_log(self) -> None:
+        descriptor = os.open(self.layout.log, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            sync_file(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def _settle_epoch(self, seals: list[Seal]) -> int:
+        """Finish a hand-over that a crash interrupted: the key that the log names stays, the other goes."""
+        epochs = self.keys.epochs()
+        if not epochs:
+            raise KeyFileError(
+                f"the key of the present epoch is missing from {self.keys.folder}; the log was kept and goes on "
+                "unsealed: restore the key, or begin a new log with `audit new-log --reason …`"
+            )
+        present = epochs[-1]
+        if len(epochs) > 1:
+            handed_over = any(seal.epoch == present - 1 for seal in seals)
+            if not handed_over:
+                self.keys.destroy(epoch_file(present))
+                present -= 1
+            for epoch in epochs:
+                if epoch < present:
+                    self.keys.destroy(epoch_file(epoch))
+        self.keys.load(epoch_file(present))
+        return present
+
+    def _last_seal_size(self) -> int:
+        size = 0
+        try:
+            for line in self.layout.seals.read_bytes().splitlines():
+                entry = msgspec.json.decode(line)
+                if "seal" in entry:
+                    size = Seal.parse(entry["seal"])[0].size
+        except (OSError, msgspec.DecodeError, NoteError):
+            return size
+        return size
+
+    def _open_log(self, state: _State) -> None:
+        """Append the opening, unless a start that was killed had done so."""
+        entry = msgspec.json.decode(self.layout.seals.read_bytes().split(b"\n")[0])
+        text = entry["opening"]
+        for record in JournalReader(self.layout.log).records(0):
+            if _OPEN_MARK in record.line and record.event().get("opening") == text:
+                return
+        receipt = self._append({"action": OPENED_ACTION, "origin": state.origin, "opening": text})
+        if not receipt.wait(self._wait):
+            raise EvidenceError("the opening of the log could not be made durable; it is tried again")
+
+    def _append(self, event: dict[str, object]) -> Receipt:
+        members = {"id": uuid7(), "kind": "system", "outcome": "success", "level": "info", **event}
+        return self._journal.append_body(msgspec.json.encode(members)[1:-1])
+
+    # -- going on
+
+    def _feed(self, state: _State) -> None:
+        """Give the tree the durable records, reading from the log what no callback brought."""
+        through = self._synced + 1
+        builder = state.builder
+        full: list[tuple[Tile, bytes]] = []
+        while self._pending:
+            first, leaves = self._pending[0]
+            end = first + len(leaves) // HASH_SIZE
+            if first > builder.size:
+                missing = self._read(builder.size, first)
+                self._pending.appendleft((builder.size, missing))
+                continue
+            stop = min(end, through)
+            if stop > builder.size:
+                full += builder.extend(leaves[(builder.size - first) * HASH_SIZE : (stop - first) * HASH_SIZE])
+            if end > through:
+                break
+            self._pending.popleft()
+        if full:
+            self.tiles.write(full)
+
+    def _read(self, start: int, end: int) -> bytes:
+        leaves = []
+        for record in JournalReader(self.layout.log).records(start):
+            if record.seq >= end:
+                break
+            leaves.append(leaf_hash(record.line))
+        if len(leaves) != end - start:
+            raise EvidenceError(f"records {start + len(leaves)} to {end - 1} can't be read from the log")
+        return b"".join(leaves)
+
+    def _sign(self, state: _State) -> Checkpoint:
+        old = state.checkpoint.head.size
+        head = TreeHead(state.origin, state.builder.size, state.builder.root())
+        self.tiles.write(state.builder.partials())
+        self._crash("tiles")
+        signers = [
+            Signer(state.origin, self.keys.load(LOG_KEY)),
+            Signer(epoch_name(state.origin, state.epoch), self.keys.load(epoch_file(state.epoch))),
+        ]
+        state.checkpoint = sign_checkpoint(head, signers)
+        replace_file(self.layout.checkpoint, str(state.checkpoint).encode())
+        state.stamp = self._stamp()
+        self._crash("checkpoint")
+        self.tiles.drop_partials(old, head.size)
+        return state.checkpoint
+
+    def _hand_over(self, state: _State) -> None:
+        """End the epoch: next key durable, hand-over durable, old key destroyed; a kill between is settled at
+        start.
+        """
+        present = Signer(epoch_name(state.origin, state.epoch), self.keys.load(epoch_file(state.epoch)))
+        following = Signer(epoch_name(state.origin, state.epoch + 1), self.keys.generate(epoch_file(state.epoch + 1)))
+        self._crash("next-key")
+        head = state.checkpoint.head
+        seal = Seal(state.origin, state.epoch, head.size, head.root, following.verifier)
+        text = seal.sign(present)
+        receipt = self._append({"action": SEALED_ACTION, "epoch": state.epoch, "seal": text})
+        if not receipt.wait(self._wait):
+            raise EvidenceError("the hand-over to the next key is not known to be durable; the next try settles it")
+        self._crash("hand-over")
+        self.keys.destroy(epoch_file(state.epoch))
+        self._crash("destroyed")
+        descriptor = os.open(self.layout.seals, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            write_all(descriptor, msgspec.json.encode({"seq": receipt.seq, "seal": text}) + b"\n")
+            sync_file(descriptor)
+        finally:
+            os.close(descriptor)
+        state.epoch += 1
+        state.epoch_start = head.size
+        self._started = self._clock.monotonic()
+
+    def seal_now(self) -> Checkpoint | None:
+        """Make a checkpoint and hand over to a new key at once, whatever the policy says."""
+        self.tick()
+        policy, self.policy = self.policy, EpochPolicy(1, 0.0)
+        try:
+            with self._mutex:
+                state = self._state
+                if state is not None:
+                    state.epoch_start = min(state.epoch_start, max(state.builder.size - 1, 0))
+            self._append({"action": "audit.seal-requested"}).wait(self._wait)
+            self.tick()
+        finally:
+            self.policy = policy
+        return self.tick()
+
+
+def _public(key: Ed25519PrivateKey) -> bytes:
+    return key.public_key().public_bytes_raw()

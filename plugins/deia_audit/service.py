@@ -1,0 +1,158 @@
+"""The audit trail as a service: what code records, what events become, and the journal behind both.
+
+Recording never blocks and never raises for what is recorded; a `Receipt` says when a record is durable.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import attrs
+
+from deia_audit.flood import FloodGate
+from deia_audit.records import Assembler
+from deia_audit.settings import AuditSettings
+from deia_hardening.context import SYSTEM, RequestContext, context_variable
+from deia_hardening.journal import Journal, Receipt
+from deia_hardening.plugin import Actor, Event, Host, Target
+
+logger = logging.getLogger("deia_audit")
+
+TRACE_NOTE = "audit.trace"
+RESERVED_PREFIX = "audit."
+_BASE_FIELDS = frozenset(field.name for field in attrs.fields(Event))
+
+
+class AuditLogger:
+    """Records into one app's trail. Every method may be called from any thread and any loop.
+
+    Example:
+        current(AuditLogger).record("bot.assigned", target=("bot", "b7"), reason="capacity")
+    """
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self._journal: Journal | None = None
+        self.assembler = Assembler()
+        self.flood = FloodGate(50.0, 200, host.clock.monotonic())
+
+    @property
+    def journal(self) -> Journal:
+        """The journal `audit-trail.jsonl`."""
+        journal = self._journal
+        if journal is None:
+            journal = self._journal = self._host.journal("audit-trail")
+        return journal
+
+    def configure(self, settings: AuditSettings) -> None:
+        """Take up settings that act on what is shared by all revisions."""
+        self.flood.rate = settings.flood_rate
+        self.flood.burst = float(settings.flood_burst)
+        if self.assembler.user_agent != settings.user_agent:
+            self.assembler.user_agent = settings.user_agent
+            self.assembler.reset()
+
+    # -- recording --
+
+    def record(
+        self,
+        action: str,
+        *,
+        target: Target | tuple[str, str] | None = None,
+        change: Mapping[str, tuple[Any, Any]] | None = None,
+        reason: str = "",
+        outcome: str = "success",
+        kind: str = "bot",
+        level: str = "",
+        actor: Actor | None = None,
+        ticket: str = "",
+        policy: str = "",
+        tool: Mapping[str, Any] | None = None,
+        model: Mapping[str, Any] | None = None,
+        **detail: Any,
+    ) -> Receipt:
+        """Record something that the service did.
+
+        `action` is dotted (`bot.assigned`), `target` a type and an id, `change` maps a field to (old, new). Actor,
+        reason, trace and request are those of the running request where there is one. `tool` and `model` are an
+        agent's calls (`name`, `call_id`, …); they set `kind`. Returns at once; `await receipt.durable()` where the
+        record must be on disk before going on. Actions that begin with `audit.` are the trail's own and get `app.` in
+        front.
+        """
+        if action.startswith(RESERVED_PREFIX):
+            action = f"app.{action}"
+        members: dict[str, Any] = {"kind": "tool" if tool else "model" if model else kind, "action": action}
+        members["outcome"] = outcome
+        members["level"] = level or ("info" if outcome == "success" else "warning")
+        if target is not None:
+            members["target"] = _target(target)
+        if change:
+            members["change"] = {name: list(pair) for name, pair in change.items()}
+        for name, value in (("ticket", ticket), ("policy", policy), ("tool", tool), ("model", model)):
+            if value:
+                members[name] = value
+        if detail:
+            members["detail"] = detail
+        return self._append(members, actor, reason)
+
+    def record_event(self, event: Event) -> None:
+        """Record an event of the core or of a plugin; subscribed inline."""
+        members: dict[str, Any] = {
+            "kind": event.kind,
+            "action": event.action,
+            "outcome": event.outcome,
+            "level": event.level,
+            "event": type(event).__name__,
+        }
+        if event.target is not None:
+            members["target"] = _target(event.target)
+        if event.change:
+            members["change"] = {name: list(pair) for name, pair in event.change.items()}
+        detail = {
+            field.name: getattr(event, field.name)
+            for field in attrs.fields(type(event))
+            if field.name not in _BASE_FIELDS and not field.name.startswith("_")
+        }
+        if detail:
+            members["detail"] = detail
+        self._append(members, event.actor, event.reason)
+
+    def system(self, action: str, **members: Any) -> Receipt:
+        """Record one of the trail's own actions (`audit.…`)."""
+        record = {"kind": "system", "action": action, "outcome": "success", "level": "info", **members}
+        return self._append(record, members.pop("by", None) or SYSTEM, "")
+
+    def _append(self, members: dict[str, Any], actor: Actor | None, reason: str) -> Receipt:
+        context: RequestContext | None = context_variable.get()
+        if context is not None:
+            actor = actor or context.actor
+            reason = reason or context.reason
+            members["request"] = context.id
+            members["mode"] = context.mode.value
+            if context.version:
+                members["version"] = context.version
+            notes = context._notes
+            if notes is not None and TRACE_NOTE in notes:
+                members["trace"] = notes[TRACE_NOTE]
+        if reason:
+            members["reason"] = reason
+        return self.journal.append(self.assembler.event(members, actor or SYSTEM))
+
+    # -- floods --
+
+    def flush_flood(self) -> None:
+        """Record the counts of refusals that were not recorded one by one."""
+        counts = self.flood.take()
+        if counts:
+            refusals = [{"status": status, "route": route, "count": count} for (status, route), count in counts.items()]
+            total = sum(counts.values())
+            self.system("audit.refusals-summed", outcome="refused", level="warning", count=total, refusals=refusals)
+
+
+def _target(target: Target | tuple[str, str]) -> dict[str, str]:
+    if isinstance(target, Target):
+        return {"type": target.type, "id": target.id}
+    kind, name = target
+    return {"type": str(kind), "id": str(name)}
