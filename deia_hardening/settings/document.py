@@ -129,10 +129,15 @@ def read(
     return Document(root, tuple(problems), broken, enabled, home, environment, limits, heads)
 
 
+def parse_any(file: FileText, problems: Problems, limits: DocumentLimits, source: Source) -> Node | None:
+    """One file's value, by its ending JSON or else YAML; None where it is empty or unreadable."""
+    parse = parse_json if file.name.endswith(".json") else parse_yaml
+    return parse(file.data, file.name, problems, limits, source)
+
+
 def parse_file(file: FileText, problems: Problems, limits: DocumentLimits, source: Source) -> Mapping | None:
     """One file's top-level map, None where it is empty or unreadable. Notes every problem."""
-    parse = parse_json if file.name.endswith(".json") else parse_yaml
-    node = parse(file.data, file.name, problems, limits, source)
+    node = parse_any(file, problems, limits, source)
     if node is None or (isinstance(node, Scalar) and node.value is None):
         return None
     if not isinstance(node, Mapping):

@@ -1,0 +1,141 @@
+# ruff: noqa: E501
+"""The OpenFeature provider through the real SDK's client."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+api = pytest.importorskip("openfeature.api")
+
+from deia_config.flags import FlagSet, flags_from_text  # noqa: E402
+
+FLAGS = {
+    "flags": {
+        "boolean-flag": {"state": "ENABLED", "variants": {"on": True, "off": False}, "defaultVariant": "on"},
+        "string-flag": {"state": "ENABLED", "variants": {"greeting": "hi", "parting": "bye"}, "defaultVariant": "greeting"},
+        "integer-flag": {"state": "ENABLED", "variants": {"one": 1, "ten": 10}, "defaultVariant": "ten"},
+        "float-flag": {"state": "ENABLED", "variants": {"tenth": 0.1, "half": 0.5}, "defaultVariant": "half"},
+        "object-flag": {"state": "ENABLED", "variants": {"empty": {}, "full": {"a": [1]}}, "defaultVariant": "full"},
+        "disabled-flag": {"state": "DISABLED", "variants": {"on": True}, "defaultVariant": "on"},
+        "null-flag": {"state": "ENABLED", "variants": {"on": True}, "defaultVariant": None},
+        "targeted": {
+            "state": "ENABLED", "variants": {"hit": "hit", "miss": "miss"}, "defaultVariant": "miss",
+            "targeting": {"if": [{"==": [{"var": "targetingKey"}, "me"]}, "hit", None]}, "metadata": {"version": "17"},
+        },
+    },
+    "metadata": {"team": "bots"},
+}  # fmt: skip
+
+
+class Manager:
+    def __init__(self) -> None:
+        self.flag_set: FlagSet = flags_from_text(json.dumps(FLAGS))
+        self.callbacks: list[Any] = []
+
+    def on_flags_changed(self, callback: Any) -> Any:
+        self.callbacks.append(callback)
+        return lambda: self.callbacks.remove(callback)
+
+
+@pytest.fixture
+def manager() -> Manager:
+    return Manager()
+
+
+@pytest.fixture
+def client(manager: Manager) -> Any:
+    from deia_config.flags.provider import FlagProvider
+
+    api.set_provider(FlagProvider(manager), "t")
+    yield api.get_client("t")
+    api.clear_providers()
+
+
+def test_values_variants_and_reasons(client: Any) -> None:
+    details = client.get_boolean_details("boolean-flag", False)
+    assert (details.value, details.variant, details.reason) == (True, "on", "STATIC")
+    assert client.get_string_value("string-flag", "x") == "hi"
+    assert client.get_integer_value("integer-flag", 1) == 10
+    assert client.get_float_value("float-flag", 0.1) == 0.5
+    assert client.get_object_value("object-flag", {}) == {"a": [1]}
+
+
+def test_targeting_and_metadata(client: Any) -> None:
+    from openfeature.evaluation_context import EvaluationContext
+
+    details = client.get_string_details("targeted", "x", EvaluationContext("me"))
+    assert (details.value, details.reason) == ("hit", "TARGETING_MATCH")
+    assert details.flag_metadata == {"team": "bots", "version": "17"}
+    details = client.get_string_details("targeted", "x", EvaluationContext("you"))
+    assert (details.value, details.variant, details.reason) == ("miss", "miss", "DEFAULT")
+
+
+@pytest.mark.parametrize(
+    ("method", "key", "default"),
+    [
+        ("string", "boolean-flag", "x"), ("integer", "boolean-flag", 1), ("float", "boolean-flag", 0.1),
+        ("boolean", "string-flag", False), ("integer", "string-flag", 1), ("boolean", "integer-flag", False),
+        ("string", "integer-flag", "x"), ("string", "float-flag", "x"), ("integer", "float-flag", 3),
+        ("object", "string-flag", {}),
+    ],
+)  # fmt: skip
+def test_another_type_is_a_mismatch(client: Any, method: str, key: str, default: Any) -> None:
+    details = getattr(client, f"get_{method}_details")(key, default)
+    assert (details.value, details.error_code, details.reason) == (default, "TYPE_MISMATCH", "ERROR")
+
+
+def test_missing_disabled_and_without_default(client: Any) -> None:
+    details = client.get_boolean_details("nope", True)
+    assert (details.value, details.error_code, details.reason) == (True, "FLAG_NOT_FOUND", "ERROR")
+    details = client.get_boolean_details("disabled-flag", False)
+    assert (details.value, details.error_code, details.reason) == (False, None, "DISABLED")
+    details = client.get_boolean_details("null-flag", False)
+    assert (details.value, details.variant, details.reason) == (False, None, "DEFAULT")
+
+
+def test_a_reload_is_told_with_the_flags_that_changed(client: Any, manager: Manager) -> None:
+    from openfeature.event import ProviderEvent
+
+    told: list[Any] = []
+    client.add_handler(ProviderEvent.PROVIDER_CONFIGURATION_CHANGED, told.append)
+    manager.flag_set = flags_from_text(json.dumps(FLAGS).replace('"hi"', '"hello"'))
+    for callback in manager.callbacks:
+        callback(["string-flag"])
+    assert client.get_string_value("string-flag", "x") == "hello"
+    deadline = 100
+    while not told and deadline:
+        import time
+
+        time.sleep(0.01)
+        deadline -= 1
+    assert told[0].flags_changed == ["string-flag"]
+
+
+def test_shutdown_ends_the_subscription(client: Any, manager: Manager) -> None:
+    assert manager.callbacks
+    api.clear_providers()
+    assert not manager.callbacks
+
+
+def test_hooks_run_around_an_evaluation(manager: Manager) -> None:
+    from openfeature.hook import Hook
+
+    from deia_config.flags.provider import FlagProvider
+
+    class Counting(Hook):
+        seen = 0
+
+        def after(self, *args: Any, **kwargs: Any) -> None:
+            type(self).seen += 1
+
+    api.set_provider(FlagProvider(manager, hooks=[Counting()]), "h")
+    api.get_client("h").get_boolean_value("boolean-flag", False)
+    api.clear_providers()
+    assert Counting.seen == 1
+
+
+async def test_async_resolution(client: Any) -> None:
+    assert await client.get_boolean_value_async("boolean-flag", False) is True
