@@ -1,0 +1,95 @@
+"""kill -9 at a random instant of a child that says what it acknowledged.
+
+It shows what a process may lose, and nothing about a disk: the kernel keeps what a killed process wrote. For fsync
+take `power_cuts`.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Mapping, Sequence
+
+import attrs
+
+
+@attrs.frozen
+class Killed:
+    """How a run ended. `acknowledged` are the whole lines the child had printed."""
+
+    acknowledged: list[str]
+    killed: bool
+    returncode: int
+    stderr: str
+    seed: int
+
+
+def run_and_kill(
+    argv: Sequence[str],
+    *,
+    seed: int,
+    after: tuple[int, int] = (0, 100),
+    jitter: float = 0.003,
+    timeout: float = 60.0,
+    env: Mapping[str, str] | None = None,
+) -> Killed:
+    """Run `argv` and kill it with SIGKILL, with its process group, at an instant drawn from `seed`.
+
+    The child prints one line per thing that it acknowledges, flushed. It is killed up to `jitter` seconds after a
+    number of lines between the two of `after`, or after `timeout` seconds; a child that ends earlier was not killed.
+    """
+    rng = random.Random(seed)
+    wanted = rng.randint(*after)
+    pause = rng.random() * jitter
+    process = subprocess.Popen(
+        argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=dict(env) if env is not None else None,
+        start_new_session=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    assert process.stderr is not None
+    errors: list[bytes] = []
+    stderr = process.stderr
+    reader = threading.Thread(target=lambda: errors.append(stderr.read()), daemon=True)
+    reader.start()
+    expired = threading.Timer(timeout, _kill, [process])
+    expired.daemon = True
+    expired.start()
+    data = b""
+    killed = False
+    descriptor = process.stdout.fileno()
+    while True:
+        if not killed and data.count(b"\n") >= wanted:
+            end = time.monotonic() + pause
+            while time.monotonic() < end:
+                pass  # a sleep would be rounded up to the timer's tick
+            killed = process.poll() is None
+            _kill(process)
+        chunk = os.read(descriptor, 65536)
+        if not chunk:
+            break
+        data += chunk
+    returncode = process.wait()
+    expired.cancel()
+    reader.join(5)
+    process.stdout.close()
+    process.stderr.close()
+    lines = data.split(b"\n")[:-1]
+    return Killed(
+        [line.decode("utf-8", "replace") for line in lines],
+        killed,
+        returncode,
+        b"".join(errors).decode("utf-8", "replace"),
+        seed,
+    )
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    """The child and what it started, by the process group that is the child's own."""
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
