@@ -99,7 +99,7 @@ def build(session: nox.Session) -> None:
     shutil.rmtree(fresh, ignore_errors=True)
     session.run("uv", "venv", "--quiet", "--python", sys.executable, str(fresh), external=True)
     python = str(fresh / "bin" / "python")
-    session.run("uv", "pip", "install", "--quiet", "--python", python, f"{wheel}[server]", "fastapi", external=True)
+    session.run("uv", "pip", "install", "--quiet", "--python", python, f"{wheel}[demo]", external=True)
     with session.chdir(out.parent):
         imports = "; ".join(f"import {name}" for name in PACKAGES)
         session.run(python, "-c", f"{imports}; print(deia_hardening.__file__)", external=True)

@@ -1,0 +1,92 @@
+"""What people see on a terminal: plain lines, tables, problems. Text from outside is escaped, never rendered."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from deia_hardening.journal.terminal import escape_for_terminal
+
+out = Console(highlight=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def safe(value: Any) -> Text:
+    """A value as text that can't move the cursor, hide or style anything."""
+    text = value if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False)
+    return Text(escape_for_terminal(text, markup=False))
+
+
+def say(line: str) -> None:
+    """One line on standard output."""
+    out.print(safe(line))
+
+
+def fail(lines: Sequence[str], title: str = "") -> NoReturn:
+    """Problems on standard error, then exit code 1."""
+    if title:
+        err.print(Text(f"{title}:", style="bold red"))
+    for line in lines:
+        for part in line.splitlines():
+            err.print(safe(part))
+    raise SystemExit(1)
+
+
+def show(value: Any, as_json: bool) -> None:
+    """An operation's output: JSON for programs, a table for people."""
+    if as_json:
+        json.dump(value, sys.stdout, indent=2, default=str, ensure_ascii=False)
+        sys.stdout.write("\n")
+    elif isinstance(value, Mapping):
+        rows: list[tuple[str, Any]] = []
+        tables: list[tuple[str, Sequence[Mapping[str, Any]]]] = []
+        for key, item in value.items():
+            if isinstance(item, Sequence) and not isinstance(item, str) and item and isinstance(item[0], Mapping):
+                tables.append((str(key), item))
+            else:
+                rows.append((str(key), item))
+        if rows:
+            table = Table(show_header=False, box=None, pad_edge=False)
+            for key, item in rows:
+                table.add_row(Text(key.replace("_", " "), style="bold"), _cell(item))
+            out.print(table)
+        for key, items in tables:
+            _table(key, items)
+    elif isinstance(value, Sequence) and not isinstance(value, str):
+        for item in value:
+            show(item, False)
+    else:
+        out.print(safe(value))
+
+
+def _table(title: str, items: Sequence[Mapping[str, Any]]) -> None:
+    columns = list(dict.fromkeys(key for item in items for key in item))
+    table = Table(title=Text(title.replace("_", " ")), title_justify="left", box=None, pad_edge=False)
+    for column in columns:
+        table.add_column(column.replace("_", " "))
+    for item in items:
+        table.add_row(*(_cell(item.get(column, "")) for column in columns))
+    out.print(table)
+
+
+def _cell(item: Any) -> Text | Table:
+    if isinstance(item, Mapping) and item:
+        inner = Table(show_header=False, box=None, pad_edge=False)
+        for key, value in item.items():
+            inner.add_row(safe(str(key)), _cell(value))
+        return inner
+    if isinstance(item, Sequence) and not isinstance(item, str):
+        return Text("\n").join(safe(each) for each in item)
+    if item is None:
+        return Text("-")
+    if isinstance(item, bool):
+        return Text("yes" if item else "no")
+    if isinstance(item, float):
+        return Text(f"{item:g}")
+    return safe(item)

@@ -1,0 +1,25 @@
+"""Finding the app that `module:attribute` names, as servers do: with the current folder importable."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from deia_hardening.errors import HardeningError
+from deia_hardening.peers import import_string
+
+
+def load_target(target: str, factory: bool = False) -> Any:
+    """Import the app. Raises HardeningError that says what is missing."""
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    if ":" not in target:
+        target = f"{target.removesuffix('.py').replace('/', '.')}:app"
+    app = import_string(target)
+    if factory:
+        app = app()
+    if not callable(app):
+        raise HardeningError(f"{target} is no ASGI app but {type(app).__name__}; name it as module:attribute")
+    return app

@@ -1,0 +1,11 @@
+"""The service's durable state: three names. What is acknowledged is on disk, and survives any crash."""
+
+from __future__ import annotations
+
+from bot_service.models import Bot, Job, Message
+from deia_recovery import Assignments, Registry, TaskQueue
+
+bots = Registry("bots", Bot)
+mailboxes = Registry("mailboxes", list[Message])
+tasks = TaskQueue("tasks", Job)
+assignments = Assignments("assignments")
