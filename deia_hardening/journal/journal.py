@@ -273,9 +273,9 @@ class Journal(Inlet):
         if writer.unsynced_bytes:
             self._wait(semaphore, IDLE, writer.sync_due - self._clock.monotonic())
             return True
-        if self._wait(semaphore, IDLE, settings.idle_close) or writer.unsynced_bytes:
+        if not self._closed and (self._wait(semaphore, IDLE, settings.idle_close) or writer.unsynced_bytes):
             return True
-        return self._rest(semaphore)
+        return self._rest()
 
     def _sync_now(self) -> bool:
         settings, writer = self.settings, self._writer
@@ -286,11 +286,11 @@ class Journal(Inlet):
             or self._clock.monotonic() >= writer.sync_due
         )
 
-    def _rest(self, semaphore: threading.Lock) -> bool:
+    def _rest(self) -> bool:
         """End the thread if there is still nothing to do. False when it ends."""
         with self._writer.role:
             with self._lock:
-                if self._queue or self._gap is not None or self._waiters:
+                if (self._queue or self._gap is not None or self._waiters) and not self._closed:
                     return True
                 self._level = NO_THREAD
             self._live.close()
