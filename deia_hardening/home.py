@@ -19,7 +19,7 @@ from deia_hardening.runtime import runtime
 
 if TYPE_CHECKING:
     from deia_hardening.journal import Journal, JournalSettings
-    from deia_hardening.store import HomePage, Store, StoreSettings
+    from deia_hardening.store import HomePage, SharedStore, StoreSettings
 
 _lock = threading.Lock()
 _homes: weakref.WeakValueDictionary[Path, Home] = weakref.WeakValueDictionary()
@@ -35,7 +35,7 @@ class Home:
         self.clock = clock
         self._lock = threading.Lock()
         self._journals: dict[str, Journal] = {}
-        self._store: Store | None = None
+        self._store: SharedStore | None = None
         self._users: dict[int, tuple[str, str]] = {}
         self._made = False
 
@@ -103,7 +103,7 @@ class Home:
         with self._lock:
             return tuple(self._journals.values())
 
-    def store(self, settings: StoreSettings) -> Store:
+    def store(self, settings: StoreSettings) -> SharedStore:
         """The store of small shared state, the same object for everybody."""
         found = self._store
         if found is None:

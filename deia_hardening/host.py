@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from deia_hardening.journal import Journal
     from deia_hardening.lifecycle import Core
     from deia_hardening.revision import Revision
-    from deia_hardening.store import HomePage, Store
+    from deia_hardening.store import HomePage, SharedStore
 
 T = TypeVar("T")
 
@@ -53,7 +53,7 @@ class AppHost:
         return runtime()
 
     @property
-    def store(self) -> Store:
+    def store(self) -> SharedStore:
         from deia_hardening.store import StoreSettings
 
         return self.home_handle.store(self.settings(StoreSettings))

@@ -292,7 +292,7 @@ class Core:
             journal.drain(self.requests.stop_timeout)
         store = self.home._store
         if store is not None:
-            store.close()
+            store.sync.close()
 
     async def open_lifespan(self) -> None:
         """A lifespan opened: start, or join what is started."""

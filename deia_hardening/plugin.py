@@ -31,7 +31,7 @@ from deia_hardening.types import ASGIApp, Message, Receive, Scope, Send
 if TYPE_CHECKING:
     from deia_hardening.journal import Journal, Receipt
     from deia_hardening.store import HomePage as Page
-    from deia_hardening.store import Store
+    from deia_hardening.store import SharedStore as Store
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -297,5 +297,5 @@ def __getattr__(name: str) -> Any:
     if name in ("Store", "Page"):
         import deia_hardening.store as store
 
-        return getattr(store, "HomePage" if name == "Page" else name)
+        return getattr(store, "HomePage" if name == "Page" else "SharedStore")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""`deia-hardening init` and `schema`: a starter file made from the plugins' own declarations, so that it is never stale."""
+"""`deia-hardening init` and `schema`: a starter file made from the plugins' own declarations, so never stale."""
 
 from __future__ import annotations
 

@@ -50,8 +50,7 @@ def serve(
         options["factory"] = True
         hardened_target()  # problems are told once, here
     uvicorn.run(
-        application, workers=workers, proxy_headers=False, log_level=log_level, lifespan="on" if workers == 1 else "auto",
-        timeout_graceful_shutdown=25, **options,
+        application, workers=workers, proxy_headers=False, log_level=log_level, timeout_graceful_shutdown=25, **options
     )  # fmt: skip
 
 

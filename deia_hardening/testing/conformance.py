@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -45,10 +45,8 @@ class FailsToStart(Plugin[_NoSettings]):
     Settings: ClassVar[type] = _NoSettings
     position: ClassVar[Position] = Position.INNER
 
-    @contextlib.asynccontextmanager
-    async def run(self) -> AsyncIterator[None]:
+    def run(self) -> contextlib.AbstractAsyncContextManager[None]:
         raise RuntimeError("this start fails on purpose")
-        yield
 
 
 class _BoomError(Exception):
@@ -95,7 +93,7 @@ class PluginConformance:
             section["use"] = self.use
         return {"home": str(home), self.name: section, **more}
 
-    def hardened(self, app: ASGIApp, home: Path) -> ASGIApp:
+    def hardened(self, app: ASGIApp, home: Path) -> Any:
         return harden(app, self.settings(home))
 
     def run(self, backend: str, function: Any, *args: Any) -> Any:
