@@ -12,6 +12,7 @@ from deia_hardening.upstream.base import (
     Readiness,
     Upstream,
     UpstreamError,
+    UpstreamStartError,
     outcome_of,
 )
 from deia_hardening.upstream.child_context import ChildContext, ChildState
@@ -30,6 +31,7 @@ __all__ = [
     "Upstream",
     "UpstreamError",
     "UpstreamSettings",
+    "UpstreamStartError",
     "WebSocketSettings",
     "open_upstream",
     "outcome_of",

@@ -9,19 +9,13 @@ had begun: nothing can be put in its place). Every other exception is the app's 
 from __future__ import annotations
 
 import enum
-from collections.abc import Awaitable, Callable, MutableMapping
 from contextlib import AbstractAsyncContextManager
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol
 
 import attrs
 
-from deia_hardening.errors import HardeningError
-
-Scope: TypeAlias = MutableMapping[str, Any]
-Message: TypeAlias = MutableMapping[str, Any]
-Receive: TypeAlias = Callable[[], Awaitable[Message]]
-Send: TypeAlias = Callable[[Message], Awaitable[None]]
-ASGIApp: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
+from deia_hardening.errors import HardeningError, StartError
+from deia_hardening.types import Receive, Scope, Send
 
 
 class Outcome(enum.Enum):
@@ -74,6 +68,15 @@ class Aborted(UpstreamError):  # noqa: N818 - a verdict, not a fault
     """The answer broke after its start. Let it pass: the server then cuts the client's connection."""
 
     outcome = Outcome.STARTED
+
+
+class UpstreamStartError(StartError):
+    """An upstream could not be brought up; nothing of it was left running. `why` has its last words."""
+
+    def __init__(self, upstream: str, why: str) -> None:
+        self.plugin = self.upstream = upstream
+        self.why = why
+        HardeningError.__init__(self, f"upstream {upstream} could not start: {why}; nothing of it was left running")
 
 
 def outcome_of(error: BaseException | None, *, started: bool) -> Outcome:

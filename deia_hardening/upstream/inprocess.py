@@ -17,9 +17,8 @@ from typing import Any
 
 import anyio
 
-from deia_hardening.errors import StartError
 from deia_hardening.types import ASGIApp, Message, Receive, Scope, Send
-from deia_hardening.upstream.base import NotSent, Readiness
+from deia_hardening.upstream.base import NotSent, Readiness, UpstreamStartError
 from deia_hardening.upstream.inner import ROLE_INNER, ROLE_VARIABLE
 
 _import_lock = threading.RLock()
@@ -50,9 +49,9 @@ def load_app(target: str) -> ASGIApp:
             for part in path.split("."):
                 found = getattr(found, part)
         except Exception as error:
-            raise StartError(f"inproc:{target}", f"{type(error).__name__}: {error}") from error
+            raise UpstreamStartError(f"inproc:{target}", f"{type(error).__name__}: {error}") from error
     if not callable(found):
-        raise StartError(f"inproc:{target}", f"{path} is a {type(found).__name__}, not an ASGI app")
+        raise UpstreamStartError(f"inproc:{target}", f"{path} is a {type(found).__name__}, not an ASGI app")
     return found  # type: ignore[no-any-return]
 
 
@@ -90,7 +89,7 @@ class InProcessUpstream:
         if app is None:
             try:
                 app = self.app
-            except StartError as error:
+            except UpstreamStartError as error:
                 raise NotSent(self._name, "error", str(error)) from error
         if self._lifespan_error is not None:
             raise NotSent(self._name, "lifespan", f"its start-up failed: {self._lifespan_error}")
@@ -152,7 +151,7 @@ class InProcessUpstream:
         if drive.failed is not None:
             if not drive.was_up:
                 self._lifespan_error = drive.failed
-                raise StartError(self._name, str(drive.failed)) from drive.failed
+                raise UpstreamStartError(self._name, str(drive.failed)) from drive.failed
             raise drive.failed
 
 

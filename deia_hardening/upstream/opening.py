@@ -46,6 +46,14 @@ def open_upstream(
         if not _IMPORT(rest):
             raise bad(target, "inproc: needs module:app", "inproc:shop.main:app")
         return InProcessUpstream(label, rest)
+    if kind == "process":
+        from deia_hardening.upstream.process import ProcessUpstream
+
+        if not _IMPORT(rest):
+            raise bad(target, "process: needs module:app", "process:shop.main:app")
+        if home is None:
+            raise bad(target, "process: needs a home for its socket", "home=Path('.deia')")
+        return ProcessUpstream(label, rest, settings, Path(home), context=context, repeatable=repeatable)
     if kind in ("http", "https", "unix"):
         return parse_url(target, settings, label, context, repeatable)
     raise bad(target, "not a kind of upstream", KINDS)

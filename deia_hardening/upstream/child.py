@@ -1,0 +1,267 @@
+"""One run of a child process, seen from its parent: started, listened to, told, ended. On the background
+loop.
+
+Its environment is an allow-list, its key comes by the pipe, its output is read and its last lines are kept.
+It is in a session of its own, so the terminal's Ctrl-C is its parent's affair.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from deia_hardening.runtime import runtime
+from deia_hardening.upstream.child_context import ChildState
+from deia_hardening.upstream.inner import CONTROL_VARIABLE, ROLE_INNER, ROLE_VARIABLE
+from deia_hardening.upstream.settings import ProcessSettings
+
+_PROGRAM = Path(__file__).with_name("child_main.py")
+_MAX_BUFFER = 4 << 20
+_LINE = 500
+_logger = logging.getLogger("deia_hardening.child")
+_plain = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160))} | {9: "\t"}
+
+
+@attrs.frozen
+class Order:
+    """What a child is started for."""
+
+    name: str
+    target: str
+    home: Path
+    socket: Path
+    key: bytes = attrs.field(repr=False)
+    settings: ProcessSettings
+
+
+def environment(order: Order, own: dict[str, str]) -> dict[str, str]:
+    """The child's whole environment: what the settings let through of `own`, and its role. Pure."""
+    allowed = {name: own[name] for name in order.settings.environment if name in own}
+    return {
+        **allowed,
+        **order.settings.variables,
+        "PYTHONUNBUFFERED": "1",
+        "DEIA_HOME": str(order.home),
+        ROLE_VARIABLE: ROLE_INNER,
+    }
+
+
+class Child:
+    """One process from start to end. `exited` is set when it is gone, `ready` when it accepts connections."""
+
+    def __init__(self, order: Order, on_record: Callable[[dict[str, Any]], None]) -> None:
+        self.order = order
+        self.ready = asyncio.Event()
+        self.exited = asyncio.Event()
+        self.returncode: int | None = None
+        self.failure = ""
+        self.tail: deque[str] = deque(maxlen=order.settings.log_lines)
+        self.pid = 0
+        self._loop = asyncio.get_running_loop()
+        self._on_record = on_record
+        self._process: subprocess.Popen[bytes] | None = None
+        self._control: socket.socket | None = None
+        self._output = -1
+        self._pidfd = -1
+        self._incoming = b""
+        self._text = b""
+        self._outgoing = b""
+        self._state: ChildState | None = None
+
+    async def spawn(self) -> None:
+        """Start the process. Raises OSError, for an interpreter or folder that is not there."""
+        ours, theirs = socket.socketpair()
+        output, written = os.pipe()
+        try:
+            self._process = await runtime().blocking(self._popen, theirs.fileno(), written)
+        except BaseException:
+            ours.close()
+            os.close(output)
+            raise
+        finally:
+            theirs.close()
+            os.close(written)
+        self.pid = self._process.pid
+        ours.setblocking(False)
+        os.set_blocking(output, False)
+        self._control, self._output = ours, output
+        self._loop.add_reader(ours, self._hear)
+        self._loop.add_reader(output, self._read_output)
+        self._watch_exit()
+        order = self.order
+        self._say(
+            {
+                "t": "run",
+                "target": order.target,
+                "socket": str(order.socket),
+                "key": order.key.hex(),
+                "stop_timeout": max(1.0, float(order.settings.stop_timeout)),
+            }
+        )
+
+    def _popen(self, control: int, output: int) -> subprocess.Popen[bytes]:
+        settings = self.order.settings
+        env = environment(self.order, dict(os.environ)) | {CONTROL_VARIABLE: str(control)}
+        return subprocess.Popen(
+            [settings.interpreter or sys.executable, "-P", str(_PROGRAM)],
+            cwd=settings.folder or None,
+            env=env,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            pass_fds=(control,),
+            start_new_session=True,
+        )
+
+    def _watch_exit(self) -> None:
+        try:
+            self._pidfd = os.pidfd_open(self.pid)
+        except (AttributeError, OSError):
+            threading.Thread(target=self._wait_in_thread, name="deia-child", daemon=True).start()
+        else:
+            self._loop.add_reader(self._pidfd, self._on_exit)
+
+    def _wait_in_thread(self) -> None:
+        assert self._process is not None
+        self._process.wait()
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._on_exit)
+
+    def _on_exit(self) -> None:
+        assert self._process is not None
+        self.returncode = self._process.wait()
+        self._read_output()
+        if self._pidfd >= 0:
+            self._loop.remove_reader(self._pidfd)
+            os.close(self._pidfd)
+            self._pidfd = -1
+        self._close_control()
+        if self._output >= 0:
+            self._loop.remove_reader(self._output)
+            os.close(self._output)
+            self._output = -1
+        self.exited.set()
+
+    def tell(self, state: ChildState) -> None:
+        """Pass a state on. When the pipe is full only the newest waits."""
+        if self._outgoing:
+            self._state = state
+            return
+        self._say({"t": "state", **attrs.asdict(state)})
+
+    def _say(self, message: dict[str, Any]) -> None:
+        self._outgoing += json.dumps(message, default=str).encode() + b"\n"
+        self._push()
+
+    def _push(self) -> None:
+        control = self._control
+        if control is None:
+            return
+        self._loop.remove_writer(control)
+        try:
+            self._outgoing = self._outgoing[control.send(self._outgoing) :]
+        except BlockingIOError:
+            pass
+        except OSError:  # it is ending; the exit is seen elsewhere
+            self._outgoing = b""
+        if self._outgoing:
+            self._loop.add_writer(control, self._push)
+        elif self._state is not None:
+            state, self._state = self._state, None
+            self.tell(state)
+
+    def _hear(self) -> None:
+        assert self._control is not None
+        try:
+            data = self._control.recv(65536)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self._close_control()
+            return
+        *lines, self._incoming = (self._incoming + data).split(b"\n")
+        if len(self._incoming) > _MAX_BUFFER:
+            self._incoming = b""
+        for line in lines:
+            try:
+                message = json.loads(line)
+                kind = message["t"]
+            except (ValueError, KeyError, TypeError):
+                continue
+            if kind == "ready":
+                self.ready.set()
+            elif kind == "failed":
+                self.failure = str(message.get("why", ""))[:2000].translate(_plain)
+            elif kind == "record" and isinstance(message.get("event"), dict):
+                try:
+                    self._on_record(message["event"])
+                except Exception:
+                    _logger.exception("a record of %s was not taken", self.order.name)
+
+    def _close_control(self) -> None:
+        control, self._control = self._control, None
+        if control is not None:
+            self._loop.remove_reader(control)
+            self._loop.remove_writer(control)
+            control.close()
+
+    def _read_output(self) -> None:
+        if self._output < 0:
+            return
+        while True:
+            try:
+                data = os.read(self._output, 65536)
+            except (BlockingIOError, InterruptedError):
+                return
+            if not data:
+                self._loop.remove_reader(self._output)
+                return
+            *lines, rest = (self._text + data).split(b"\n")
+            self._text = rest[-_LINE:]
+            for line in lines:
+                text = line[:_LINE].decode("utf-8", "replace").translate(_plain)
+                self.tail.append(text)
+                _logger.info("%s[%d]: %s", self.order.name, self.pid, text)
+
+    async def end(self, patience: float) -> None:
+        """Ask it to end, by the pipe; after `patience` seconds kill it. Returns when it is gone."""
+        if self._process is None or self.exited.is_set():
+            return
+        if self._control is not None:
+            self._say({"t": "stop"})
+        try:
+            async with asyncio.timeout(patience):
+                await self.exited.wait()
+        except TimeoutError:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.send_signal(signal.SIGKILL)
+            await self.exited.wait()
+
+    def describe_end(self) -> str:
+        """Why it is gone, for a person: status or signal, its own words, its last lines."""
+        code = self.returncode
+        if code is None:
+            how = "still running"
+        elif code < 0:
+            how = f"killed by {signal.Signals(-code).name}" if -code in signal.valid_signals() else f"signal {-code}"
+        else:
+            how = f"exit status {code}"
+        lines = "\n".join(f"    {line}" for line in list(self.tail)[-20:])
+        own = f": {self.failure}" if self.failure else ""
+        return f"{how}{own}" + (f"\n  its last lines:\n{lines}" if lines else "")

@@ -1,0 +1,285 @@
+"""An upstream that is a child process on a Unix socket: started, kept alive, called by HTTP.
+
+One process per home supervises: it holds the lock of the run folder, ends survivors of the last supervisor,
+starts children and starts them again with growing pauses. Other workers of the home call the same child
+through its record, and one of them takes over when the supervisor is gone; until then calls are not sent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import secrets
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar
+
+from deia_hardening.runtime import runtime
+from deia_hardening.types import Receive, Scope, Send
+from deia_hardening.upstream import addresses
+from deia_hardening.upstream.base import NotSent, Readiness, UpstreamStartError
+from deia_hardening.upstream.child import Child, Order
+from deia_hardening.upstream.child_context import ChildState, ContextSource
+from deia_hardening.upstream.http import HttpUpstream
+from deia_hardening.upstream.request import Route
+from deia_hardening.upstream.rundir import RunDir
+from deia_hardening.upstream.settings import ProcessSettings, UpstreamSettings
+
+_logger = logging.getLogger("deia_hardening.child")
+_LOOK_AGAIN = 0.5  # how often a worker that does not supervise looks whether it must, and where the child is
+
+
+def pause_before(deaths: int, settings: ProcessSettings) -> float:
+    """Seconds to wait before a child that died `deaths` times in a row is started again. Pure."""
+    return float(min(settings.backoff_max, settings.backoff_min * 2 ** min(deaths - 1, 30)))
+
+
+class _Supervision:
+    """The run folder of one home in this process, shared by its upstreams; the lock goes with the last of
+    them."""
+
+    _all: ClassVar[dict[Path, _Supervision]] = {}
+    _guard = threading.Lock()
+
+    def __init__(self, home: Path) -> None:
+        self.rundir = RunDir(home)
+        self.users = 0
+        self._turn = threading.Lock()
+        self._reaped = False
+
+    @classmethod
+    def of(cls, home: Path) -> _Supervision:
+        with cls._guard:
+            return cls._all.setdefault(home, cls(home))
+
+    @classmethod
+    def after_fork(cls) -> None:
+        for known in cls._all.values():
+            known.rundir.unlock()  # the parent keeps the lock: a flock stays while any copy is open there
+        cls._all = {}
+        cls._guard = threading.Lock()
+
+    def lead(self, patience: float) -> bool:
+        """Try to be the supervisor; the first success ends what survived the last one. Blocks."""
+        with self._turn:
+            self.rundir.prepare()
+            if not self.rundir.try_lock():
+                return False
+            if not self._reaped:
+                self._reaped = True
+                ended = self.rundir.reap(patience)
+                if ended:
+                    _logger.warning("ended children that had survived their supervisor: %s", ended)
+            return True
+
+    def enter(self) -> None:
+        with self._guard:
+            self.users += 1
+
+    def leave(self) -> None:
+        with self._guard:
+            self.users -= 1
+            if self.users == 0:
+                self.rundir.unlock()
+                self._reaped = False
+
+
+class ProcessUpstream(HttpUpstream):
+    """A child process. See `Upstream` for the contract; `tell`, `on_record`, `on_death` are its own."""
+
+    def __init__(
+        self,
+        name: str,
+        target: str,
+        settings: UpstreamSettings,
+        home: Path,
+        *,
+        context: ContextSource | None = None,
+        repeatable: Callable[[Scope], bool] | None = None,
+    ) -> None:
+        route = Route(host=b"localhost", keep_host=True)
+        super().__init__(name, settings, route, path="-", context=context, repeatable=repeatable)
+        self._found = []
+        self._target = target
+        self._home = home.absolute()
+        self._supervision = _Supervision.of(self._home)
+        self._keeper: asyncio.Task[None] | None = None
+        self._child: Child | None = None
+        self._up: asyncio.Event | None = None
+        self._why = "not started"
+        self._state: ChildState | None = None
+        self._records: list[Callable[[dict[str, Any]], None]] = []
+        self._deaths: list[Callable[[str], None]] = []
+        self.restarts = 0
+        """How often the child was started again after it died."""
+
+    @property
+    def pid(self) -> int | None:
+        """The child's process id while this process supervises it and it accepts calls."""
+        child = self._child
+        return child.pid if child is not None and child.ready.is_set() and not child.exited.is_set() else None
+
+    def tell(self, state: ChildState) -> None:
+        """Pass revision, mode and flags to the child, now and whenever it starts again. Any thread."""
+        self._state = state
+        runtime().loop.call_soon_threadsafe(self._pass_state)
+
+    def _pass_state(self) -> None:
+        if self._child is not None and self._state is not None and not self._child.exited.is_set():
+            self._child.tell(self._state)
+
+    def on_record(self, callback: Callable[[dict[str, Any]], None]) -> None:
+        """Call `callback(event)` on the background loop for each record that the child hands up."""
+        self._records.append(callback)
+
+    def on_death(self, callback: Callable[[str], None]) -> None:
+        """Call `callback(reason)` on the background loop when the child is gone without being told to."""
+        self._deaths.append(callback)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self._key is None and not self._stopped:
+            raise NotSent(self._name, "refused", f"the child is not there: {self._why}")
+        await super().__call__(scope, receive, send)
+
+    async def start(self) -> None:
+        await runtime().run(self._start)
+
+    async def stop(self) -> None:
+        await runtime().run(self._stop)
+
+    async def ready(self) -> Readiness:
+        if self._key is None:
+            return Readiness(False, self._why)
+        return await super().ready()
+
+    async def _start(self) -> None:
+        self._stopped = False
+        if self._keeper is None or self._keeper.done():
+            self._up = asyncio.Event()
+            self._supervision.enter()
+            self._keeper = asyncio.create_task(self._keep())
+        assert self._up is not None
+        waiting = asyncio.create_task(self._up.wait())
+        try:
+            await asyncio.wait({waiting, self._keeper}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            waiting.cancel()
+        if self._keeper.done():
+            keeper, self._keeper = self._keeper, None
+            keeper.result()  # raises the StartError
+
+    async def _stop(self) -> None:
+        keeper, self._keeper = self._keeper, None
+        await super().stop()
+        self._why = "stopped"
+        if keeper is not None:
+            keeper.cancel()
+            await asyncio.wait({keeper})
+
+    async def _keep(self) -> None:
+        """Supervise, or follow who does, until cancelled. A first start that fails ends it with
+        StartError."""
+        settings = self.settings.process
+        try:
+            while True:
+                if await runtime().blocking(self._supervision.lead, settings.stop_timeout):
+                    await self._supervise()
+                await self._follow()
+                await asyncio.sleep(_LOOK_AGAIN)
+        finally:
+            await self._end_child()
+            self._key = None
+            self._supervision.leave()
+
+    async def _supervise(self) -> None:
+        settings = self.settings.process
+        loop = asyncio.get_running_loop()
+        deaths = 0
+        while True:
+            began = loop.time()
+            reason = await self._run_once(settings)
+            if self._up is not None and not self._up.is_set():
+                raise UpstreamStartError(self._name, reason)
+            self.restarts += 1
+            deaths = 1 if loop.time() - began >= settings.backoff_max else deaths + 1
+            self._why = reason
+            _logger.error("child %s is gone (%s); starting it again", self._name, reason)
+            for callback in self._deaths:
+                callback(reason)
+            await asyncio.sleep(pause_before(deaths, settings))
+
+    async def _run_once(self, settings: ProcessSettings) -> str:
+        """Start the child and stay with it to its end; returns the reason of the end."""
+        rundir = self._supervision.rundir
+        path = await runtime().blocking(rundir.socket_path, self._name)
+        key = self._key or secrets.token_bytes(32)
+        order = Order(self._name, self._target, self._home, path, key, settings)
+        child = self._child = Child(order, self._record)
+        try:
+            try:
+                await child.spawn()
+            except OSError as error:
+                return f"it could not be started: {error}"
+            await runtime().blocking(rundir.note, self._name, child.pid, str(path), key.hex())
+            if self._state is not None:
+                child.tell(self._state)
+            if not await self._until_ready(child, settings):
+                waited = not child.exited.is_set()
+                await child.end(settings.stop_timeout)
+                late = f"not ready within {settings.start_timeout}; " if waited else ""
+                return late + child.describe_end()
+            self._found = [addresses.unix(str(path))]
+            self._key = key
+            if self._up is not None:
+                self._up.set()
+            await child.exited.wait()
+            return child.describe_end()
+        finally:
+            await self._end_child()
+            await runtime().blocking(rundir.remove, self._name)
+
+    @staticmethod
+    async def _until_ready(child: Child, settings: ProcessSettings) -> bool:
+        tasks = {asyncio.create_task(child.ready.wait()), asyncio.create_task(child.exited.wait())}
+        try:
+            await asyncio.wait(tasks, timeout=settings.start_timeout, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in tasks:
+                task.cancel()
+        return child.ready.is_set() and not child.exited.is_set()
+
+    async def _end_child(self) -> None:
+        child = self._child
+        if child is not None and child.pid and not child.exited.is_set():
+            ending = asyncio.ensure_future(child.end(self.settings.process.stop_timeout))
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.shield(ending)
+            await ending
+
+    async def _follow(self) -> None:
+        """Another process supervises: take the child's place and key from its record."""
+        record = await runtime().blocking(self._supervision.rundir.read, self._name)
+        if record is None:
+            self._key = None
+            self._why = "its supervisor has not started it"
+            return
+        self._found = [addresses.unix(record.socket)]
+        self._key = bytes.fromhex(record.key)
+        if self._up is not None:
+            self._up.set()
+
+    def _record(self, event: dict[str, Any]) -> None:
+        for callback in self._records:
+            callback(event)
+
+
+def _register_fork() -> None:
+    import os
+
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=_Supervision.after_fork)
+
+
+_register_fork()
