@@ -134,15 +134,15 @@ def encode(scope: Scope, route: Route, target: bytes, extra: Sequence[bytes] = (
         elif kind == _LENGTH:
             length = _length(value, length)
         elif kind == _ENCODING:
-            if chunked or value.strip().lower() != b"chunked":
+            if chunked or value.strip(b" \t").lower() != b"chunked":
                 raise BadRequest("a transfer coding other than chunked")
             chunked = True
         elif kind == _CONNECTION:
-            named = [option.strip().lower() for option in value.split(b",")]
+            named = [option.strip(b" \t").lower() for option in value.split(b",")]
             if not _HARMLESS_OPTIONS.issuperset(named):
                 nominated = [*(nominated or ()), *named]
         elif kind == _EXPECT:
-            expect = value.strip().lower() == b"100-continue"
+            expect = value.strip(b" \t").lower() == b"100-continue"
         elif kind == _FORWARDED and not route.forwarded:
             append(name + b": " + value)
     if length is not None and chunked:
@@ -202,7 +202,7 @@ def forwardable(scope: Scope, route: Route) -> list[tuple[str, str]]:
         if kind == _HOST:
             host = value
         elif kind == _CONNECTION:
-            nominated.update(option.strip().lower() for option in value.split(b","))
+            nominated.update(option.strip(b" \t").lower() for option in value.split(b","))
         elif name.startswith(b"sec-websocket-") or (kind == _FORWARDED and route.forwarded):
             continue
         elif kind in (_PLAIN, _FORWARDED):

@@ -91,7 +91,7 @@ class ResponseReader:
     def feed(self, data: bytes) -> None:
         """Take bytes from the connection. Raises Malformed; nothing after that is to be believed."""
         if self.done:
-            self.reusable = False
+            self.reusable = self.reusable and not data
             return
         if not self.started:
             self.fed = True
@@ -146,11 +146,11 @@ class ResponseReader:
             self._sized = True
             self._headers.append((name, value))
         elif kind == _ENCODING:
-            if self._chunked or value.strip().lower() != b"chunked":
+            if self._chunked or value.strip(b" \t").lower() != b"chunked":
                 raise Malformed("a transfer coding other than chunked")
             self._chunked = True
         elif kind == _CONNECTION:
-            options = [option.strip().lower() for option in value.split(b",")]
+            options = [option.strip(b" \t").lower() for option in value.split(b",")]
             if not _HARMLESS_OPTIONS.issuperset(options):
                 self._nominated = [*(self._nominated or ()), *options]
         elif kind == _TRAILER:
