@@ -15,7 +15,7 @@ import attrs
 
 from deia_hardening.errors import SettingsProblem
 from deia_hardening.settings.environment import lay_environment
-from deia_hardening.settings.files import FileText, Snapshot, take_snapshot
+from deia_hardening.settings.files import FileText, Snapshot, settled_snapshot, take_snapshot
 from deia_hardening.settings.json_reader import parse_json
 from deia_hardening.settings.limits import DEFAULT_LIMITS, DocumentLimits
 from deia_hardening.settings.nodes import (
@@ -106,7 +106,7 @@ def read(
         broken = node is None
         parts.append(node or _empty(MAPPING_NAME, Source.MAPPING))
     else:
-        snapshot = config if isinstance(config, Snapshot) else take_snapshot(config, limits)
+        snapshot = config if isinstance(config, Snapshot) else settled_snapshot(config) or take_snapshot(config, limits)
         root_path = snapshot.root
         problems.extend(problem for problem in snapshot.problems if isinstance(problem, SettingsProblem))
         for file in snapshot.files:

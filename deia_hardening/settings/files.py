@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
+import threading
 from pathlib import Path
 
 import attrs
@@ -27,6 +28,8 @@ class FileText:
 
     name: str
     data: bytes = attrs.field(repr=lambda data: f"<{len(data)} bytes>")
+    inode: tuple[int, int] = attrs.field(default=(0, 0), eq=False)
+    """Device and inode: a save in place keeps them, a rename does not."""
 
 
 @attrs.frozen
@@ -71,9 +74,8 @@ def take_snapshot(config: str | os.PathLike[str], limits: DocumentLimits = DEFAU
         problems.add(_place(repr(str(root))), "", "is no path", "a path without NUL characters")
         return Snapshot(root, (), tuple(problems))
     if not is_folder:
-        data = _read(root, problems, limits.file_size)
-        files = [] if data is None else [FileText(str(root), data)]
-        return Snapshot(root, tuple(files), tuple(problems))
+        found = _read(root, problems, limits.file_size)
+        return Snapshot(root, () if found is None else (found,), tuple(problems))
     return _folder(root, problems, limits)
 
 
@@ -109,15 +111,50 @@ def _folder(root: Path, problems: Problems, limits: DocumentLimits) -> Snapshot:
                     "files, and links that stay in the folder",
                 )
                 continue
-        data = _read(path, problems, limits.file_size)
-        if data is not None:
-            files.append(FileText(str(path), data))
+        found = _read(path, problems, limits.file_size)
+        if found is not None:
+            files.append(found)
     return Snapshot(root, tuple(files), tuple(problems))
 
 
-def _read(path: Path, problems: Problems, most: Bytes) -> bytes | None:
+_settled: dict[str, list[tuple[object, Snapshot]]] = {}
+_settled_lock = threading.Lock()
+
+
+def stand_in(owner: object, snapshot: Snapshot) -> None:
+    """Let `snapshot` stand for its folder or file in every `read()` of this process, until `withdraw`.
+
+    A watcher that has seen two equal reads says so here: what is half-written on the disk right now must not get
+    into a revision by way of somebody else's reload. The newest owner's snapshot counts. Thread-safe.
+    """
+    key = str(snapshot.root.absolute())
+    with _settled_lock:
+        others = [pair for pair in _settled.get(key, ()) if pair[0] is not owner]
+        _settled[key] = [*others, (owner, snapshot)]
+
+
+def withdraw(owner: object, root: Path) -> None:
+    """End what `stand_in` began; harmless if it did not."""
+    key = str(root.absolute())
+    with _settled_lock:
+        left = [pair for pair in _settled.get(key, ()) if pair[0] is not owner]
+        if left:
+            _settled[key] = left
+        else:
+            _settled.pop(key, None)
+
+
+def settled_snapshot(config: str | os.PathLike[str]) -> Snapshot | None:
+    """The snapshot that stands for a folder or file in this process, or None."""
+    if not _settled:
+        return None
+    pairs = _settled.get(str(Path(config).absolute()))
+    return pairs[-1][1] if pairs else None
+
+
+def _read(path: Path, problems: Problems, most: Bytes) -> FileText | None:
     try:
-        data = read_bounded(path, most)
+        data, inode = read_with_inode(path, most)
     except FileNotFoundError:
         problems.add(_place(str(path)), "", "the file vanished while it was read", "a file that stays")
     except ValueError as error:
@@ -125,16 +162,22 @@ def _read(path: Path, problems: Problems, most: Bytes) -> bytes | None:
     except OSError as error:
         problems.add(_place(str(path)), "", f"can't be read: {error.strerror or error}", "a readable file")
     else:
-        return data
+        return FileText(str(path), data, inode)
     return None
 
 
 def read_bounded(path: Path, most: Bytes) -> bytes:
     """The content of a regular file. Raises ValueError for another kind, or more than `most`; OSError."""
+    return read_with_inode(path, most)[0]
+
+
+def read_with_inode(path: Path, most: Bytes) -> tuple[bytes, tuple[int, int]]:
+    """As `read_bounded`, with the file's device and inode."""
     # O_NONBLOCK: opening a pipe must not wait for its writer.
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
-        mode = os.fstat(descriptor).st_mode
+        status = os.fstat(descriptor)
+        mode = status.st_mode
         if stat.S_ISDIR(mode):
             raise ValueError("a folder, where a file is expected")
         if not stat.S_ISREG(mode):
@@ -148,7 +191,7 @@ def read_bounded(path: Path, most: Bytes) -> bytes:
         os.close(descriptor)
     if left <= 0:
         raise ValueError(f"larger than {most}")
-    return b"".join(parts)
+    return b"".join(parts), (status.st_dev, status.st_ino)
 
 
 def _place(file: str) -> Place:

@@ -1,0 +1,119 @@
+"""Wires the config plugin: manager, flags and follower into the life of a hardened app."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+from deia_config.flags import FlagSet
+from deia_config.follow import Follower, compiled, flag_snapshot
+from deia_config.operations import operations
+from deia_config.service import ConfigManager
+from deia_config.settings import ConfigSettings
+from deia_hardening.errors import ReloadRefused, SettingsError
+from deia_hardening.events import RevisionApplied, RevisionRefused, Started
+from deia_hardening.plugin import FeatureSource, Health, HealthState, Host, Operation, Plugin, Position
+
+logger = logging.getLogger("deia_config")
+
+
+class ConfigPlugin(Plugin[ConfigSettings]):
+    """Settings that change while the service runs, with history, overrides and feature flags."""
+
+    name = "config"
+    Settings = ConfigSettings
+    position = Position.OBSERVE
+
+    def __init__(self, host: Host) -> None:
+        super().__init__(host)
+        self.manager = ConfigManager(host)
+        self.follower: Follower | None = None
+        self._checked: tuple[ConfigSettings, FlagSet] | None = None
+
+    async def check(self, settings: ConfigSettings) -> None:
+        """Refuse settings whose flag files are broken."""
+        running = self.manager.flag_set
+        snapshot = await self.host.blocking(flag_snapshot, settings, self.host.home)
+        if snapshot.digest != running.digest or self._generation_differs(settings):
+            flags = await self.host.blocking(compiled, snapshot, settings.flags.fractional)
+            self._checked = (settings, flags)
+
+    def _generation_differs(self, settings: ConfigSettings) -> bool:
+        return self.host.settings(ConfigSettings).flags != settings.flags
+
+    async def adopted(self, old: ConfigSettings | None, new: ConfigSettings) -> None:
+        """Put the flags that were checked with these settings in force, and follow what is named now."""
+        checked, self._checked = self._checked, None
+        if checked is not None and checked[0] == new:
+            self.manager.adopt_flags(checked[1])
+        if self.follower is not None:
+            self.follower.hint()
+
+    @asynccontextmanager
+    async def run(self) -> AsyncIterator[None]:
+        host, manager = self.host, self.manager
+        settings = host.settings(ConfigSettings)
+        snapshot = await host.blocking(flag_snapshot, settings, host.home)
+        manager.adopt_flags(await host.blocking(compiled, snapshot, settings.flags.fractional), first=True)
+        await manager.load_state()
+        _metrics(host, manager)
+        async with contextlib.AsyncExitStack() as stack:
+            stack.callback(host.services.provide(ConfigManager, manager))
+            stack.callback(host.services.provide(FeatureSource, manager))
+            stack.callback(host.events.subscribe(RevisionApplied, manager.applied, inline=True).cancel)
+            stack.callback(host.events.subscribe(RevisionRefused, manager.was_refused, inline=True).cancel)
+            self.follower = Follower(host, manager)
+            stack.push_async_callback(self._end)
+            pending = manager.pending_overrides()
+            if pending is not None:
+                # The core is in the middle of its start: the overrides join as the next revision, right after it.
+                task: list[asyncio.Task[None]] = []
+                once = host.events.subscribe(
+                    Started, lambda event: task.append(asyncio.ensure_future(self._join(pending))), inline=True
+                )
+                stack.callback(once.cancel)
+            await self.follower.start()
+            yield
+
+    async def _end(self) -> None:
+        follower, self.follower = self.follower, None
+        if follower is not None:
+            await follower.stop()
+
+    async def _join(self, overrides: object) -> None:
+        try:
+            await self.manager.propose(source="overrides", overrides=overrides, reason="kept from before the start")  # type: ignore[arg-type]
+        except (SettingsError, ReloadRefused) as error:
+            logger.error("the run-time overrides are not in force: %s", error)
+
+    def operations(self) -> Sequence[Operation]:
+        return operations(self.manager, lambda: self.follower)
+
+    def health(self) -> Health:
+        manager = self.manager
+        figures = {"revision": manager.revision, "flags": len(manager.flag_set.flags)}
+        for what, refusal in (("settings", manager.refused), ("flags", manager.flags_refused)):
+            if refusal is not None:
+                detail = (
+                    f"the last {what} were refused by {refusal.by}: {refusal.problems[0]}; the running ones were kept"
+                )
+                return Health(HealthState.DEGRADED, detail, refusal.at, figures)
+        return Health(figures=figures)
+
+
+def _metrics(host: Host, manager: ConfigManager) -> None:
+    metrics = host.metrics
+    metrics.gauge(
+        "config_last_reload_successful",
+        "1 when the last change of settings was applied, 0 when it was refused",
+        lambda: 0.0 if manager.refused is not None else 1.0,
+    )
+    metrics.gauge(
+        "config_last_reload_success_timestamp_seconds",
+        "when the settings in force were applied, in Unix seconds",
+        lambda: manager.history.newest.at if manager.history.newest is not None else 0.0,
+    )
+    metrics.gauge("config_revision", "the number of the revision in force", lambda: float(manager.revision))
