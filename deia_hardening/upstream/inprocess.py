@@ -133,7 +133,11 @@ class InProcessUpstream:
         try:
             async with anyio.create_task_group() as group:
                 group.start_soon(drive.run)
-                await drive.started.wait()
+                try:
+                    await drive.started.wait()
+                except BaseException:
+                    drive.scope.cancel()
+                    raise
                 if drive.failed is None:
                     self._state = drive.state if drive.supported else None
                     try:
@@ -143,7 +147,7 @@ class InProcessUpstream:
                             drive.stop.set()
                             await drive.ended.wait()
                         self._state = None
-                        group.cancel_scope.cancel()
+                        drive.scope.cancel()
         except BaseExceptionGroup as errors:
             if len(errors.exceptions) == 1:
                 raise errors.exceptions[0] from errors.exceptions[0].__cause__
@@ -171,6 +175,7 @@ class _Lifespan:
         self.supported = False
         self.was_up = False
         self.failed: BaseException | None = None
+        self.scope = anyio.CancelScope(shield=True)  # its shutdown runs even when the block is cancelled
         self._asked = False
 
     async def run(self) -> None:
@@ -180,7 +185,8 @@ class _Lifespan:
             "state": self.state,
         }
         try:
-            await self.app(scope, self._receive, self._send)
+            with self.scope:
+                await self.app(scope, self._receive, self._send)
         except Exception as error:
             if self.supported:
                 self.failed = self.failed or error

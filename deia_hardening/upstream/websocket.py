@@ -8,7 +8,6 @@ upstream's own answer where the server can pass one). Each side is read only as 
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncGenerator
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -165,28 +164,27 @@ class _Bridge:
     async def _upstream_to_client(self, protocol: ClientProtocol) -> None:
         parts: list[bytes] = []
         kind = Opcode.TEXT
-        async for frame in self._frames(protocol):
-            if frame.opcode in (Opcode.TEXT, Opcode.BINARY):
-                kind = frame.opcode
-                parts = [bytes(frame.data)]
-            elif frame.opcode is Opcode.CONT:
-                parts.append(bytes(frame.data))
-            else:
-                continue  # pings were answered by the protocol
-            if not frame.fin:
-                continue
-            data = parts[0] if len(parts) == 1 else b"".join(parts)
-            parts = []
-            if kind is Opcode.TEXT:
+        while (frames := await self._more(protocol)) is not None:
+            for frame in frames:
+                if frame.opcode in (Opcode.TEXT, Opcode.BINARY):
+                    kind = frame.opcode
+                    parts = [bytes(frame.data)]
+                elif frame.opcode is Opcode.CONT:
+                    parts.append(bytes(frame.data))
+                else:
+                    continue  # pings were answered by the protocol
+                if not frame.fin:
+                    continue
+                data = parts[0] if len(parts) == 1 else b"".join(parts)
+                parts = []
+                if kind is Opcode.BINARY:
+                    await self._send({"type": "websocket.send", "bytes": data})
+                    continue
                 try:
-                    text = data.decode()
+                    await self._send({"type": "websocket.send", "text": data.decode()})
                 except UnicodeDecodeError:
                     protocol.fail(1007, "text that is not UTF-8")
                     await self._flush(protocol)
-                    break
-                await self._send({"type": "websocket.send", "text": text})
-            else:
-                await self._send({"type": "websocket.send", "bytes": data})
         self._ended.set()
         if self._left.is_set():
             return
@@ -198,23 +196,23 @@ class _Bridge:
         code = 1000 if close.code == NO_STATUS else close.code
         await self._send({"type": "websocket.close", "code": code, "reason": close.reason})
 
-    async def _frames(self, protocol: ClientProtocol) -> AsyncGenerator[Frame, None]:
-        early, self._early = self._early, []
-        for frame in early:
-            yield frame
-        while True:
-            for event in protocol.events_received():
-                if isinstance(event, Frame):
-                    yield event
-            if protocol.state is State.CLOSED or protocol.close_expected():
-                return
-            try:
-                data = await self._stream.receive(_READ)
-            except _BROKEN:
-                protocol.receive_eof()
-            else:
-                protocol.receive_data(data)
-            await self._flush(protocol)
+    async def _more(self, protocol: ClientProtocol) -> list[Frame] | None:
+        """The next frames, perhaps none yet; None at the end."""
+        frames, self._early = self._early, []
+        if not frames:
+            frames = [event for event in protocol.events_received() if isinstance(event, Frame)]
+        if frames:
+            return frames
+        if protocol.state is State.CLOSED or protocol.close_expected():
+            return None
+        try:
+            data = await self._stream.receive(_READ)
+        except _BROKEN:
+            protocol.receive_eof()
+        else:
+            protocol.receive_data(data)
+        await self._flush(protocol)
+        return frames
 
     async def _client_to_upstream(self, protocol: ClientProtocol, scope: anyio.CancelScope) -> None:
         try:
