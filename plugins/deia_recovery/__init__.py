@@ -1,0 +1,48 @@
+"""Recovery: durable registries, task queues and assignments, and backups that are proven restorable."""
+
+from __future__ import annotations
+
+from deia_recovery.errors import (
+    BackupError,
+    LeaseLost,
+    StaleRevision,
+    StartRefused,
+    StateDamaged,
+    StateError,
+    StateUnavailable,
+    TransactionEnded,
+    Undecodable,
+    UnknownTask,
+    WrongKey,
+)
+from deia_recovery.stores.assignments import AlreadyAssigned, Assignment, Assignments
+from deia_recovery.stores.claimed import ClaimedTask
+from deia_recovery.stores.registry import Registry, RegistryEntry
+from deia_recovery.stores.tasks import QueueStats, Submitted, TaskEvent, TaskInfo, TaskQueue
+from deia_recovery.stores.transaction import transaction
+
+__all__ = [
+    "AlreadyAssigned",
+    "Assignment",
+    "Assignments",
+    "BackupError",
+    "ClaimedTask",
+    "LeaseLost",
+    "QueueStats",
+    "Registry",
+    "RegistryEntry",
+    "StaleRevision",
+    "StartRefused",
+    "StateDamaged",
+    "StateError",
+    "StateUnavailable",
+    "Submitted",
+    "TaskEvent",
+    "TaskInfo",
+    "TaskQueue",
+    "TransactionEnded",
+    "Undecodable",
+    "UnknownTask",
+    "WrongKey",
+    "transaction",
+]

@@ -1,0 +1,1 @@
+"""Durable state on SQLite: one writer thread per process that commits groups, readers that see what it acknowledged."""

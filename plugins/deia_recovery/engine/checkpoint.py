@@ -1,0 +1,165 @@
+"""Moving the write-ahead log into the database file: one holder per machine, digests first, writers hardly delayed.
+
+The bulk is moved while everybody goes on writing; only the small rest is moved while the write lock is held, so that
+the log can start again from its beginning. What is about to be moved is on disk as digests before it is moved.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sqlite3
+import threading
+from typing import TYPE_CHECKING
+
+from deia_hardening.runtime import runtime
+from deia_recovery.engine.connections import connect
+from deia_recovery.engine.files import FileLock
+from deia_recovery.engine.pages import PageProblem, PageSums, digest
+from deia_recovery.engine.wal import LogTail
+
+if TYPE_CHECKING:
+    from deia_recovery.engine.engine import Engine
+
+logger = logging.getLogger("deia_recovery")
+
+_ZEROS = bytes(1 << 20)
+
+
+class Checkpointer:
+    """The checkpoints of one engine; whichever worker gets `checkpoint.lock` makes them."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._log = engine.database.with_name(engine.database.name + "-wal")
+        self._lock = threading.Lock()
+        self._file = FileLock(engine.folder / "checkpoint.lock")
+        self._sums = PageSums(engine.database)
+        self._seen = 0
+        self.running = False
+        self.problems: list[PageProblem] = []
+        """Pages that did not verify, as far as checkpoints and scrubs found."""
+
+    def lay_out(self) -> None:
+        """Write zeros behind a short log, so that commits overwrite and do not extend it (a third faster).
+
+        Zeros are no frames: SQLite ignores them. Called by the writer before its first commit.
+        """
+        reserve = self._engine.options.log_reserve
+        try:
+            fd = os.open(self._log, os.O_WRONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return
+        try:
+            size = os.fstat(fd).st_size
+            if size < reserve and not self._engine.low_on_space:
+                with self._engine.turn():
+                    size = os.fstat(fd).st_size
+                    while size < reserve:
+                        size += os.pwrite(fd, _ZEROS[: reserve - size], size)
+                os.fdatasync(fd) if hasattr(os, "fdatasync") else os.fsync(fd)
+        except OSError:
+            pass  # a full disk: commits will say so
+        finally:
+            os.close(fd)
+
+    def due(self) -> None:
+        """After a commit: start a checkpoint when the log has grown enough. Never blocks."""
+        self._seen += 1
+        if self._seen % 16 or self.running:
+            return
+        if self._engine.connections.log_bytes() < self._engine.options.log_limit:
+            return
+        self.running = True
+        runtime().threads.submit(self._guarded)
+
+    def _guarded(self) -> None:
+        try:
+            self.run()
+        except Exception:
+            logger.exception(
+                "a checkpoint of %s failed; the log keeps everything and it is tried again", self._engine.database
+            )
+        finally:
+            self.running = False
+
+    def run(self, *, wait: bool = False) -> bool:
+        """Move the log into the file. False when another worker is at it. Blocks."""
+        with self._lock:
+            if wait:
+                self._file.acquire()
+            elif not self._file.try_acquire():
+                self._file.close()
+                return False
+            try:
+                self._move()
+            finally:
+                self._file.close()
+        return True
+
+    def _move(self) -> None:
+        engine = self._engine
+        fd = engine.connections.fd
+        first = connect(engine.database, busy=engine.options.busy)
+        second = connect(engine.database, busy=engine.options.busy)
+        try:
+            tail = LogTail(self._log)
+            candidates = self._announce(tail, first)
+            if not candidates:
+                return
+            _passive(second)
+            first.execute("COMMIT")
+            with engine.turn():
+                first.execute("BEGIN IMMEDIATE")
+                try:
+                    first.execute("SELECT 1 FROM meta LIMIT 1").fetchone()
+                    _collect(tail, candidates)
+                    self._sums.save_next(candidates)
+                    _passive(second)
+                finally:
+                    first.execute("ROLLBACK")
+            self._report(self._sums.fold(fd, candidates))
+        finally:
+            engine.connections.close_one(first)
+            engine.connections.close_one(second)
+
+    def _announce(self, tail: LogTail, pin: sqlite3.Connection) -> dict[int, set[bytes]]:
+        """Pin a reader at the log's present end, so that no page beyond what is announced can be moved."""
+        pin.execute("BEGIN")
+        pin.execute("SELECT 1 FROM meta LIMIT 1").fetchone()
+        candidates = self._sums.load_next()
+        if _collect(tail, candidates):
+            self._sums.save_next(candidates)
+        return candidates
+
+    def _report(self, problems: list[PageProblem]) -> None:
+        for problem in problems:
+            logger.error("%s page %d %s", problem.file, problem.page, problem.detail)
+        self.problems.extend(problems)
+
+    def scrub(self, first: int, count: int) -> tuple[int, list[PageProblem]]:
+        """Check `count` pages from `first` against their digests. Returns (next page, or 1 at the end; problems)."""
+        with self._lock:
+            self._file.acquire()
+            try:
+                engine = self._engine
+                fd = engine.connections.fd
+                problems = self._sums.check(fd, set(), first=first, count=count)
+                pages = os.fstat(fd).st_size // 4096
+            finally:
+                self._file.close()
+        self._report(problems)
+        following = first + count
+        return (1 if following > pages else following), problems
+
+
+def _collect(tail: LogTail, candidates: dict[int, set[bytes]]) -> bool:
+    found = False
+    for number, page in tail.images():
+        candidates.setdefault(number, set()).add(digest(page))
+        found = True
+    return found
+
+
+def _passive(connection: sqlite3.Connection) -> None:
+    connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()

@@ -1,0 +1,172 @@
+"""Reading SQLite's write-ahead log without SQLite: which frames count, and whether any were lost.
+
+The format is section 4 of "Database File Format" (sqlite.org/fileformat2.html). SQLite stops at the first frame
+whose checksum fails and calls the rest unwritten; after a bit flip that silently drops acknowledged commits. Since
+each commit is synced before the next begins, a frame that follows another commit's end proves such a loss.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+import attrs
+
+_HEADER = struct.Struct(">IIIIIIII")
+_FRAME = struct.Struct(">IIIIII")
+_MAGIC_LITTLE = 0x377F0682
+_MAGIC_BIG = 0x377F0683
+_MASK = 0xFFFFFFFF
+
+
+@attrs.frozen
+class WalState:
+    """What a log holds.
+
+    `frames` valid frames of committed transactions; `pages` maps a page number to the offset of its newest
+    committed image; `lost` says that synced commits beyond them can't be read any more; `headless` that the log's
+    header is broken, so that SQLite ignores the whole of it.
+    """
+
+    frames: int = 0
+    page_size: int = 0
+    pages: dict[int, int] = attrs.field(factory=dict)
+    database_pages: int = 0
+    lost: bool = False
+    headless: bool = False
+    detail: str = ""
+
+
+def _sum(data: bytes, s1: int, s2: int, order: str) -> tuple[int, int]:
+    words = struct.unpack(f"{order}{len(data) // 4}I", data)
+    for a, b in zip(words[::2], words[1::2], strict=True):
+        s1 = (s1 + a + s2) & _MASK
+        s2 = (s2 + b + s1) & _MASK
+    return s1, s2
+
+
+def read_wal(path: Path) -> WalState:
+    """Check every frame of the log at `path`. A missing or empty one holds nothing."""
+    try:
+        stream = path.open("rb")
+    except FileNotFoundError:
+        return WalState()
+    with stream:
+        head = stream.read(_HEADER.size)
+        if len(head) < _HEADER.size or not any(head):
+            return WalState()
+        magic, _version, page_size, _sequence, salt1, salt2, c1, c2 = _HEADER.unpack(head)
+        page_size = 65536 if page_size == 1 else page_size
+        if magic not in (_MAGIC_LITTLE, _MAGIC_BIG) or page_size < 512 or page_size & (page_size - 1):
+            return WalState(headless=True, detail="the header of the log is not one")
+        order = "<" if magic == _MAGIC_LITTLE else ">"
+        s1, s2 = _sum(head[:24], 0, 0, order)
+        if (s1, s2) != (c1, c2):
+            return WalState(page_size=page_size, headless=True, detail="the header of the log fails its checksum")
+        return _frames(stream, page_size, salt1, salt2, s1, s2, order)
+
+
+def _frames(stream: BinaryIO, page_size: int, salt1: int, salt2: int, s1: int, s2: int, order: str) -> WalState:
+    read = stream.read
+    pages: dict[int, int] = {}
+    open_pages: dict[int, int] = {}
+    frames = index = size = 0
+    offset = _HEADER.size
+    while True:
+        head = read(_FRAME.size)
+        data = read(page_size)
+        if len(data) < page_size:
+            return WalState(frames, page_size, pages, size)
+        number, database_pages, f1, f2, c1, c2 = _FRAME.unpack(head)
+        if (f1, f2) != (salt1, salt2):
+            break
+        s1, s2 = _sum(head[:8], s1, s2, order)
+        s1, s2 = _sum(data, s1, s2, order)
+        if (s1, s2) != (c1, c2) or not number:
+            break
+        index += 1
+        open_pages[number] = offset + _FRAME.size
+        if database_pages:
+            pages.update(open_pages)
+            open_pages = {}
+            frames, size = index, database_pages
+        offset += _FRAME.size + page_size
+    lost = _commit_follows(head, read, page_size, salt1, salt2)
+    detail = f"frame {index + 1} of the log is broken and later commits stand behind it" if lost else ""
+    return WalState(frames, page_size, pages, size, lost, detail=detail)
+
+
+def _commit_follows(head: bytes, read: Callable[[int], bytes], page_size: int, salt1: int, salt2: int) -> bool:
+    """Whether a further transaction of this log's generation begins after the broken one ended."""
+    ended = False
+    while True:
+        if len(head) < _FRAME.size:
+            return False
+        number, database_pages, f1, f2, _c1, _c2 = _FRAME.unpack(head)
+        ours = (f1, f2) == (salt1, salt2) and number != 0
+        if ours and ended:
+            return True
+        if ours and database_pages:
+            ended = True
+        head = read(_FRAME.size)
+        data = read(page_size)
+        if len(data) < page_size:
+            return False
+
+
+class LogTail:
+    """Reads the pages of a growing log: each call of `images` gives what came since the call before."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._salts = (0, 0)
+        self._offset = 0
+
+    def images(self) -> Iterator[tuple[int, bytes]]:
+        """(page number, page) of every further frame that carries the log's salts, whether committed or not."""
+        try:
+            stream = self._path.open("rb")
+        except FileNotFoundError:
+            return
+        with stream:
+            head = stream.read(_HEADER.size)
+            if len(head) < _HEADER.size:
+                return
+            _magic, _version, page_size, _sequence, salt1, salt2, _c1, _c2 = _HEADER.unpack(head)
+            page_size = 65536 if page_size == 1 else page_size
+            if (salt1, salt2) != self._salts:
+                self._salts = (salt1, salt2)
+                self._offset = _HEADER.size
+            stream.seek(self._offset)
+            while True:
+                frame = stream.read(_FRAME.size)
+                if len(frame) < _FRAME.size:
+                    return
+                number, _size, f1, f2, _s1, _s2 = _FRAME.unpack(frame)
+                if (f1, f2) != (salt1, salt2) or not number:
+                    return
+                data = stream.read(page_size)
+                if len(data) < page_size:
+                    return
+                self._offset += _FRAME.size + page_size
+                yield number, data
+
+
+def stray_images(path: Path, page_size: int) -> dict[int, bytes]:
+    """The newest image of each page in a log whose header is broken: the frames that carry the first one's salts."""
+    images: dict[int, bytes] = {}
+    with path.open("rb") as stream:
+        stream.seek(_HEADER.size)
+        salts = None
+        while True:
+            frame = stream.read(_FRAME.size)
+            data = stream.read(page_size)
+            if len(data) < page_size:
+                return images
+            number, _size, f1, f2, _s1, _s2 = _FRAME.unpack(frame)
+            salts = salts or (f1, f2)
+            if (f1, f2) != salts or not number:
+                return images
+            images[number] = data

@@ -1,0 +1,1 @@
+"""What an app keeps by naming it: registries, task queues and assignments, and transactions over them."""

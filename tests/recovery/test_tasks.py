@@ -1,0 +1,293 @@
+"""`TaskQueue`: at least once, in order, fenced, by version, never in memory only."""
+
+from __future__ import annotations
+
+import asyncio
+
+import attrs
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from deia_hardening.testing import FakeClock
+from deia_recovery.errors import LeaseLost, StateError, StateUnavailable, UnknownTask
+from deia_recovery.stores.state import State
+from deia_recovery.stores.tasks import TaskQueue
+
+
+@pytest.fixture
+def jobs(state: State) -> TaskQueue[dict[str, int]]:
+    return TaskQueue("jobs", dict, lease=30, max_attempts=3, state=state)
+
+
+async def test_higher_priority_first_then_in_order_of_submission(jobs: TaskQueue) -> None:
+    for name, priority in (("a", 0), ("b", 5), ("c", 0), ("d", 5)):
+        await jobs.submit({"name": name}, priority=priority)
+    taken = [(await jobs.claim("w")).body["name"] for _ in range(4)]
+    assert taken == ["b", "d", "a", "c"]
+    assert await jobs.claim("w") is None
+
+
+async def test_an_idempotency_key_is_one_task_even_when_done(jobs: TaskQueue) -> None:
+    first = await jobs.submit({}, key="hook-1")
+    again = await jobs.submit({"other": 1}, key="hook-1")
+    assert (again.id, again.new) == (first.id, False)
+    task = await jobs.claim("w")
+    await task.complete({"ok": True})
+    assert (await jobs.submit({}, key="hook-1")).new is False
+    assert await jobs.result(first.id) == {"ok": True}
+
+
+async def test_many_submitters_of_one_key_get_one_task(jobs: TaskQueue) -> None:
+    async def one() -> str:
+        return (await jobs.submit({}, key="same")).id
+
+    assert len(set(await asyncio.gather(*[one() for _ in range(50)]))) == 1
+    assert (await jobs.stats()).ready == 1
+
+
+async def test_a_delayed_task_waits_for_its_time(jobs: TaskQueue, clock: FakeClock) -> None:
+    await jobs.submit({}, delay=10)
+    assert await jobs.claim("w") is None
+    clock.advance(11)
+    assert await jobs.claim("w") is not None
+
+
+async def test_a_lease_that_ran_out_goes_to_the_next_and_fences_the_first(jobs: TaskQueue, clock: FakeClock) -> None:
+    await jobs.submit({})
+    slow = await jobs.claim("slow")
+    await slow.checkpoint({"page": 7})
+    clock.advance(31)
+    fast = await jobs.claim("fast")
+    assert (fast.id, fast.attempt, fast.state) == (slow.id, 2, {"page": 7})
+    assert fast.token > slow.token
+    for call in (slow.heartbeat, slow.complete, slow.release, lambda: slow.emit(1), lambda: slow.fail("x")):
+        with pytest.raises(LeaseLost):
+            await call()
+    await fast.complete()
+
+
+async def test_heartbeats_keep_a_lease(jobs: TaskQueue, clock: FakeClock) -> None:
+    await jobs.submit({})
+    task = await jobs.claim("w")
+    for _ in range(5):
+        clock.advance(20)
+        assert await task.heartbeat() is True
+        assert await jobs.claim("other") is None
+
+
+async def test_attempts_run_out_into_dead_letters_and_can_be_retried(jobs: TaskQueue, clock: FakeClock) -> None:
+    await jobs.submit({"n": 1})
+    for attempt in range(3):
+        task = await jobs.claim("w")
+        assert task.attempt == attempt + 1
+        state = await task.fail(ValueError("boom"), retry_in=5)
+        clock.advance(6)
+    assert state == "dead"
+    (letter,) = await jobs.dead()
+    assert letter.error == "ValueError: boom"
+    await jobs.retry(letter.id)
+    assert (await jobs.claim("w")).attempt == 1
+
+
+async def test_a_crashing_worker_uses_up_attempts_too(jobs: TaskQueue, clock: FakeClock) -> None:
+    await jobs.submit({})
+    for _ in range(3):
+        assert await jobs.claim("w") is not None
+        clock.advance(31)
+    assert await jobs.claim("w") is None
+    assert (await jobs.stats()).dead == 1
+
+
+async def test_release_does_not_count_as_an_attempt(jobs: TaskQueue) -> None:
+    await jobs.submit({})
+    for _ in range(10):
+        task = await jobs.claim("w")
+        assert task.attempt == 1
+        await task.release()
+
+
+async def test_a_conversation_runs_one_at_a_time_in_order(jobs: TaskQueue) -> None:
+    for i in range(3):
+        await jobs.submit({"i": i}, conversation="chat-1", priority=i)
+    await jobs.submit({"i": 9}, conversation="chat-2")
+    first = await jobs.claim("w")
+    other = await jobs.claim("w")
+    assert (first.body["i"], other.body["i"]) == (0, 9)
+    assert await jobs.claim("w") is None
+    await first.fail("again")
+    assert (await jobs.claim("w")).body["i"] == 0
+
+
+async def test_what_ends_a_conversations_head_lets_the_next_go(jobs: TaskQueue) -> None:
+    ids = [(await jobs.submit({"i": i}, conversation="c")).id for i in range(4)]
+    head = await jobs.claim("w")
+    await head.complete()
+    await jobs.cancel(ids[1])
+    third = await jobs.claim("w")
+    assert third.body["i"] == 2
+    await third.fail("x", final=True)
+    assert (await jobs.claim("w")).body["i"] == 3
+
+
+async def test_cancel_takes_a_waiting_task_and_asks_a_running_one(jobs: TaskQueue) -> None:
+    waiting = await jobs.submit({})
+    assert await jobs.cancel(waiting.id) == "cancelled"
+    running = await jobs.submit({})
+    task = await jobs.claim("w")
+    assert await jobs.cancel(running.id) == "leased"
+    assert await task.heartbeat() is False
+    assert await task.fail("stopped") == "cancelled"
+    with pytest.raises(UnknownTask):
+        await jobs.cancel("nothing")
+
+
+async def test_expired_tasks_are_not_run(jobs: TaskQueue, clock: FakeClock) -> None:
+    task = await jobs.submit({}, expires=5)
+    clock.advance(6)
+    assert await jobs.claim("w") is None
+    assert (await jobs.get(task.id)).state == "expired"
+
+
+async def test_events_are_numbered_and_followed_to_the_end(jobs: TaskQueue) -> None:
+    submitted = await jobs.submit({})
+    task = await jobs.claim("w")
+    seen: list[tuple[int, object]] = []
+
+    async def watch() -> None:
+        async for event in jobs.follow(submitted.id, after=1):
+            seen.append((event.number, event.value))
+
+    watcher = asyncio.create_task(watch())
+    for i in range(4):
+        assert await task.emit({"step": i}) == i + 1
+    await task.complete()
+    await asyncio.wait_for(watcher, 20)
+    assert seen == [(2, {"step": 1}), (3, {"step": 2}), (4, {"step": 3})]
+
+
+async def test_a_body_that_can_not_be_read_is_parked_and_the_next_is_taken(state: State, jobs: TaskQueue) -> None:
+    @attrs.frozen
+    class Job:
+        url: str
+
+    await jobs.submit({"nourl": 1})
+    typed: TaskQueue[Job] = TaskQueue("jobs", Job, state=state)
+    await typed.submit(Job("u"))
+    assert (await typed.claim("w")).body == Job("u")
+    assert (await jobs.stats()).parked == 1
+    (parked,) = await jobs.list("parked")
+    await jobs.retry(parked.id)
+    assert (await jobs.claim("w")).body == {"nourl": 1}
+
+
+class Half:
+    def version_for(self, key: str) -> str:
+        return "new" if key < "m" else "old"
+
+    def may_claim(self, key: str, claimer: str, pinned: str) -> bool:
+        return (pinned or self.version_for(key)) == (claimer or "old")
+
+
+async def test_claims_go_by_the_version_split_and_pin_the_task(state: State, clock: FakeClock) -> None:
+    state.split = Half
+    jobs: TaskQueue[str] = TaskQueue("jobs", str, lease=30, state=state)
+    for key in ("a", "z"):
+        await jobs.submit(key, split_key=key)
+    assert (await jobs.claim("w", version="new")).body == "a"
+    assert await jobs.claim("w", version="new") is None
+    assert (await jobs.claim("w")).body == "z"
+    clock.advance(31)
+    again = await jobs.claim("w", version="new")
+    assert (again.body, again.version) == ("a", "new")
+
+
+async def test_an_ejected_bots_leases_are_released(state: State, jobs: TaskQueue) -> None:
+    from deia_recovery.stores import steps
+
+    for _ in range(3):
+        await jobs.submit({})
+    mine = [await jobs.claim("w", bot="b1") for _ in range(2)]
+    await jobs.claim("w", bot="b2")
+    assert await state.write(lambda tx: steps.release_bot(tx, "b1")) == 2
+    assert (await jobs.stats()).ready == 2
+    with pytest.raises(LeaseLost):
+        await mine[0].complete()
+
+
+async def test_a_waiting_claim_is_woken_by_a_submission(jobs: TaskQueue) -> None:
+    waiting = asyncio.create_task(jobs.claim("w", wait=30))
+    await asyncio.sleep(0.02)
+    await jobs.submit({"x": 1})
+    assert (await asyncio.wait_for(waiting, 20)).body == {"x": 1}
+
+
+async def test_nothing_is_accepted_while_a_restore_goes_on(state: State, jobs: TaskQueue) -> None:
+    state.closed_for = "a restore is going on"
+    with pytest.raises(StateUnavailable, match="restore"):
+        await jobs.submit({})
+
+
+async def test_an_endless_log_is_refused(state: State) -> None:
+    jobs: TaskQueue[int] = TaskQueue("jobs", int, max_events=2, state=state)
+    await jobs.submit(1)
+    task = await jobs.claim("w")
+    await task.emit(1)
+    await task.emit(2)
+    with pytest.raises(StateError, match="limit"):
+        await task.emit(3)
+
+
+ACTIONS = st.lists(
+    st.tuples(
+        st.sampled_from(["submit", "claim", "complete", "fail", "wait", "cancel", "release"]),
+        st.integers(0, 3),
+        st.sampled_from([None, "c1", "c2"]),
+    ),
+    max_size=40,
+)
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(ACTIONS)
+def test_no_task_is_lost_or_held_twice_and_conversations_keep_their_order(
+    state: State, clock: FakeClock, script: list[tuple[str, int, str | None]]
+) -> None:
+    queue_number = state.engine.peek()
+    jobs: TaskQueue[int] = TaskQueue(f"q{queue_number}", int, lease=30, max_attempts=100, state=state)
+    held: list = []
+    order: dict[str, list[int]] = {"c1": [], "c2": []}
+    submitted = 0
+    ids: list[str] = []
+    for action, number, conversation in script:
+        if action == "submit":
+            ids.append(jobs.submit(submitted, priority=number, conversation=conversation).result(10).id)
+            submitted += 1
+        elif action == "claim":
+            task = jobs.try_claim("w").result(10)
+            if task is not None:
+                assert task.id not in [other.id for other in held]
+                if task.conversation:
+                    assert task.conversation not in [other.conversation for other in held]
+                    mine = order[task.conversation]
+                    if not mine or mine[-1] != task.body:
+                        assert not mine or mine[-1] < task.body
+                        mine.append(task.body)
+                held.append(task)
+        elif action == "wait":
+            clock.advance(31)
+            held.clear()
+        elif action == "cancel" and ids:
+            jobs.cancel(ids[number % len(ids)]).result(10)
+        elif held:
+            task = held.pop(number % len(held))
+            if action == "complete":
+                task.complete().result(10)
+            elif action == "fail":
+                task.fail("x").result(10)
+            elif action == "release":
+                task.release().result(10)
+            else:
+                held.append(task)
+    stats = jobs.stats().result(10)
+    assert stats.depth + stats.dead + stats.done + stats.cancelled + stats.expired + stats.parked == submitted
