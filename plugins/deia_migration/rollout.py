@@ -47,6 +47,7 @@ class Rollout:
         stable, candidate: names of the versions; `stable` is "" for the wrapped app itself.
         target: what answers as the candidate (`inproc:…`, `process:…`, `http://…`, `unix:…`).
         digest: of the candidate's deployed code, "" where none was copied.
+        stable_target, stable_digest: the same of the stable version.
         weight: the greatest weight that may be in force.
         certified: whether the judge has certified the candidate.
         since: Unix seconds at which the present step began.
@@ -58,9 +59,11 @@ class Rollout:
     id: str
     plan: Plan
     candidate: str
-    stable: str = ""
     target: str = ""
     digest: str = ""
+    stable: str = ""
+    stable_target: str = ""
+    stable_digest: str = ""
     phase: Phase = Phase.STARTING
     step: int = -1
     weight: float = 0.0
@@ -73,7 +76,6 @@ class Rollout:
     cut: bool = False
     by: str = ""
     reason: str = ""
-    frozen_p99: float = 0.0
 
 
 @attrs.frozen(kw_only=True)
@@ -83,7 +85,7 @@ class Seen:
     Attributes:
         now: Unix seconds.
         ready: the candidate answers.
-        crashed: why the candidate ended by itself, or "".
+        crashed: why the candidate ended by itself, or could not start, or "".
         unready: failed readiness checks in a row.
         decision: the judge's verdict.
         over_budget: at 100%, too many users failed within the window.
@@ -143,7 +145,6 @@ def apply(state: Rollout, event: str, fields: Mapping[str, Any], at: float) -> R
                 weight=min(1.0, max(0.0, float(fields["weight"]))),
                 since=at,
                 gate_open=False,
-                frozen_p99=float(fields.get("frozen_p99", state.frozen_p99)),
             )
         case "certified":
             return attrs.evolve(state, certified=True)
@@ -207,7 +208,9 @@ def _stop_reason(state: Rollout, seen: Seen) -> Move | None:
         return None
     plan, guards = state.plan, state.plan.guards
     why = ""
-    if seen.crashed and guards.crash:
+    if seen.crashed and state.phase is Phase.STARTING:
+        why = f"the new version could not start: {seen.crashed}"
+    elif seen.crashed and guards.crash:
         why = f"the new version ended by itself: {seen.crashed}"
     elif guards.unready and seen.unready >= guards.unready and state.phase is not Phase.STARTING:
         why = f"the new version failed {seen.unready} readiness checks in a row"

@@ -1,0 +1,128 @@
+"""Which version a request goes to: an override, else its session's, else by key and weight.
+
+Compiled once per revision from the settings; a request pays for one pass over its headers and one hash.
+"""
+
+from __future__ import annotations
+
+import hmac
+import time
+from collections.abc import Callable
+
+from deia_hardening.plugin import RequestContext, Scope
+from deia_migration.keys import Found, compile_key, cookie, headers_of, pick
+from deia_migration.sessions import SessionTable, fingerprint
+from deia_migration.settings import MigrationSettings
+from deia_migration.sources import SessionSource, compile_session
+from deia_migration.traffic import Live
+
+_now = time.time
+
+NOT_JUDGED = -1.0
+"""The weight of a request that was not assigned by chance: an override, a session of unknown birth."""
+
+Choice = tuple[bool, float]
+"""Whether the candidate answers, and the probability with which that was decided."""
+
+
+class Chooser:
+    """One revision's way to choose. Callable from any thread; raises nothing."""
+
+    __slots__ = ("_client_made", "_key", "_override", "_sources", "_table", "_wanted", "learners", "looks_at_bodies")
+
+    def __init__(self, settings: MigrationSettings, table: SessionTable) -> None:
+        """Raises ImportError, AttributeError or TypeError for a resolver that is not there."""
+        sources = tuple(compile_session(text) for text in settings.sessions)
+        self._sources: tuple[SessionSource, ...] = sources
+        self._table = table
+        self._key = compile_key(settings.key, ipv4=settings.network_ipv4, ipv6=settings.network_ipv6)
+        self._override = _compile_override(settings)
+        wanted = headers_of(settings.key).union(*(source.headers for source in sources))
+        if self._override is not None:
+            wanted |= headers_of((f"header:{settings.override.header}",)) if settings.override.header else frozenset()
+            wanted |= frozenset({b"cookie"}) if settings.override.cookie else frozenset()
+        self._wanted = wanted
+        self.learners = tuple(source for source in sources if source.from_headers is not None)
+        self.looks_at_bodies = tuple(source for source in sources if source.from_body is not None)
+
+    def choose(self, live: Live, scope: Scope, context: RequestContext) -> tuple[bool, float, SessionSource | None]:
+        """Whether the candidate answers, at which probability, and the session source that decided it (or None)."""
+        found: Found = pick(scope, self._wanted)
+        override = self._override
+        if override is not None:
+            forced = override(live, scope, context, found)
+            if forced is not None:
+                return forced and live.candidate.ready, NOT_JUDGED, None
+        bind: tuple[SessionSource, int] | None = None
+        for source in self._sources:
+            try:
+                session = source.read(scope, context, found)
+            except Exception:  # noqa: S112 - the team's resolver: its bug must not fail a request
+                continue
+            if not session:
+                continue
+            number = fingerprint(source.tag, session)
+            bound = self._table.find(number, int(_now()))
+            if bound is not None:
+                if bound.version == live.candidate.number and live.candidate.ready:
+                    return True, bound.weight, source
+                if bound.version == live.stable.number:
+                    return False, bound.weight, source
+            if source.issued:
+                return False, NOT_JUDGED, source  # issued before anybody learned: by the version that served then
+            bind = (source, number)
+            break
+        weight = live.weight
+        new = live.split.new(self._key(scope, context, found), weight)
+        if new and not live.candidate.ready:
+            return False, NOT_JUDGED, None
+        if bind is not None:
+            version = live.candidate if new else live.stable
+            self._table.bind(bind[1], version.number, weight, int(_now()))
+            return new, weight, bind[0]
+        return new, weight, None
+
+    def key(self, scope: Scope, context: RequestContext) -> str | bytes | None:
+        """The sticky key of a request, or None."""
+        return self._key(scope, context, pick(scope, self._wanted))
+
+    def learn(self, source: SessionSource, session: str | bytes, version: int, weight: float) -> None:
+        """A version has issued a session."""
+        self._table.bind(fingerprint(source.tag, session), version, weight, int(_now()))
+
+    def end(self, source: SessionSource, scope: Scope, context: RequestContext) -> None:
+        """A client has ended its session."""
+        session = source.read(scope, context, pick(scope, self._wanted))
+        if session:
+            self._table.forget(fingerprint(source.tag, session))
+
+
+Override = Callable[[Live, Scope, RequestContext, Found], "bool | None"]
+
+
+def _compile_override(settings: MigrationSettings) -> Override | None:
+    rules = settings.override
+    if not rules.secret and not rules.role:
+        return None  # nobody may override
+    header = rules.header.lower().encode("latin-1")
+    wanted = rules.cookie.encode("latin-1") + b"=" if rules.cookie else b""
+    secret = (rules.secret or "").encode() + b":"
+    role = rules.role
+
+    def override(live: Live, scope: Scope, context: RequestContext, found: Found) -> bool | None:
+        value = found.get(header) if header else None
+        if value is None and wanted:
+            value = cookie(found.get(b"cookie"), wanted)
+        if value is None:
+            return None
+        if len(secret) > 1 and hmac.compare_digest(value[: len(secret)], secret):
+            value = value[len(secret) :]
+        elif not role or role not in context.actor.roles:
+            return None
+        if value in (b"new", b"always") or value == live.candidate.label.encode():
+            return True
+        if value in (b"old", b"never") or value == live.stable.label.encode():
+            return False
+        return None
+
+    return override

@@ -1,0 +1,141 @@
+"""What a rollout waits for besides time: canary tests, mirrored answers, a webhook's word.
+
+Each is a task of its own on the background loop, begun once and remembered; the rollout only looks at the result.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from typing import Any
+from urllib.parse import urlsplit
+
+import msgspec
+
+from deia_hardening.errors import NotStarted
+from deia_hardening.plugin import Host
+from deia_hardening.upstream import Upstream, UpstreamSettings, open_upstream
+from deia_migration.calls import ask, request_scope
+from deia_migration.canary import run_probes, run_pytest
+from deia_migration.mirror import Mirror
+from deia_migration.plan import Plan
+from deia_migration.rollout import Phase, Rollout
+from deia_migration.serving import on_server
+from deia_migration.settings import MigrationSettings
+
+logger = logging.getLogger("deia_migration")
+
+
+class Gates:
+    """One rollout's gates. For the background loop.
+
+    `tests`, `mirror` and `webhook` are as in `rollout.Seen`.
+    """
+
+    def __init__(self, host: Host, settings: MigrationSettings, plan: Plan, mirror: Mirror | None = None) -> None:
+        self._host = host
+        self._settings = settings
+        self._plan = plan
+        self._mirror = mirror
+        self._tests: asyncio.Task[str] | None = None
+        self._webhook: asyncio.Task[bool | None] | None = None
+        self._asked: tuple[int, float] = (-1, 0.0)
+        self.tests: str | None = None
+        self.mirror: str | None = None
+        self.webhook: bool | None = None
+
+    async def look(self, state: Rollout, upstream: Upstream, now: float) -> None:
+        """Begin what the present phase asks for, take in what has ended."""
+        if self._mirror is not None:
+            self._mirror.active = state.phase is Phase.MIRRORING and bool(self._plan.mirror)
+        if state.phase is Phase.TESTING:
+            self._look_at_tests(upstream)
+        elif state.phase is Phase.MIRRORING and self._mirror is not None:
+            self.mirror = self._mirror.verdict(float(self._plan.mirror_differences))
+        elif state.phase is Phase.RAMPING:
+            self._look_at_webhook(state, now)
+
+    def _look_at_tests(self, upstream: Upstream) -> None:
+        if self._tests is None:
+            self._tests = asyncio.get_running_loop().create_task(self._test(upstream))
+        if self._tests.done() and self.tests is None:
+            error = self._tests.exception()
+            self.tests = f"the tests could not run: {error!r}" if error else self._tests.result()
+
+    async def _test(self, upstream: Upstream) -> str:
+        plan = self._plan
+        failure = ""
+        if plan.probes:
+            failure = await self._where_it_serves(upstream)
+        if not failure and plan.pytest:
+            failure = await run_pytest(plan.pytest, address(upstream), float(plan.limits.tests))
+        return failure
+
+    async def _where_it_serves(self, upstream: Upstream) -> str:
+        """Run the probes on the serving loop, where an in-process version lives; else here."""
+        if upstream.name and getattr(upstream, "app", None) is not None:
+            with contextlib.suppress(NotStarted):
+                return str(await on_server(self._host, run_probes, upstream, self._plan.probes))
+        return await run_probes(upstream, self._plan.probes)
+
+    def _look_at_webhook(self, state: Rollout, now: float) -> None:
+        steps = self._plan.steps
+        if not 0 <= state.step < len(steps) or steps[state.step].gate != "webhook" or state.gate_open:
+            self.webhook = None
+            return
+        step = steps[state.step]
+        if now - state.since < step.pause:
+            return
+        if self._webhook is not None and self._asked[0] == state.step:
+            if self._webhook.done():
+                self.webhook = self._webhook.result()
+                if self.webhook is None and now - self._asked[1] >= self._settings.webhook_timeout:
+                    self._webhook = None  # it could not be reached: ask again
+            return
+        self._asked = (state.step, now)
+        url = self._settings.webhooks.get(step.webhook, "")
+        self._webhook = asyncio.get_running_loop().create_task(self._ask_webhook(url, state))
+
+    async def _ask_webhook(self, url: str, state: Rollout) -> bool | None:
+        """True for 2xx, False for 4xx (it refuses), None when it can't be reached or fails itself."""
+        parts = urlsplit(url)
+        body = msgspec.json.encode(
+            {"rollout": state.id, "version": state.candidate, "step": state.step, "weight": state.weight}
+        )
+        try:
+            upstream = open_upstream(
+                f"{parts.scheme}://{parts.netloc}",
+                settings=UpstreamSettings(first_byte_timeout=self._settings.webhook_timeout),
+                name="webhook",
+            )
+            target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+            headers = [("content-type", "application/json"), ("host", parts.netloc)]
+            scope = request_scope("POST", target, headers, body)
+            answer = await ask(upstream, scope, body, limit=65_536, timeout=float(self._settings.webhook_timeout))
+            await upstream.stop()
+        except Exception as error:
+            logger.warning("the webhook of step %d could not be asked: %s", state.step + 1, error)
+            return None
+        if 200 <= answer.status < 300:
+            return True
+        return False if 400 <= answer.status < 500 else None
+
+    async def close(self) -> None:
+        """End what still runs."""
+        if self._mirror is not None:
+            self._mirror.active = False
+        tasks: list[asyncio.Task[Any]] = [task for task in (self._tests, self._webhook) if task is not None]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks, timeout=5)
+
+
+def address(upstream: Upstream) -> str:
+    """Where a version can be reached from another process: an URL, `unix:PATH`, or ""."""
+    for name in ("url", "address", "socket_path"):
+        found = getattr(upstream, name, None)
+        if found:
+            return f"unix:{found}" if name == "socket_path" else str(found)
+    return ""

@@ -1,0 +1,220 @@
+"""`MigrationManager`: what the service's own code, the operations and the tests call.
+
+All methods may be awaited on any loop (they run on the background loop); reading properties costs nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import attrs
+
+from deia_hardening.plugin import SYSTEM, Actor, Host, Problem
+from deia_migration import log
+from deia_migration.engine import Engine
+from deia_migration.plan import Plan
+from deia_migration.rollout import Move, Rollout, promote_by_hand, rollback_move
+from deia_migration.settings import MigrationSettings
+from deia_migration.traffic import APP, Router
+
+
+@attrs.frozen(kw_only=True)
+class VersionStatus:
+    """One version: its name, what answers, whether it does, its share of new keys, requests in progress here."""
+
+    name: str
+    target: str
+    role: str
+    ready: bool
+    weight: float
+    in_flight: int
+
+
+@attrs.frozen(kw_only=True)
+class MigrationStatus:
+    """One look at the migration. `rollout` is "" when there never was one; `evidence` as in the log."""
+
+    rollout: str = ""
+    phase: str = "none"
+    weight: float = 0.0
+    step: int = -1
+    steps: int = 0
+    paused: bool = False
+    certified: bool = False
+    latched: bool = False
+    by: str = ""
+    reason: str = ""
+    problem: str = ""
+    verdict: str = ""
+    versions: tuple[VersionStatus, ...] = ()
+    evidence: Mapping[str, Any] = attrs.field(factory=dict)
+    requests: Mapping[str, Any] = attrs.field(factory=dict)
+
+
+class MigrationManager:
+    """Moves traffic from one version to another.
+
+    Example:
+        manager = current(MigrationManager)
+        await manager.start("v2", reason="new model")
+        await manager.rollback(reason="users complain")
+    """
+
+    def __init__(self, host: Host, router: Router, engine: Engine) -> None:
+        self._host = host
+        self._router = router
+        self._engine = engine
+
+    # -- reading --------------------------------------------------------------------------------------------
+
+    @property
+    def rollout(self) -> Rollout | None:
+        """The present rollout, or the last one of this home, or None."""
+        return self._engine.rollout
+
+    def version_for(self, key: str) -> str:
+        """The version that new work with this key goes to: for queues of the service's own. "" is the app itself."""
+        live = self._router.live
+        if live is None:
+            return self._router.base.name
+        return (live.candidate if live.candidate.ready and live.split.new(key, live.weight) else live.stable).name
+
+    def status(self) -> MigrationStatus:
+        """What is going on, now. Callable from any thread."""
+        engine, live = self._engine, self._router.live
+        state = engine.rollout
+        base = self._router.base
+        if state is None:
+            return MigrationStatus(problem=engine.problem, versions=(_version(base, "stable", 1.0),))
+        versions: tuple[VersionStatus, ...] = (_version(base, "stable", 1.0),)
+        if live is not None:
+            versions = (
+                _version(live.stable, "stable", 1.0 - live.weight),
+                _version(live.candidate, "candidate", live.weight),
+            )
+        verdict, watcher = engine.verdict, engine.watcher
+        return MigrationStatus(
+            rollout=state.id,
+            phase=str(state.phase),
+            weight=live.weight if live is not None else state.weight,
+            step=state.step,
+            steps=len(state.plan.steps),
+            paused=state.paused,
+            certified=state.certified,
+            latched=state.latched,
+            by=state.by,
+            reason=state.reason,
+            problem=engine.problem,
+            verdict=str(verdict.decision) if verdict else "",
+            versions=versions,
+            evidence=attrs.asdict(verdict.evidence) if verdict else {},
+            requests=attrs.asdict(watcher.counts) if watcher else {},
+        )
+
+    async def history(self, limit: int = 100) -> list[dict[str, Any]]:
+        """The last `limit` records of `migration-log.jsonl`, oldest first."""
+
+        def read() -> list[dict[str, Any]]:
+            found = [{"seq": seq, **event} for seq, event in log.records(self._engine.log_path)]
+            return found[-limit:]
+
+        return await self._host.blocking(read)
+
+    # -- doing ----------------------------------------------------------------------------------------------
+
+    async def start(
+        self, version: str, *, plan: Plan | str | None = None, reason: str = "", actor: Actor = SYSTEM
+    ) -> Rollout:
+        """Begin a rollout of a version of the settings, by `plan` (an object, a plan's name, or None: the default).
+
+        It returns once the rollout is written down; the version starts meanwhile. Raises Problem 404 for an
+        unknown version or plan, 409 while another rollout runs, 503 when it can't be written down.
+        """
+        settings = self._host.settings(MigrationSettings)
+        found = settings.versions.get(version)
+        if found is None:
+            if version not in ("app", APP):
+                known = ", ".join(sorted(settings.versions)) or "none"
+                raise Problem(404, f"no version {version!r} in the settings; there are: {known}; nothing was changed")
+            raise Problem(409, "the app itself can only be gone back to by `rollback`; nothing was changed")
+        chosen = _plan(settings, plan)
+        if version == self._engine.base.name and self._engine.base.target == found.target:
+            raise Problem(409, f"{version} serves already; nothing was changed")
+        return await self._host.runtime.run(self._engine.begin, version, found.target, "", chosen, actor, reason)
+
+    async def promote(
+        self, *, full: bool = False, rollout: str = "", reason: str = "", actor: Actor = SYSTEM
+    ) -> Rollout:
+        """Open the present gate, or go to the next step; with `full` to 100% at once. Raises Problem 409."""
+        state = self._running(rollout)
+        if not full and not state.latched and _waits_at_gate(state):
+            move: Move | str = Move(event="gate", fields={"step": state.step})
+        else:
+            move = promote_by_hand(state, full=full)
+        if isinstance(move, str):
+            raise Problem(409, f"{state.candidate} can't be promoted: {move}")
+        return await self._do(attrs.evolve(move, reason=reason or "promoted by hand"), actor)
+
+    async def pause(self, *, rollout: str = "", reason: str = "", actor: Actor = SYSTEM) -> Rollout:
+        """Hold the weight. The judge goes on: a paused version that is worse is still rolled back."""
+        self._running(rollout)
+        return await self._do(Move(event="paused", reason=reason or "paused by hand"), actor)
+
+    async def resume(self, *, rollout: str = "", reason: str = "", actor: Actor = SYSTEM) -> Rollout:
+        """Go on after `pause`."""
+        self._running(rollout)
+        return await self._do(Move(event="resumed", reason=reason or "resumed by hand"), actor)
+
+    async def rollback(
+        self, *, cut: bool = False, rollout: str = "", reason: str = "", actor: Actor = SYSTEM
+    ) -> Rollout:
+        """Back to the version before, at once; `cut` ends its streams and sessions too. Never waits for a disk."""
+        state = self._running(rollout)
+        if state.latched:
+            return state
+        return await self._do(rollback_move(reason or "rolled back by hand", cut=cut), actor)
+
+    def _running(self, rollout: str) -> Rollout:
+        state = self._engine.rollout
+        if state is None or state.phase.over:
+            raise Problem(409, "no rollout is running; nothing was changed")
+        if rollout and rollout != state.id:
+            raise Problem(
+                409,
+                f"rollout {rollout} is over; {state.id} of {state.candidate} by {state.by} runs now; "
+                "nothing was changed",
+                extensions={"rollout": state.id, "by": state.by},
+            )
+        return state
+
+    async def _do(self, move: Move, actor: Actor) -> Rollout:
+        return await self._host.runtime.run(self._engine.move, move, actor)
+
+
+def _waits_at_gate(state: Rollout) -> bool:
+    steps = state.plan.steps
+    return 0 <= state.step < len(steps) and bool(steps[state.step].gate) and not state.gate_open
+
+
+def _plan(settings: MigrationSettings, plan: Plan | str | None) -> Plan:
+    if isinstance(plan, Plan):
+        return plan
+    if not plan:
+        return settings.plan
+    found = settings.plans.get(plan)
+    if found is None:
+        known = ", ".join(sorted(settings.plans)) or "none"
+        raise Problem(404, f"no plan {plan!r} in the settings; there are: {known}; nothing was changed")
+    return found
+
+
+def _version(version: Any, role: str, weight: float) -> VersionStatus:
+    return VersionStatus(
+        name=version.label,
+        target=version.target or "the app itself",
+        role=role,
+        ready=version.ready,
+        weight=round(weight, 6),
+        in_flight=version.in_flight(),
+    )

@@ -1,0 +1,148 @@
+"""What the request path looks at: the versions, the split in force, and the requests in flight.
+
+`Router.live` is one immutable view that is replaced whole; a request reads it once. Lowering is one assignment in this
+process and one write to the home's page for the others, before any disk is asked.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import zlib
+from collections.abc import Callable
+from typing import Any
+
+import attrs
+
+from deia_hardening.plugin import ASGIApp, RequestContext
+from deia_migration.split import Split
+
+APP = ""
+"""The name of the version that is the wrapped app itself."""
+
+
+class Flight:
+    """One request in progress on a version; `cut()` ends it from any thread."""
+
+    __slots__ = ("arrived", "context", "counted", "cutting", "key", "new", "task", "token", "weight")
+
+    def __init__(self, context: RequestContext, arrived: float, new: bool, weight: float) -> None:
+        self.context = context
+        self.arrived = arrived
+        self.new = new
+        self.weight = weight
+        self.cutting = False
+        self.counted = False
+        self.task: asyncio.Task[Any] | None = None
+        self.token: Any = None
+
+    def cut(self) -> None:
+        """End it: the app is cancelled, its client gets the end of the stream or close code 1012."""
+        self.cutting = True
+        try:
+            if self.task is not None:
+                self.task.get_loop().call_soon_threadsafe(self._cancel)
+            elif self.token is not None:
+                trio_token, scope = self.token
+                trio_token.run_sync_soon(scope.cancel)
+        except RuntimeError:  # its loop is gone, and so is it
+            pass
+
+    def _cancel(self) -> None:
+        if self.task is not None and self.cutting and not self.context.exchange.ended:
+            self.task.cancel()
+
+
+class Version:
+    """Something that answers requests. `answer` is None for the wrapped app: the layer then calls inward.
+
+    `flights` holds what is in progress in this process; `ready` whether it may be given new requests.
+    """
+
+    def __init__(self, name: str, number: int, answer: ASGIApp | None, *, target: str = "", digest: str = "") -> None:
+        self.name = name
+        self.number = number
+        self.answer = answer
+        self.target = target
+        self.digest = digest
+        self.ready = answer is None
+        self.flights: dict[Flight, None] = {}
+
+    @property
+    def label(self) -> str:
+        """Its name for people; the wrapped app is called `app`."""
+        return self.name or "app"
+
+    def in_flight(self) -> int:
+        """Requests, streams and WebSockets in progress on it, in this process."""
+        return len(self.flights)
+
+    def cut(self) -> int:
+        """End everything in progress; returns how much that was."""
+        flights = list(self.flights)
+        for flight in flights:
+            flight.cut()
+        return len(flights)
+
+
+def number_of(name: str, target: str, digest: str) -> int:
+    """A version's number in the session table: the same for the same code in every process, never 0."""
+    return zlib.crc32(f"{name}\x00{target}\x00{digest}".encode()) or 1
+
+
+@attrs.frozen(eq=False)
+class Live:
+    """The split in force. `weight` 0 sends only sessions and overrides to the candidate, 1 only sessions to stable.
+
+    Sessions that nobody has learned belong to `stable`, which served before. `frozen_p99` is in seconds, 0 while it
+    is not known.
+    """
+
+    rollout: str
+    split: Split
+    weight: float
+    stable: Version
+    candidate: Version
+    frozen_p99: float = 0.0
+
+    @property
+    def judged(self) -> bool:
+        return 0.0 < self.weight < 1.0
+
+
+class Router:
+    """Holds `live` for the layers of every revision; written on the background loop, read by requests."""
+
+    def __init__(self) -> None:
+        self.live: Live | None = None
+        self.app = Version(APP, number_of(APP, "", ""), None)
+        self.base: Version = self.app
+        """The version that serves while no rollout runs."""
+        self.seen: Any = None
+        self.state: Callable[[], Any] = lambda: None
+        self.follow: Callable[[Any], None] = lambda state: None
+        self.latched: set[str] = set()
+        self._lock = threading.RLock()  # taken when something changes, never by a request that only looks
+
+    def refresh(self, state: Any) -> None:
+        """The page has changed: follow it (other workers' weight changes). Called by the next request."""
+        with self._lock:
+            if state is self.seen:
+                return
+            self.follow(state)
+            self.seen = state
+
+    def set_weight(self, weight: float) -> None:
+        """Replace the view by one with another weight; a latched rollout's stays 0."""
+        with self._lock:
+            live = self.live
+            if live is not None and live.weight != weight and (weight == 0 or live.rollout not in self.latched):
+                self.live = attrs.evolve(live, weight=weight)
+
+    def latch(self, rollout: str) -> None:
+        """From now on nothing new goes to this rollout's candidate from this process."""
+        with self._lock:
+            self.latched.add(rollout)
+            live = self.live
+            if live is not None and live.rollout == rollout:
+                self.live = attrs.evolve(live, weight=0.0)

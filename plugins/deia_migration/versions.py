@@ -1,0 +1,119 @@
+"""Versions coming and going: opened, started, watched, stopped; each with a lifespan of its own.
+
+A version that can't start leaves everything as it was. What it holds (a child process, connections, its lifespan on the
+serving loop) is given back when it is stopped, also when its start was only half done.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from deia_hardening.errors import HardeningError, NotStarted
+from deia_hardening.plugin import Completion, Host, Latch
+from deia_hardening.upstream import ProcessSettings, Readiness, Upstream, UpstreamSettings, open_upstream
+from deia_migration.serving import on_server
+from deia_migration.settings import VersionSettings
+from deia_migration.traffic import Version, number_of
+
+logger = logging.getLogger("deia_migration")
+
+STOP_SECONDS = 35.0
+"""The longest a version's own shutdown is waited for; its lifespan is cancelled before."""
+
+
+class VersionHost:
+    """One version in this process. All methods are for the background loop."""
+
+    def __init__(
+        self, host: Host, name: str, target: str, digest: str = "", settings: VersionSettings | None = None
+    ) -> None:
+        """Opens nothing. Raises SettingsError for a target that can't be meant."""
+        self._host = host
+        self.settings = settings
+        self.upstream: Upstream = open_upstream(
+            target,
+            settings=_limits(settings),
+            home=host.home,
+            name=f"version {name}",
+            repeatable=self._repeatable,
+        )
+        self.version = Version(name, number_of(name, target, digest), self.upstream, target=target, digest=digest)
+        self.died = ""
+        self._held: Completion[None] | None = None
+        self._stop = Latch()
+
+    def _repeatable(self, scope: Any) -> bool:
+        if scope.get("method") not in ("GET", "HEAD", "OPTIONS"):
+            return False
+        context = scope.get("deia_hardening")
+        return context is None or not context.revision.effects.match(scope, False)
+
+    async def start(self, on_death: Callable[[str], None]) -> None:
+        """Start it and wait until it answers. `on_death` is called when it ends by itself. Raises HardeningError."""
+        deaths = getattr(self.upstream, "on_death", None)
+        if deaths is not None:
+
+            def died(reason: Any) -> None:
+                if not self._stop.is_set():
+                    self.died = str(reason) or "it ended"
+                    self.version.ready = False
+                    on_death(self.died)
+
+            deaths(died)
+        await self.upstream.start()
+        if self.version.target.startswith("inproc:") or not self.version.target:
+            await self._open_lifespan()
+
+    async def _open_lifespan(self) -> None:
+        started: Completion[None] = Completion()
+
+        async def hold() -> None:
+            try:
+                async with self.upstream.lifespan():
+                    started.set_result(None)
+                    await self._stop.wait()
+            except BaseException as error:
+                if not started.done():
+                    started.set_error(error)
+                raise
+
+        try:
+            self._held = on_server(self._host, hold)
+        except NotStarted:
+            return  # served without a lifespan: the app's own did not run either
+        await started
+
+    async def ready(self) -> Readiness:
+        """Ask whether it answers now; never raises."""
+        return await self.upstream.ready()
+
+    async def stop(self) -> None:
+        """End it. Raises nothing; what went wrong is logged."""
+        self.version.ready = False
+        self._stop.set()
+        if self._held is not None:
+            held, self._held = self._held, None
+            try:
+                await asyncio.wait_for(held.wait(), STOP_SECONDS)
+            except TimeoutError:
+                logger.warning("version %s did not shut down within %g s", self.version.label, STOP_SECONDS)
+            except asyncio.CancelledError:
+                if (task := asyncio.current_task()) is not None and task.cancelling():
+                    raise
+            except Exception as error:
+                logger.warning("version %s failed while it shut down: %s", self.version.label, error)
+        with contextlib.suppress(HardeningError, OSError):
+            await self.upstream.stop()
+
+
+def _limits(settings: VersionSettings | None) -> UpstreamSettings:
+    if settings is None:
+        return UpstreamSettings()
+    process = ProcessSettings(
+        interpreter=settings.interpreter, folder=settings.folder, variables=dict(settings.variables)
+    )
+    return UpstreamSettings(probe_path=settings.probe_path, process=process)
