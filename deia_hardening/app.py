@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 import anyio
 
+from deia_hardening import signals
 from deia_hardening.access import find_core
 from deia_hardening.context import SCOPE_KEY, Exchange, RequestContext, context_variable
 from deia_hardening.errors import HardeningError
@@ -101,7 +102,11 @@ class Entry:
 
     async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def body() -> None:
-            await _Lifespan(self.core, self.inner, scope, receive, send).run()
+            signals.install(self.core, self.core.serving.schedule)
+            try:
+                await _Lifespan(self.core, self.inner, scope, receive, send).run()
+            finally:
+                signals.remove(self.core)
 
         await self.core.serving.hold(body)
 

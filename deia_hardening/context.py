@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
+from deia_hardening import streams
 from deia_hardening.actor import ANONYMOUS, SYSTEM, Actor
 from deia_hardening.ids import uuid7
 from deia_hardening.mode import Mode
@@ -23,6 +24,7 @@ SCOPE_KEY = "deia_hardening"
 """The key under which the ASGI scope shows the innermost `RequestContext`."""
 
 _monotonic = time.monotonic
+_GONE = {"type": "websocket.disconnect", "code": 1012, "reason": "service restart"}
 
 
 class Exchange:
@@ -51,6 +53,7 @@ class Exchange:
     """The response's start message as the app sent it (headers); read it, never change it."""
 
     _trailers: bool = False
+    _waiting: bool = False  # the next receive() waits for the client to leave, or for a WebSocket's next message
     _starters: list[Callable[[Exchange], None]] | None = None
     _enders: list[Callable[[Exchange], None]] | None = None
 
@@ -89,9 +92,12 @@ class Exchange:
                 if not self.bytes_out:
                     self.first_byte = _monotonic()
                 self.bytes_out += len(body)
-            if not message.get("more_body") and not self._trailers:
-                self.complete = True
-                self.end()
+            if not message.get("more_body"):
+                if not self._trailers:
+                    self.complete = True
+                    self.end()
+            elif streams.ended:
+                raise OSError("the service is going down: this stream's time is over")
         elif kind == "http.response.start":
             self.status = message["status"]
             self.start = message
@@ -107,6 +113,8 @@ class Exchange:
 
     def _sent_other(self, kind: str, message: Message) -> None:
         if kind == "websocket.send":
+            if streams.ended:
+                raise OSError("the service is going down: this WebSocket's time is over")
             if not self.first_byte:
                 self.first_byte = _monotonic()
             data = message.get("bytes") or message.get("text") or b""
@@ -140,10 +148,16 @@ class Exchange:
             callback(self)
 
     async def receive(self) -> Message:
-        message = await self._receive()
+        if self._waiting and streams.armed:
+            message = await streams.receive_or_end(self._receive, self._end_stream)
+        else:
+            message = await self._receive()
         kind = message["type"]
         if kind == "http.request":
             self.bytes_in += len(message.get("body", b""))
+            self._waiting = not message.get("more_body")
+        elif kind == "websocket.connect":
+            self._waiting = True
         elif kind == "http.disconnect":
             self.disconnected = True
         elif kind == "websocket.receive":
@@ -154,6 +168,17 @@ class Exchange:
             self.complete = self.status == 101
             self.end()
         return message
+
+    async def _end_stream(self) -> Message:
+        """The service goes down: the client of a WebSocket is told why, the app sees its client leave."""
+        if self.status != 101:
+            return {"type": "http.disconnect"}
+        if not self.complete:
+            try:
+                await self._send({"type": "websocket.close", "code": 1012, "reason": "service restart"})
+            except (RuntimeError, OSError):
+                pass  # closed meanwhile
+        return dict(_GONE)
 
     def refused(self) -> None:
         """The server raised `OSError` on a message: the client had left."""

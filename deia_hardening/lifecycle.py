@@ -219,6 +219,8 @@ class Core:
                 return
             completion = self._starting
             if completion is None:
+                if self.leaving:
+                    raise HardeningError("the service is going down and starts nothing any more")
                 if self._start_error is not None and time.monotonic() < self._retry_at:
                     raise self._start_error
                 completion = self._starting = runtime().submit(self._start)
@@ -298,6 +300,7 @@ class Core:
         """A lifespan opened: start, or join what is started."""
         with self._lock:
             self.lifespans += 1
+            self.leaving = False
         try:
             await self.ensure()
         except BaseException:

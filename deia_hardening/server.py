@@ -72,6 +72,14 @@ class Serving:
             completion.set_error(NotStarted(str(raised)))
         return completion
 
+    def schedule(self, function: Callable[..., Any], *args: Any) -> None:
+        """Call `function(*args)` on the serving loop, from any thread. Raises NotStarted when none is open."""
+        with self._lock:
+            if not self._groups:
+                raise NotStarted("no lifespan is open: there is no serving loop")
+            schedule = self._groups[-1][1]
+        schedule(function, *args)
+
     def after_fork(self) -> None:
         self._lock = threading.Lock()
         self._groups = []

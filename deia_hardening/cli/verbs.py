@@ -1,0 +1,223 @@
+"""`deia-hardening GROUP VERB`: every operation of every plugin as a command.
+
+The commands are made from the operations' own declarations, so help is never stale. A call goes through the
+control socket of the service that runs on the settings' home; an operation that can do without (`offline`) runs in
+this process when no service is up.
+"""
+
+from __future__ import annotations
+
+import getpass
+import inspect
+import json
+import os
+import sys
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import attrs
+from cyclopts import App, Parameter
+
+from deia_hardening.cli.check import core_for
+from deia_hardening.cli.output import err, fail, say, show
+from deia_hardening.context import Actor
+from deia_hardening.control.client import Client, NotRunning, Step
+from deia_hardening.control.codec import plain, read_body
+from deia_hardening.errors import HardeningError, SettingsError
+from deia_hardening.operations import Call, Operation, Progress
+from deia_hardening.problem import Problem
+from deia_hardening.runtime import runtime
+from deia_hardening.settings import Bytes, Ratio, Seconds
+from deia_hardening.settings.classes import FieldInfo, fields_of
+from deia_hardening.surface import Surface
+
+_kept: list[Any] = []
+BUILT_IN = frozenset({"run", "check", "init", "schema", "demo"})
+DEFAULT: dict[str, dict[str, Any]] = {"audit": {}, "config": {}, "degradation": {}, "migration": {}, "recovery": {}}
+_PLAIN = (bool, int, float)
+
+
+def add_verbs(app: App, tokens: Sequence[str]) -> None:
+    """Add the operations' commands to `app`, unless the command line names one of the built-in ones."""
+    if tokens and tokens[0] in BUILT_IN:
+        return
+    config = _config(tokens)
+    try:
+        surface = _surface(config)
+    except SettingsError:
+        if tokens and not tokens[0].startswith("-"):
+            raise
+        surface = _surface(None)
+    groups: dict[str, App] = {}
+    for operation in sorted(surface.operations().values(), key=lambda one: one.name):
+        group = groups.get(operation.group)
+        if group is None:
+            group = groups[operation.group] = App(name=operation.group, help=f"Operations of {operation.group}.")
+            app.command(group)
+        group.command(_command(operation), name=operation.verb, help=operation.summary)
+    if "service" in groups:
+        app.command(_command(surface.operations()["service.status"]), name="status", help="What runs, and how it is.")
+
+
+def _config(tokens: Sequence[str]) -> Path:
+    for index, token in enumerate(tokens):
+        if token in ("--config", "-c") and index + 1 < len(tokens):
+            return Path(tokens[index + 1])
+        if token.startswith("--config="):
+            return Path(token.partition("=")[2])
+    return Path(".deia/config")
+
+
+def _surface(config: Path | None) -> Surface:
+    core = _core(config)
+    surface: Surface = core.services.get(Surface)
+    _kept.append(core)  # the surface holds its core weakly; this process lives for one command
+    return surface
+
+
+def _core(config: Path | None) -> Any:
+    if config is not None and config.exists():
+        return core_for(None, config)
+    from deia_hardening.cli.check import _nothing
+    from deia_hardening.lifecycle import Core
+    from deia_hardening.plan import Source
+
+    return Core(Source(DEFAULT, None), _nothing, "command line")
+
+
+def _command(operation: Operation) -> Callable[..., None]:
+    """A function with the signature that the command line shows for this operation."""
+    fields = fields_of(operation.input)
+    parameters: list[inspect.Parameter] = []
+    for name, field in fields.items():
+        kind = inspect.Parameter.POSITIONAL_OR_KEYWORD if field.required else inspect.Parameter.KEYWORD_ONLY
+        default = inspect.Parameter.empty if field.required else None
+        shown = Parameter(help=field.spec.doc or None, show_default=_default(field))
+        annotation: Any = Annotated.__class_getitem__((_type(field), shown))  # type: ignore[attr-defined]
+        parameters.append(inspect.Parameter(name, kind, default=default, annotation=annotation))
+    parameters.sort(key=lambda one: one.kind)
+    taken = set(fields)
+    for name, common in _COMMON.items():
+        if name not in taken and not (name in ("reason", "yes") and not operation.changes):
+            parameters.append(common)
+
+    def command(*args: Any, **kwargs: Any) -> None:
+        bound = signature.bind(*args, **kwargs)
+        given = bound.arguments
+        value = {name: given[name] for name in fields if given.get(name) is not None}
+        options = {name: given.get(name) for name in _COMMON if name not in taken}
+        _call(operation, value, options)
+
+    signature = inspect.Signature(parameters)
+    command.__signature__ = signature  # type: ignore[attr-defined]
+    command.__name__ = operation.name.replace(".", "_").replace("-", "_")
+    command.__doc__ = operation.summary
+    command.__annotations__ = {one.name: one.annotation for one in parameters}
+    return command
+
+
+def _parameter(name: str, kind: Any, text: str, default: Any, names: list[str] | None = None) -> inspect.Parameter:
+    annotation = Annotated[kind, Parameter(name=names, help=text, negative="" if kind is bool else None)]
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+_COMMON = {
+    "config": _parameter("config", Path, "Settings: a folder or a file.", Path(".deia/config"), ["--config", "-c"]),
+    "json": _parameter("json", bool, "Print JSON instead of a table.", False),
+    "reason": _parameter("reason", str, "Why: kept in the trail.", ""),
+    "yes": _parameter("yes", bool, "Do not ask.", False, ["--yes", "-y"]),
+}  # fmt: skip
+
+
+def _type(field: FieldInfo) -> Any:
+    kind = field.kind
+    optional = typing.get_origin(kind) is not None and type(None) in typing.get_args(kind)
+    if optional:
+        rest = [one for one in typing.get_args(kind) if one is not type(None)]
+        kind = rest[0] if len(rest) == 1 else str
+    origin = typing.get_origin(kind)
+    if origin in (tuple, list, set, frozenset):
+        base: Any = list[str]
+    elif origin is typing.Literal or kind in _PLAIN:
+        base = kind
+    else:
+        base = str
+    return base if field.required else base | None
+
+
+def _default(field: FieldInfo) -> Any:
+    default = field.default
+    if field.required or default is None or default == () or isinstance(default, attrs.Factory):  # type: ignore[arg-type]
+        return False
+    text = str(default) if isinstance(default, (Seconds, Bytes, Ratio)) else repr(default)
+    return lambda _value: text
+
+
+def _call(operation: Operation, value: Mapping[str, Any], options: Mapping[str, Any]) -> None:
+    config: Path = options.get("config") or Path(".deia/config")
+    as_json = bool(options.get("json"))
+    reason = options.get("reason") or str(value.get("reason", ""))
+    if operation.confirm and not options.get("yes") and sys.stdin.isatty():
+        say(f"{operation.confirm} [y/N]")
+        if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+            fail(["nothing was done"])
+    core = _core(config if config.exists() else None)
+    try:
+        _online(Client(core.home.path), operation, value, reason, as_json)
+    except NotRunning as error:
+        if not operation.offline:
+            fail([str(error)])
+        _offline(core, operation, value, reason, as_json)
+    except Problem as problem:
+        _refused(problem)
+    except HardeningError as error:
+        fail([str(error)])
+
+
+def _online(client: Client, operation: Operation, value: Mapping[str, Any], reason: str, as_json: bool) -> None:
+    output: Any = None
+    for step in client.follow(operation.name, value, changes=operation.changes, reason=reason):
+        if isinstance(step, Step):
+            _progress(step.message, step.done)
+        else:
+            output = step
+    _finish(output, as_json)
+
+
+def _offline(core: Any, operation: Operation, value: Mapping[str, Any], reason: str, as_json: bool) -> None:
+    actor = Actor(type="operator", id=getpass.getuser() if hasattr(os, "getuid") else "local", auth="shell")
+    surface = core.services.get(Surface)
+
+    async def run() -> Any:
+        output: Any = None
+        structured = read_body(operation.input, json.dumps(value).encode())
+        async for step in surface.invoke(operation.name, structured, Call(actor, reason, local=True)):
+            if isinstance(step, Progress):
+                _progress(step.message, step.done)
+            else:
+                output = step
+        return output
+
+    try:
+        output = runtime().submit(run).result()
+    except Problem as problem:
+        _refused(problem)
+    _finish(plain(output), as_json)
+
+
+def _progress(message: str, done: float | None) -> None:
+    err.print(f"… {message}" if done is None else f"… {done:4.0%} {message}", markup=False)
+
+
+def _finish(output: Any, as_json: bool) -> None:
+    show(output, as_json)
+    if isinstance(output, Mapping) and output.get("ok") is False:
+        raise SystemExit(1)
+
+
+def _refused(problem: Problem) -> typing.NoReturn:
+    lines = [f"{problem.status} {problem.title}: {problem.detail}"]
+    lines += [str(item) for item in problem.extensions.get("problems", ())]
+    fail(lines)

@@ -1,0 +1,34 @@
+"""SIGTERM with endless streams open: unready, drained to a deadline, the app's and the plugins' stop run, exit."""
+
+from __future__ import annotations
+
+import http.client
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import connect
+
+from .test_servers import COMMANDS
+
+
+@pytest.mark.parametrize("name", ["uvicorn", "granian", "deia-hardening run"])
+def test_endless_streams_do_not_hold_up_the_stop(name: str, serve: Callable[..., Any]) -> None:
+    environment = {"DEIA__REQUESTS__DRAIN": "300ms", "DEIA__REQUESTS__LAME_DUCK": "0s"}
+    server = serve(*COMMANDS[name], settings="audit: {}\n", **environment)
+    stream = http.client.HTTPConnection("127.0.0.1", server.port, timeout=20)
+    stream.request("GET", "/endless")
+    answer = stream.getresponse()
+    assert answer.read(6) == b"data: "
+    with connect(f"ws://127.0.0.1:{server.port}/ws") as websocket:
+        websocket.send("hello")
+        assert websocket.recv() == "hello"
+        server.terminate()
+        with pytest.raises(ConnectionClosed) as closed:
+            websocket.recv(timeout=10)
+    if name != "granian":  # granian sends no close frame of its own when it stops
+        assert closed.value.rcvd is not None
+        assert closed.value.rcvd.code == 1012
+    stream.close()
+    assert (server.folder / "down").read_text() == "down\n"
