@@ -38,6 +38,17 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def make_folder(folder: Path) -> None:
+    """Make `folder` and what is missing above it, private, with their names on disk."""
+    missing: list[Path] = []
+    while not folder.exists():
+        missing.append(folder)
+        folder = folder.parent
+    for path in reversed(missing):
+        path.mkdir(FOLDER_MODE, exist_ok=True)
+        sync_folder(path.parent)
+
+
 def write_all(descriptor: int, data: bytes) -> None:
     """Write every byte, in as few calls as the system takes; short writes are continued."""
     written = os.write(descriptor, data)
@@ -109,7 +120,7 @@ class FolderLock:
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
         if self._depth == 0:
-            self._folder.mkdir(FOLDER_MODE, parents=True, exist_ok=True)
+            make_folder(self._folder)
             descriptor = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX)

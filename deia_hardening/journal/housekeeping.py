@@ -74,6 +74,7 @@ def prune(log: _Log, settings: JournalSettings, clock: Clock, held: Callable[[Se
             "kind": "journal.pruned",
             "through": following.first - 1,
             "hash": following.prev,
+            "segment": gone[-1].number,
             "segments": len(gone),
             "bytes": sum(segment.size for segment in gone),
         }

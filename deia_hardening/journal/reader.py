@@ -26,6 +26,7 @@ from deia_hardening.journal.segments import Segment, list_sealed
 from deia_hardening.journal.verify import Verdict, verify
 
 _CHUNK = 1 << 20
+_LISTINGS = 4
 _SLACK_NS = 2_000_000_000
 
 
@@ -132,8 +133,11 @@ class JournalReader:
 
     def segments(self) -> list[Segment]:
         """All segments, oldest first, the live one last."""
-        sealed = list_sealed(self.path)
-        header = live_header(self.path)
+        for _ in range(_LISTINGS):
+            sealed = list_sealed(self.path)
+            header = live_header(self.path)
+            if header is None or (sealed[-1].number if sealed else 0) == header.segment - 1:
+                break  # else it was just being sealed, or files are missing
         with contextlib.suppress(FileNotFoundError):
             status = os.stat(self.path)
             number = header.segment if header is not None else (sealed[-1].number + 1 if sealed else 1)

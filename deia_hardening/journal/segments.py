@@ -14,6 +14,7 @@ from pathlib import Path
 
 import attrs
 
+_LISTINGS = 4
 _SEALED = re.compile(r"\.(\d{6,12})\.(\d{12,20})(\.gz)?")
 
 
@@ -39,13 +40,28 @@ def sealed_name(name: str, number: int, first: int, *, compressed: bool = False)
 
 
 def list_sealed(path: Path) -> list[Segment]:
-    """The sealed segments of the journal at `path`, oldest first; of a pair raw and compressed, the raw one."""
+    """The sealed segments of the journal at `path`, oldest first; of a pair raw and compressed, the raw one.
+
+    A folder that changes while it is listed is listed again, so a segment that is just being compressed is not missed.
+    """
     found: dict[int, Segment] = {}
+    for _ in range(_LISTINGS):
+        whole = _list_once(path, found)
+        numbers = sorted(found)
+        if whole and (not numbers or numbers[-1] - numbers[0] == len(numbers) - 1):
+            break
+    return [found[number] for number in sorted(found)]
+
+
+def _list_once(path: Path, found: dict[int, Segment]) -> bool:
+    """One look at the folder, into `found`. False where a file went away meanwhile."""
+    found.clear()
+    whole = True
     name = path.name
     try:
         entries = list(os.scandir(path.parent))
     except FileNotFoundError:
-        return []
+        return True
     for entry in entries:
         if not entry.name.startswith(name):
             continue
@@ -55,6 +71,7 @@ def list_sealed(path: Path) -> list[Segment]:
         try:
             status = entry.stat(follow_symlinks=False)
         except FileNotFoundError:
+            whole = False
             continue
         if not stat.S_ISREG(status.st_mode):
             continue
@@ -64,7 +81,7 @@ def list_sealed(path: Path) -> list[Segment]:
         found[number] = Segment(
             number, first, path.parent / entry.name, status.st_size, compressed, False, status.st_mtime
         )
-    return [found[number] for number in sorted(found)]
+    return whole
 
 
 def to_prune(

@@ -64,8 +64,11 @@ class _Check:
         self.prev = GENESIS
         self.begun = False
         self.origin: str | None = None
-        self.started: tuple[int, str] | None = None  # what the first segment says it follows
-        self.pruned: list[tuple[int, str]] = []
+        self.number = 0
+        self.started: tuple[int, str, int] | None = None  # what the first segment says it follows
+        self.pruned: list[tuple[int, str, int]] = []
+        self.newest = b""
+        self.newest_at: tuple[Segment, int] | None = None
 
     def report(self, kind: str, segment: Segment, offset: int, detail: str, seq: int | None = None) -> None:
         if len(self.problems) < _MOST_PROBLEMS:
@@ -79,6 +82,8 @@ def verify(reader: JournalReader) -> Verdict:
     for index, segment in enumerate(segments):
         text = reader.text_of(segment)
         if text is None:
+            if not check.begun:
+                continue  # deleted by retention meanwhile; the record of that is looked for below
             check.report("missing", segment, 0, f"the segment {segment.path.name} is gone")
             continue
         with text:
@@ -88,9 +93,11 @@ def verify(reader: JournalReader) -> Verdict:
                 check.report("unreadable", segment, 0, str(error))
             except OSError as error:
                 check.report("unreadable", segment, 0, str(error))
+    if check.newest_at is not None and not _is_json(check.newest):  # no line follows that would tell
+        check.report("record", *check.newest_at, "the line is not a record", check.seq - 1)
     if check.started is not None and check.started[0] > 0:
         through = check.started[0] - 1
-        if (through, check.started[1]) not in check.pruned:
+        if (through, check.started[1], check.started[2] - 1) not in check.pruned:
             what = f"the log begins at record {through + 1}, and no record says why"
             check.problems.insert(0, Problem("pruned", segments[0].number, 0, 0, what))
     head = bytes.fromhex(check.prev.decode()) if check.records else b""
@@ -114,18 +121,21 @@ def _segment(check: _Check, segment: Segment, text: SegmentText, *, last: bool) 
             check.report("header", segment, 0, "the segment belongs to another log")
         if not check.begun:
             check.seq, check.prev = header.first, header.prev.encode()
-            check.started = (header.first, header.prev)
+            check.started = (header.first, header.prev, header.segment)
             check.first = header.first
-            if header.first == 0 and check.prev != GENESIS:
+            if header.first == 0 and (check.prev != GENESIS or header.segment != 1):
                 check.report("header", segment, 0, "the first segment follows something")
         elif header.first > check.seq:
             check.report("missing", segment, 0, f"records {check.seq} to {header.first - 1} are missing")
             check.seq, check.prev = header.first, header.prev.encode()
         elif header.first != check.seq or header.prev.encode() != check.prev:
             check.report("header", segment, 0, "the segment does not follow the one before it")
+        elif header.segment != check.number + 1:
+            check.report("header", segment, 0, f"the segment is number {header.segment}, not {check.number + 1}")
         if header.segment != segment.number or (not segment.live and header.first != segment.first):
             check.report("header", segment, 0, "the segment's name does not fit its header")
     check.begun = True
+    check.number = header.segment if header is not None else segment.number
     _lines(check, segment, text, offset, last=last)
 
 
@@ -162,9 +172,19 @@ def check_lines(check: _Check, segment: Segment, lines: list[bytes], offset: int
         prev = leaf_hex(line)
         seq += 1
         offset += len(line) + 1
+    if lines:
+        check.newest, check.newest_at = lines[-1], (segment, offset - len(lines[-1]) - 1)
     check.records += len(lines)
     check.seq, check.prev = seq, prev
     return offset
+
+
+def _is_json(line: bytes) -> bool:
+    try:
+        msgspec.json.decode(line)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return False
+    return True
 
 
 def _explain(check: _Check, segment: Segment, line: bytes, offset: int) -> None:
@@ -183,7 +203,7 @@ def _own(check: _Check, segment: Segment, line: bytes, offset: int, seq: int) ->
     except (msgspec.DecodeError, UnicodeDecodeError):
         return
     if event.get("kind") == "journal.pruned":
-        check.pruned.append((event.get("through", -1), event.get("hash", "")))
+        check.pruned.append((event.get("through", -1), event.get("hash", ""), event.get("segment", -1)))
     elif event.get("kind") == "journal.created" and seq == 0 and event.get("origin") != check.origin:
         check.report("header", segment, offset, "the header names another origin than record 0", 0)
 

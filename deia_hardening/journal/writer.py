@@ -237,10 +237,10 @@ class Writer:
         now = self._clock.monotonic()
         if reserve <= 0 or 0 <= now - self._room_checked < 1.0:
             return
-        try:
-            status = os.statvfs(self._live.path.parent)
-        except FileNotFoundError:
-            return
+        folder = self._live.path.parent
+        while not folder.exists():
+            folder = folder.parent
+        status = os.statvfs(folder)
         if status.f_bavail * status.f_frsize < reserve:
             self.rotated()  # retention may free some
             if self._settings.at_reserve == "stop":

@@ -6,7 +6,7 @@ For tests only. A fault that this machine can't cause raises `Unavailable`, or s
 from deia_hardening.testing.faults.basics import SEED_VARIABLE, Unavailable, available, need, seed
 from deia_hardening.testing.faults.disk import PowerCut, power_cuts
 from deia_hardening.testing.faults.fulldisk import fill, release, small_disk
-from deia_hardening.testing.faults.kill import Killed, run_and_kill
+from deia_hardening.testing.faults.kill import Killed, fork_and_kill, run_and_kill
 from deia_hardening.testing.faults.recording import recording
 from deia_hardening.testing.faults.syscalls import Failure, count_calls, each_failure
 from deia_hardening.testing.faults.trace import Trace
@@ -23,6 +23,7 @@ __all__ = [
     "count_calls",
     "each_failure",
     "fill",
+    "fork_and_kill",
     "need",
     "power_cuts",
     "record_child",

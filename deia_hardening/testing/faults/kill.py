@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import os
 import random
+import select
 import signal
 import subprocess
 import threading
 import time
-from collections.abc import Mapping, Sequence
+import traceback
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import NoReturn
 
 import attrs
 
@@ -93,3 +97,70 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
         os.killpg(process.pid, signal.SIGKILL)
     except ProcessLookupError:
         pass
+
+
+def fork_and_kill(
+    work: Callable[[Callable[[str], None]], None],
+    *,
+    seed: int,
+    after: tuple[int, int] = (0, 100),
+    jitter: float = 0.002,
+    timeout: float = 60.0,
+) -> Killed:
+    """As `run_and_kill`, for `work(acknowledge)` in a forked child: some 5 ms a run, for campaigns of thousands.
+
+    The child has no thread but the forking one, and ends without running exit handlers. Not for macOS, where
+    system libraries do not survive a fork.
+    """
+    read_end, write_end = os.pipe()
+    errors_read, errors_write = os.pipe()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # 3.12 warns of forks where there are threads
+        child = os.fork()
+    if child == 0:
+        _in_child(work, read_end, write_end, errors_read, errors_write)
+    os.close(write_end)
+    os.close(errors_write)
+    rng = random.Random(seed)
+    wanted = rng.randint(*after)
+    pause = rng.random() * jitter
+    expires = time.monotonic() + timeout
+    data = b""
+    killed = False
+    while True:
+        if not killed and (data.count(b"\n") >= wanted or time.monotonic() > expires):
+            end = time.monotonic() + pause
+            while time.monotonic() < end:
+                pass
+            os.kill(child, signal.SIGKILL)  # not yet reaped, so the number is still the child's
+            killed = True
+        chunk = os.read(read_end, 65536) if select.select([read_end], [], [], 1.0)[0] else None
+        if chunk == b"":
+            break
+        data += chunk or b""
+    _, status = os.waitpid(child, 0)
+    stderr = os.read(errors_read, 65536)
+    os.close(read_end)
+    os.close(errors_read)
+    lines = [line.decode("utf-8", "replace") for line in data.split(b"\n")[:-1]]
+    returncode = os.waitstatus_to_exitcode(status)
+    return Killed(lines, returncode == -signal.SIGKILL, returncode, stderr.decode("utf-8", "replace"), seed)
+
+
+def _in_child(
+    work: Callable[[Callable[[str], None]], None], read_end: int, write_end: int, errors_read: int, errors_write: int
+) -> NoReturn:
+    code = 1
+    try:
+        os.close(read_end)
+        os.close(errors_read)
+        work(lambda text: _tell(write_end, text))
+        code = 0
+    except BaseException:
+        os.write(errors_write, traceback.format_exc()[-4000:].encode("utf-8", "replace"))
+    finally:
+        os._exit(code)
+
+
+def _tell(descriptor: int, text: str) -> None:
+    os.write(descriptor, text.encode() + b"\n")
