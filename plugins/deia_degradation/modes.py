@@ -32,7 +32,7 @@ class Policy:
 
 @attrs.frozen
 class Reading:
-    """One signal at one tick. High at or above `threshold`, calm below half of it.
+    """One signal at one tick. High at or above `threshold`, calm below half of it (or below `calm_below`).
 
     `at_once` makes a high reading act without waiting for further ticks (half of the bots are gone).
     """
@@ -41,6 +41,7 @@ class Reading:
     value: float
     threshold: float
     at_once: bool = False
+    calm_below: float | None = None
 
     @property
     def high(self) -> bool:
@@ -48,7 +49,7 @@ class Reading:
 
     @property
     def calm(self) -> bool:
-        return self.value < self.threshold / 2
+        return self.value < (self.threshold / 2 if self.calm_below is None else self.calm_below)
 
 
 class Source(enum.IntEnum):
@@ -165,9 +166,7 @@ def _automatic(state: State, now: float, readings: tuple[Reading, ...], policy: 
             return attrs.evolve(state, history=history, calm_since=calm_since)
         relapsed = state.recovered is not None and now - state.recovered < policy.relapse
         hold = min(max(state.hold, policy.hold) * 2, policy.hold_max) if relapsed else policy.hold
-        return attrs.evolve(
-            state, automatic=Mode.DEGRADED, history=history, calm_since=None, hold=hold, cause=culprit
-        )
+        return attrs.evolve(state, automatic=Mode.DEGRADED, history=history, calm_since=None, hold=hold, cause=culprit)
     if calm_since is not None and now - calm_since >= state.hold:
         return attrs.evolve(
             state,

@@ -260,9 +260,7 @@ def scenarios() -> dict[str, Scenario]:
     all_of_them = [
         Scenario("overload-2x", flat(800), steady, flat(0.05), workers=lambda t: 20),
         Scenario("overload-10x", flat(4000), steady, flat(0.05), workers=lambda t: 20, seconds=30.0, critical=0.05),
-        Scenario(
-            "step", lambda t: 200.0 if t < 25 else 1600.0, steady, flat(0.05), workers=lambda t: 20
-        ),
+        Scenario("step", lambda t: 200.0 if t < 25 else 1600.0, steady, flat(0.05), workers=lambda t: 20),
         Scenario("ramp", lambda t: 50.0 + 20.0 * t, steady, flat(0.05), workers=lambda t: 20),
         Scenario(
             "slow-backend",
@@ -278,9 +276,7 @@ def scenarios() -> dict[str, Scenario]:
             lambda t: 0.15 if 20 <= t < 40 else 0.05,
             workers=lambda t: 20,
         ),
-        Scenario(
-            "half-the-workers", flat(800), steady, flat(0.05), workers=lambda t: 20 if t < 25 else 10
-        ),
+        Scenario("half-the-workers", flat(800), steady, flat(0.05), workers=lambda t: 20 if t < 25 else 10),
         Scenario("twice-the-workers", flat(1600), steady, flat(0.05), workers=lambda t: 20 if t < 25 else 40),
         Scenario("contention", flat(1000), lognormal(flat(0.05)), flat(0.05), contention=0.001),
         Scenario("heavy-contention", flat(1000), lognormal(flat(0.05)), flat(0.05), contention=0.01),

@@ -31,10 +31,13 @@ class GateCounts:
 class Gate:
     """Slots for requests in this process. Thread-safe; usable from any loop."""
 
-    def __init__(self, limit: LimitPolicy = _LIMIT, room: RoomPolicy = _ROOM) -> None:
+    def __init__(self, limit: LimitPolicy = _LIMIT, room: RoomPolicy = _ROOM, streams: int = 1000) -> None:
         self.limit = AdaptiveLimit(limit)
         self.room = WaitingRoom(room)
         self.in_flight = 0
+        self.streams = 0
+        """Event streams, WebSockets and long requests that are open."""
+        self.most_streams = streams
         self.counts = GateCounts()
         self.smallest_wait = 0.0
         """The least time that anybody who waited had to wait, since it was last read by `read_smallest_wait`."""
@@ -91,11 +94,44 @@ class Gate:
         for waiter in wake:
             waiter.wake()
 
+    def to_stream(self, now: float, seconds: float, deadline: float | None = None) -> None:
+        """An answer turned out to be a stream: its slot is free, and its time to the first byte is what counts."""
+        with self._lock:
+            self.streams += 1
+        self.leave(now, seconds, deadline)
+
+    def enter_stream(self) -> bool:
+        """Take a stream's slot if one is free; `leave_stream` must follow."""
+        with self._lock:
+            if self.streams >= self.most_streams:
+                self.counts.shed += 1
+                return False
+            self.streams += 1
+            return True
+
+    def leave_stream(self) -> None:
+        """Give a stream's slot back."""
+        with self._lock:
+            self.streams -= 1
+
+    def stream_over(self, exchange: object) -> None:
+        """`leave_stream` as a callback of the exchange."""
+        self.leave_stream()
+
+    def adopt(self, limit: LimitPolicy, room: RoomPolicy, streams: int) -> None:
+        """Follow new settings; what was learned stays, within the new bounds."""
+        with self._lock:
+            self.limit.adopt(limit)
+            self.room.policy = room
+            self.most_streams = streams
+
     def abandon(self, waiter: Waiter, now: float) -> None:
         """The client of `waiter` left, or its task was cancelled; whatever it held is given back."""
         with self._lock:
             if waiter.state is WaiterState.ADMITTED:
+                waiter.state = WaiterState.REFUSED
                 self.in_flight -= 1
+                self.counts.left += 1
             elif self.room.leave(waiter):
                 waiter.state = WaiterState.REFUSED
                 self.counts.left += 1

@@ -99,6 +99,12 @@ class AdaptiveLimit:
         self._anchor_rate = 0.0
         self._guard_off_until = 0.0
 
+    def adopt(self, policy: LimitPolicy) -> None:
+        """Go on under another policy, from what was learned."""
+        self.policy = policy
+        self._set(self.value)
+        self.limit = max(1, int(self.value))
+
     # -- the request path ----------------------------------------------------------------------------------
 
     def started(self, in_flight: int) -> None:

@@ -107,7 +107,7 @@ class WaitingRoom:
         queue = self._queues[waiter.criticality]
         expected = self.expected_wait(waiter.criticality, now)
         displaced = None
-        if now + expected > waiter.until:
+        if now + expected > waiter.until or waiter.until <= now:
             waiter.reason = "it could not finish in time"
             return False, None
         if expected > waiter.allowance * self.policy.fill or (not self._known and self.size >= self.policy.cold):

@@ -1,0 +1,1 @@
+"""When another bot is asked: retries on a budget, hedging, outgoing attempts."""

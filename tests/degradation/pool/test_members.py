@@ -9,7 +9,7 @@ import threading
 import pytest
 
 from deia_degradation.pool.bot import Bot, BotChange, BotState, Verdict
-from deia_degradation.pool.pool import Pool, PoolPolicy
+from deia_degradation.pool.members import Members, PoolPolicy
 
 
 class Time:
@@ -30,12 +30,12 @@ def seen() -> list[BotChange]:
 
 
 @pytest.fixture
-def pool(time: Time, seen: list[BotChange]) -> Pool:
+def pool(time: Time, seen: list[BotChange]) -> Members:
     random.seed(3)
-    return Pool("bots", [Bot("a"), Bot("b"), Bot("c")], clock=time, listener=seen.append)
+    return Members("bots", [Bot("a"), Bot("b"), Bot("c")], clock=time, listener=seen.append)
 
 
-def serve(pool: Pool, time: Time, count: int, bad: set[str] = frozenset(), seconds: float = 0.01, **kwargs) -> dict:
+def serve(pool: Members, time: Time, count: int, bad: set[str] = frozenset(), seconds: float = 0.01, **kwargs) -> dict:
     asked: dict[str, int] = {}
     for _ in range(count):
         member = pool.choose(time.now, **kwargs)
@@ -46,11 +46,11 @@ def serve(pool: Pool, time: Time, count: int, bad: set[str] = frozenset(), secon
     return asked
 
 
-def state(pool: Pool, bot: str, time: Time) -> str:
+def state(pool: Members, bot: str, time: Time) -> str:
     return {status.id: status.state for status in pool.status(time.now)}[bot]
 
 
-def fail_until_out(pool: Pool, time: Time, bot: str) -> None:
+def fail_until_out(pool: Members, time: Time, bot: str) -> None:
     for _ in range(2000):
         serve(pool, time, 1, {bot}, probe=True)
         if state(pool, bot, time) == BotState.EJECTED:
@@ -139,7 +139,7 @@ def test_a_drained_bot_is_not_asked_until_restored(pool, time):
 
 def test_bots_of_a_quota_key_rest_together_and_come_back_by_themselves(time, seen):
     bots = [Bot("a", quota="x"), Bot("b", quota="x"), Bot("c", quota="y")]
-    pool = Pool("llm", bots, clock=time, listener=seen.append)
+    pool = Members("llm", bots, clock=time, listener=seen.append)
     assert pool.rest("x", time.now + 30, time.now) == 2
     assert set(serve(pool, time, 20)) == {"c"}
     assert pool.retry_after(time.now) == pytest.approx(29.8)
@@ -148,14 +148,14 @@ def test_bots_of_a_quota_key_rest_together_and_come_back_by_themselves(time, see
 
 
 def test_a_higher_tier_serves_only_while_no_lower_one_can(time):
-    pool = Pool("bots", [Bot("a"), Bot("b", tier=1)], clock=time)
+    pool = Members("bots", [Bot("a"), Bot("b", tier=1)], clock=time)
     assert set(serve(pool, time, 20)) == {"a"}
     pool.drain("a")
     assert set(serve(pool, time, 20)) == {"b"}
 
 
 def test_a_retry_leaves_the_tier_when_nobody_else_is_in_it(time):
-    pool = Pool("bots", [Bot("a"), Bot("b", tier=1)], clock=time)
+    pool = Members("bots", [Bot("a"), Bot("b", tier=1)], clock=time)
     first = pool.choose(time.now)
     assert pool.choose(time.now, exclude=[first]).bot.id == "b"
 
@@ -200,7 +200,7 @@ def test_the_bot_that_fails_fastest_is_not_preferred(pool, time, repeatable):
 
 
 def test_an_empty_pool_chooses_nobody(time):
-    pool = Pool("bots", clock=time)
+    pool = Members("bots", clock=time)
     assert pool.choose(time.now) is None
     assert pool.healthy_share(time.now) == 1.0
     pool.add(Bot("a"))

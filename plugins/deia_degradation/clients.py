@@ -1,0 +1,37 @@
+"""Quotas per client at the door: the actor where one is known, else the address. Above it: 429."""
+
+from __future__ import annotations
+
+import math
+
+from deia_degradation.pool.budget import Bounds, Budgets, Reservation
+from deia_hardening.peers import Network, client_address, is_trusted
+from deia_hardening.plugin import Problem, RequestContext, Scope
+
+
+class ClientQuotas:
+    """How much each client has asked for lately. Thread-safe, bounded; a forgotten client starts afresh."""
+
+    def __init__(self, bounds: Bounds, clients: int, networks: tuple[Network, ...]) -> None:
+        self.networks = networks
+        self._budgets = Budgets(bounds, clients)
+
+    def refusal(self, scope: Scope, context: RequestContext, now: float) -> Problem | None:
+        """The refusal of a request whose client has used up its quota; else None, and it is counted."""
+        actor = context.actor
+        key = f"actor:{actor.id}" if actor.auth and actor.id else f"address:{client_address(scope, self.networks)}"
+        found = self._budgets.get(key).reserve(now)
+        if isinstance(found, Reservation):
+            return None
+        wait = max(1.0, found - now) if math.isfinite(found) else float(self._budgets.bounds.per)
+        bounds = self._budgets.bounds
+        return Problem(
+            429,
+            f"More than {bounds.requests:g} requests in {bounds.per:g} s; nothing was done. Try again later.",
+            retry_after=wait,
+        )
+
+    def trusts(self, scope: Scope) -> bool:
+        """Whether the peer is a trusted proxy, whose headers are believed."""
+        client = scope.get("client")
+        return bool(self.networks and client and is_trusted(client[0], self.networks))

@@ -1,0 +1,31 @@
+"""What this plugin tells beyond the core's events (`ModeChanged`, `BotChanged`): whether scaling is allowed.
+
+Other plugins and the app subscribe to them by class or dotted name, as `deia_degradation.events.ScalingChanged`.
+"""
+
+from __future__ import annotations
+
+import attrs
+
+from deia_hardening.plugin import Event
+
+
+@attrs.frozen(kw_only=True)
+class ScalingChanged(Event):
+    """Scaling became allowed or not allowed: the app's scaler is to hold still while it is not."""
+
+    action: str = "scaling.allowed"
+    allowed: bool
+
+
+@attrs.frozen(kw_only=True)
+class BotsReleased(Event):
+    """A bot was ejected, drained or removed: whoever gave it leased tasks and assignments takes them back.
+
+    `pool` and `bot` name it; recovery's plugin returns what it held to the queue.
+    """
+
+    action: str = "bot.released"
+    kind: str = "bot"
+    pool: str
+    bot: str

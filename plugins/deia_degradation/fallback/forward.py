@@ -1,0 +1,436 @@
+"""One incoming request on its way to a bot, and to another one when that does not work.
+
+The answer goes to the client as it comes, unbuffered; it is held back only until its status is known (and its body,
+where the pool's settings look into it). An answer is put aside only when another bot has been taken already, so no
+answer of a bot is ever replaced by a worse one of ours.
+"""
+
+from __future__ import annotations
+
+from time import monotonic
+from typing import TYPE_CHECKING
+
+import anyio
+
+from deia_degradation.fallback.body import Body
+from deia_degradation.fallback.judge import retry_after
+from deia_degradation.fallback.retry import may_ask_another, repeatable
+from deia_degradation.fallback.watch import Watched, Watcher, spawn
+from deia_degradation.gatekeeping import refuse
+from deia_degradation.pool.bot import Member, Verdict
+from deia_degradation.pool.pool import Pool
+from deia_hardening.plugin import Latch, Message, Mode, Problem, Receive, RequestContext, Scope, Send
+from deia_hardening.upstream import Outcome, UpstreamError, outcome_of
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable
+
+_PENDING, _PASSED, _SWALLOWED = 0, 1, 2
+_SWALLOW_LIMIT = 65536
+"""Bytes of an unwanted answer that are let run out, so that its connection can be used again."""
+
+
+class Forward:
+    """One request. `run` returns when the client has its answer."""
+
+    def __init__(
+        self, pool: Pool, watcher: Watcher, scope: Scope, receive: Receive, send: Send, context: RequestContext,
+        path: str, key: str | None, named: str,
+    ) -> None:  # fmt: skip
+        self.pool = pool
+        self.watcher = watcher
+        self.scope = scope
+        self.send = send
+        self.context = context
+        self.path = path
+        self.key = key
+        self.named = named
+        settings = pool.settings
+        self.method: str = scope["method"]
+        self.effects = bool(context.revision.effects.match(scope))
+        self.repeatable = repeatable(self.method, scope["headers"], self.effects)
+        self.body = Body(receive, int(settings.retry.body))
+        self.tried: list[Member] = []
+        self.winner: Attempt | None = None
+        self.next: Member | None = None
+        """The bot that was taken for the next attempt before the last answer was put aside."""
+        self.primary: anyio.CancelScope | None = None
+        self.hedge: Attempt | None = None
+        self.hedge_scope: anyio.CancelScope | None = None
+        self.hedge_over: Latch | None = None
+        self.timed_out = False
+
+    # -- the loop ------------------------------------------------------------------------------------------
+
+    async def run(self) -> bool:
+        """Answer the request; False when no bot can serve and nothing was sent (the caller refuses)."""
+        pool = self.pool
+        pool.retry.deposit()
+        member = pool.take(self.named, monotonic()) if self.named else None
+        if member is None:
+            member = pool.choose(monotonic(), key=self.key, probe=self.repeatable)
+        if member is None:
+            return False
+        try:
+            while member is not None:
+                self.tried.append(member)
+                error = await self._attempt(member)
+                if self.winner is not None:
+                    return True
+                member = self.next
+                self.next = None
+            if not self.context.exchange.disconnected:
+                await self._give_up(error)
+            return True
+        finally:
+            self._release_next()
+
+    async def _attempt(self, member: Member) -> BaseException | None:
+        """One attempt; its bot is judged. What it raised comes back, unless it must be passed on."""
+        attempt = Attempt(self, member)
+        watched = self._watch(member)
+        error: BaseException | None = None
+        self.timed_out = False
+        try:
+            if watched is None:
+                await self._call(attempt)
+            else:
+                with anyio.CancelScope() as scope:
+                    self.primary = scope
+                    await self._call(attempt)
+        except _PutAside:
+            pass
+        except Exception as raised:
+            error = raised
+        except BaseException:
+            self._abandon(attempt)
+            raise
+        finally:
+            self.primary = None
+            if watched is not None:
+                watched.over = True
+        beaten = self.winner is not None and self.winner is not attempt
+        outcome = self._judge(attempt, error, beaten)
+        if self.hedge_over is not None and not self.hedge_over.is_set() and self.winner is not attempt:
+            await self._await_hedge()
+        if self.winner is not None:
+            if self.winner is attempt and error is not None:
+                raise error  # the answer broke after its start: the client must notice
+            return None
+        if self.next is None:
+            self._take_next(outcome, attempt.exhausted)
+        if error is not None and not isinstance(error, UpstreamError) and self.next is None:
+            raise error  # an app in this process raised: it is passed on untouched
+        return error if error is not None else _TimedOut() if self.timed_out else None
+
+    async def _call(self, attempt: Attempt) -> None:
+        scope = self._child_scope()
+        await attempt.member.target(scope, self.body.reader(), attempt.send)
+
+    def _child_scope(self) -> Scope:
+        scope = dict(self.scope)
+        if self.path:
+            scope["path"] = self.path
+            scope["raw_path"] = self.path.encode("utf-8")
+            scope["root_path"] = ""
+        deadline = self.context.deadline
+        if deadline is not None:
+            left = max(0.0, deadline - monotonic())
+            headers = [pair for pair in scope["headers"] if pair[0] != b"x-request-timeout"]
+            headers.append((b"x-request-timeout", f"{left * 1000:.0f}ms".encode()))
+            scope["headers"] = headers
+        return scope
+
+    def _judge(self, attempt: Attempt, error: BaseException | None, beaten: bool) -> Outcome:
+        now = monotonic()
+        seconds = (attempt.began or now) - attempt.started
+        outcome = outcome_of(error, started=attempt.began > 0.0)
+        if self.timed_out and not attempt.began:
+            outcome = Outcome.FAILED_BEFORE_START
+        pool = self.pool
+        verdict, reason = Verdict.GOOD, ""
+        if beaten and not attempt.began:
+            verdict, reason = Verdict.FAILED, "slower than another bot that was asked later"
+        elif attempt.exhausted:
+            verdict = Verdict.NEUTRAL
+            pool.exhausted(attempt.member, attempt.rest)
+        elif isinstance(error, UpstreamError):
+            verdict, reason = Verdict.FAILED, error.cause
+        elif error is not None:
+            if pool.judge.exceptions:
+                verdict, reason = Verdict.FAILED, type(error).__name__
+            else:
+                verdict = Verdict.NEUTRAL
+        elif self.timed_out:
+            verdict, reason = Verdict.FAILED, "no answer in time"
+        elif not attempt.began:
+            if self.context.exchange.disconnected:
+                verdict = Verdict.NEUTRAL
+            else:
+                verdict, reason = Verdict.FAILED, "no answer"
+        elif attempt.failure:
+            verdict, reason = Verdict.FAILED, attempt.failure
+        elif pool.judge.slower and seconds > pool.judge.slower:
+            verdict, reason = Verdict.FAILED, f"its answer began after {seconds:.3g} s"
+        pool.done(attempt.member, now, seconds, verdict, reason)
+        return outcome
+
+    def _abandon(self, attempt: Attempt) -> None:
+        """The caller was cancelled: give the bot back unjudged, take the hedge along."""
+        self.pool.done(attempt.member, monotonic(), 0.0, Verdict.NEUTRAL)
+        if self.hedge_scope is not None:
+            self.hedge_scope.cancel()
+        self._release_next()
+
+    def _release_next(self) -> None:
+        if self.next is not None:
+            self.pool.done(self.next, monotonic(), 0.0, Verdict.NEUTRAL)
+            self.next = None
+
+    def _take_next(self, outcome: Outcome, refused: bool) -> bool:
+        """Take a bot for one more attempt, if the rules and the budget allow one."""
+        if self.context.exchange.disconnected or not may_ask_another(
+            outcome,
+            repeatable=self.repeatable,
+            refused=refused,
+            effects=self.effects,
+            replayable=self.body.replayable,
+            tried=len(self.tried),
+            attempts=self.pool.retry.policy.attempts,
+            remaining=self.context.remaining(),
+        ):
+            return False
+        now = monotonic()
+        member = self.pool.choose(now, exclude=self.tried)
+        if member is None:
+            return False
+        if not refused and not self.pool.retry.withdraw(now):
+            self.pool.done(member, now, 0.0, Verdict.NEUTRAL)
+            return False
+        self.next = member
+        return True
+
+    async def _give_up(self, error: BaseException | None) -> None:
+        if isinstance(error, UpstreamError) and error.outcome is Outcome.NOT_SENT:
+            problem = Problem(
+                503, "The bot that should answer can't be reached; nothing was sent to it.",
+                retry_after=max(1.0, self.pool.retry_after(monotonic())),
+            )  # fmt: skip
+        elif isinstance(error, _TimedOut) or "timeout" in getattr(error, "cause", ""):
+            problem = Problem(504, "The bot that was asked did not answer in time; it may have acted.")
+        else:
+            problem = Problem(502, "The bot that was asked failed before it answered; it may have acted.")
+        await refuse(problem, self.scope, self.send)
+
+    # -- hedging and time limits ---------------------------------------------------------------------------
+
+    def _watch(self, member: Member) -> Watched | None:
+        settings = self.pool.settings
+        now = monotonic()
+        times = []
+        if (
+            settings.retry.hedge
+            and self.method == "GET"
+            and self.repeatable
+            and not self.hedge_over
+            and self.context.mode is Mode.FULL
+            and len(self.pool) > 1
+        ):
+            usual = max(member.load.latency, float(settings.retry.hedge_min) / settings.retry.hedge_factor)
+            times.append(now + usual * settings.retry.hedge_factor)
+        limit = float("inf")
+        if settings.first_within:
+            limit = now + float(settings.first_within)
+        if self.context.deadline is not None:
+            limit = min(limit, self.context.deadline)
+        hedge_at = times[0] if times and times[0] < limit else None
+        if hedge_at is None and limit == float("inf"):
+            return None
+        holder: list[Watched] = []
+
+        def act() -> None:
+            if self.winner is not None or self.primary is None:
+                return
+            if hedge_at is not None and self.hedge_over is None and monotonic() < limit:
+                self._start_hedge()
+                if limit != float("inf"):
+                    holder[0].at = limit
+                    self.watcher.add(holder[0])
+                return
+            self.timed_out = True
+            self.primary.cancel()
+
+        watched = Watched(hedge_at if hedge_at is not None else limit, act)
+        holder.append(watched)
+        self.watcher.add(watched)
+        return watched
+
+    def _start_hedge(self) -> None:
+        """Ask one more bot for the same GET, while the first has not answered. On the serving loop."""
+        if not self.body.complete and any(
+            name in (b"content-length", b"transfer-encoding") and value != b"0" for name, value in self.scope["headers"]
+        ):
+            return  # a GET with a body that is still being read
+        now = monotonic()
+        member = self.pool.choose(now, exclude=self.tried)
+        if member is None:
+            return
+        if not self.pool.retry.withdraw(now):
+            self.pool.done(member, now, 0.0, Verdict.NEUTRAL)
+            return
+        self.tried.append(member)
+        self.hedge = Attempt(self, member)
+        self.hedge_over = Latch()
+        spawn(self._run_hedge)
+
+    async def _run_hedge(self) -> None:
+        attempt, over = self.hedge, self.hedge_over
+        assert attempt is not None
+        assert over is not None
+        error: BaseException | None = None
+        sent = False
+
+        async def receive() -> Message:
+            nonlocal sent
+            if not sent:
+                sent = True
+                return {"type": "http.request", "body": b"", "more_body": False}
+            await anyio.sleep_forever()
+            raise AssertionError
+
+        try:
+            with anyio.CancelScope() as scope:
+                self.hedge_scope = scope
+                await attempt.member.target(self._child_scope(), receive, attempt.send)
+        except _PutAside:
+            pass
+        except Exception as raised:
+            error = raised
+        finally:
+            self.hedge_scope = None
+            if self.winner is attempt or error is not None or attempt.failure or attempt.exhausted:
+                self._judge(attempt, error, False)
+            else:  # it was not given its time
+                self.pool.done(attempt.member, monotonic(), 0.0, Verdict.NEUTRAL)
+            if self.winner is attempt:
+                attempt.error = error
+            over.set()
+
+    async def _await_hedge(self) -> None:
+        """The first attempt is over without an answer: what the hedge says counts."""
+        assert self.hedge_over is not None
+        try:
+            await self.hedge_over.wait()
+        except BaseException:
+            if self.hedge_scope is not None:
+                self.hedge_scope.cancel()
+            raise
+        if self.winner is not None and self.winner.error is not None:
+            raise self.winner.error
+
+    def claimed(self, attempt: Attempt) -> None:
+        """`attempt` is the one whose answer goes out: the other one is cancelled."""
+        self.winner = attempt
+        self.context.bot = attempt.member.bot.id
+        if attempt is self.hedge:
+            if self.primary is not None:
+                self.primary.cancel()
+        elif self.hedge_scope is not None:
+            self.hedge_scope.cancel()
+
+
+class _TimedOut(Exception):  # noqa: N818 - an internal verdict
+    """No first byte within the limit."""
+
+
+class _PutAside(Exception):  # noqa: N818 - no error
+    """Ends an answer that nobody wants any more and that does not end by itself."""
+
+
+class Attempt:
+    """One bot's try at answering: what it sends is passed on, held back or put aside."""
+
+    __slots__ = (
+        "_chunks", "_forward", "_held", "_state", "_swallowed", "began",
+        "error", "exhausted", "failure", "member", "rest", "started",
+    )  # fmt: skip
+
+    def __init__(self, forward: Forward, member: Member) -> None:
+        self._forward = forward
+        self.member = member
+        self.started = monotonic()
+        self.began = 0.0
+        self.failure = ""
+        self.exhausted = False
+        self.rest = 0.0
+        self.error: BaseException | None = None
+        self._state = _PENDING
+        self._held: Message | None = None
+        self._chunks: list[Message] = []
+        self._swallowed = 0
+
+    def send(self, message: Message) -> Awaitable[None]:
+        """The ASGI `send` of this attempt."""
+        if self._state == _PASSED:
+            return self._forward.send(message)
+        if self._state == _SWALLOWED:
+            return self._swallow(message)
+        return self._decide(message)
+
+    async def _swallow(self, message: Message) -> None:
+        self._swallowed += len(message.get("body", b""))
+        if self._swallowed > _SWALLOW_LIMIT:
+            raise _PutAside
+
+    async def _decide(self, message: Message) -> None:
+        forward = self._forward
+        if forward.winner is not None:
+            self._state = _SWALLOWED
+            return
+        kind = message["type"]
+        if kind == "http.response.start":
+            self.began = monotonic()
+            status: int = message["status"]
+            judge = forward.pool.judge
+            if judge.exhausted(status):
+                self.exhausted = True
+                self.rest = retry_after(message.get("headers", ()), 5.0)
+            elif judge.fails(status):
+                self.failure = f"status {status}"
+            elif judge.looks_into(message.get("headers", ())):
+                self._held = message
+                return
+            await self._settle(message)
+        elif self._held is not None:
+            self._chunks.append(message)
+            if kind == "http.response.body" and not message.get("more_body"):
+                body = b"".join(chunk.get("body", b"") for chunk in self._chunks)
+                if forward.pool.judge.body_fails(body):
+                    self.failure = "its body says so"
+                await self._settle(self._held)
+        else:
+            await forward.send(message)  # an early hint: it commits nobody
+
+    async def _settle(self, start: Message) -> None:
+        """The answer is known for what it is: pass it on, or put it aside for another bot's."""
+        forward = self._forward
+        if self.failure or self.exhausted:
+            other_runs = forward.hedge_over is not None and not forward.hedge_over.is_set()
+            if self is forward.hedge and forward.primary is not None:
+                self._state = _SWALLOWED
+                return
+            if self is not forward.hedge and other_runs:
+                self._state = _SWALLOWED
+                return
+            if forward._take_next(Outcome.FAILED_BEFORE_START, self.exhausted):
+                self._state = _SWALLOWED
+                return
+        self._state = _PASSED
+        forward.claimed(self)
+        if forward.pool.settings.served_by:
+            headers = [*start.get("headers", ()), (b"x-served-by", self.member.bot.id.encode("utf-8"))]
+            start = {**start, "headers": headers}
+        await forward.send(start)
+        for chunk in self._chunks:
+            await forward.send(chunk)
+        self._chunks = []

@@ -1,0 +1,87 @@
+"""What an answer says about its bot: the pool's settings, compiled once.
+
+A 4xx is an answer, never a failure; 429 and 529 mean that a quota is used up, which is neither. A predicate on a JSON
+body catches bots that say `{"success": false}` with 200.
+"""
+
+from __future__ import annotations
+
+import email.utils
+import time
+from collections.abc import Iterable, Mapping
+
+import msgspec
+
+from deia_degradation.settings import FailureSettings
+
+_EXHAUSTED = (429, 529)
+
+
+class Judge:
+    """Pure but for the wall clock behind `Retry-After` dates."""
+
+    def __init__(self, settings: FailureSettings) -> None:
+        self.statuses = frozenset(_statuses(settings.statuses))
+        self.exceptions = settings.exceptions
+        self.slower = float(settings.slower)
+        self.body: Mapping[str, object] = dict(settings.body)
+        self.body_limit = int(settings.body_limit)
+
+    def fails(self, status: int) -> bool:
+        """Whether this status is a failure of the bot."""
+        return status in self.statuses
+
+    def exhausted(self, status: int) -> bool:
+        """Whether this status says that a quota is used up."""
+        return status in _EXHAUSTED
+
+    def looks_into(self, headers: Iterable[tuple[bytes, bytes]]) -> bool:
+        """Whether an answer with these headers has a body that the predicate looks into."""
+        if not self.body:
+            return False
+        found = dict(headers)
+        try:
+            length = int(found.get(b"content-length", b"-1"))
+        except ValueError:
+            return False
+        return found.get(b"content-type", b"").startswith(b"application/json") and 0 <= length <= self.body_limit
+
+    def body_fails(self, body: bytes) -> bool:
+        """Whether the predicate matches this JSON body."""
+        try:
+            value = msgspec.json.decode(body)
+        except msgspec.DecodeError:
+            return False
+        if not isinstance(value, dict):
+            return False
+        return all(
+            name in value and type(value[name]) is type(wanted) and value[name] == wanted
+            for name, wanted in self.body.items()
+        )
+
+
+def _statuses(texts: Iterable[str]) -> Iterable[int]:
+    for text in texts:
+        lower = text.lower()
+        yield from (
+            status
+            for status in range(500, 600)
+            if status not in _EXHAUSTED
+            and all(wanted in ("x", digit) for wanted, digit in zip(lower, str(status), strict=True))
+        )
+
+
+def retry_after(headers: Iterable[tuple[bytes, bytes]], default: float) -> float:
+    """Seconds that a `Retry-After` asks for (a number or a date), at most an hour; `default` without one."""
+    for name, value in headers:
+        if name == b"retry-after":
+            text = value[:64].decode("latin-1").strip()
+            try:
+                seconds = float(text)
+            except ValueError:
+                try:
+                    seconds = email.utils.parsedate_to_datetime(text).timestamp() - time.time()
+                except (ValueError, TypeError):
+                    return default
+            return min(3600.0, max(0.1, seconds)) if seconds == seconds else default
+    return default

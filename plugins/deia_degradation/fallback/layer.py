@@ -1,0 +1,149 @@
+"""The late layer: routes that bots answer, each request given to a bot of its pool.
+
+A route may name the bot (`/api/bots/{bot_id}/task`) or leave it to the pool; when the named one can't serve, a
+healthy one does. A bot that the pool does not know is the app's business, and so is every other route.
+"""
+
+from __future__ import annotations
+
+from time import monotonic
+from typing import TYPE_CHECKING
+
+import attrs
+
+from deia_degradation.accept import accept_task
+from deia_degradation.fallback.forward import Forward
+from deia_degradation.gatekeeping import refuse
+from deia_degradation.pool.bot import Member, Verdict
+from deia_degradation.pool.pool import Pool
+from deia_degradation.settings import DegradationSettings
+from deia_hardening.context import SCOPE_KEY
+from deia_hardening.plugin import ASGIApp, Problem, Receive, RequestContext, Routes, Scope, Send
+from deia_hardening.upstream import Outcome, UpstreamError, outcome_of
+
+if TYPE_CHECKING:
+    from deia_degradation.service import DegradationManager
+
+
+@attrs.frozen
+class PoolRoute:
+    """A route that a pool answers; `index` is the path segment that names the bot, -1 for none."""
+
+    pool: Pool
+    index: int
+    path: str
+    affinity: str
+
+
+class BotLayer:
+    """The INNER layer of one revision."""
+
+    def __init__(self, app: ASGIApp, manager: DegradationManager, settings: DegradationSettings) -> None:
+        self.app = app
+        self.manager = manager
+        self.routes: Routes[PoolRoute] = Routes(
+            (text, _route(manager.pool_for(name, pool), text, pool.bot_parameter, pool.forward, pool.affinity))
+            for name, pool in settings.pools.items()
+            for text in pool.routes
+        )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        route: PoolRoute | None = self.routes.match(scope)
+        if route is None:
+            await self.app(scope, receive, send)
+            return
+        named = ""
+        pool = route.pool
+        if route.index >= 0:
+            named = scope["path"].split("/")[route.index]
+            if pool.member(named) is None:
+                await self.app(scope, receive, send)
+                return
+        context: RequestContext = scope[SCOPE_KEY]
+        path = route.path.replace("{bot}", named) if route.path else ""
+        key = self._key(route.affinity, scope, context) if route.affinity else None
+        if scope["type"] == "websocket":
+            await self._websocket(pool, named, key, path, scope, receive, send, context)
+            return
+        forward = Forward(pool, self.manager.watcher, scope, receive, send, context, path, key, named)
+        if not await forward.run() and not (
+            pool.settings.accept and await accept_task(self.manager, scope, receive, send, context)
+        ):
+            await refuse(_nobody(pool), scope, send)
+
+    def _key(self, affinity: str, scope: Scope, context: RequestContext) -> str | None:
+        kind, _, name = affinity.partition(":")
+        if kind == "actor":
+            return context.actor.id or None
+        if kind == "client":
+            client = scope.get("client")
+            return client[0] if client else None
+        wanted = name.lower().encode("latin-1") if kind == "header" else b"cookie"
+        for header, value in scope["headers"]:
+            if header == wanted:
+                if kind == "header":
+                    return value[:256].decode("latin-1") or None
+                found = _cookie(value.decode("latin-1"), name)
+                if found:
+                    return found[:256]
+        return None
+
+    async def _websocket(
+        self, pool: Pool, named: str, key: str | None, path: str, scope: Scope, receive: Receive, send: Send,
+        context: RequestContext,
+    ) -> None:  # fmt: skip
+        """A WebSocket goes to one bot; to another only while nothing was sent to the first."""
+        tried: list[Member] = []
+        member = pool.take(named, monotonic()) if named else None
+        while True:
+            if member is None:
+                member = pool.choose(monotonic(), exclude=tried, key=key)
+            if member is None:
+                await refuse(_nobody(pool), scope, send)
+                return
+            tried.append(member)
+            child = dict(scope)
+            if path:
+                child["path"] = path
+                child["raw_path"] = path.encode("utf-8")
+                child["root_path"] = ""
+            started = monotonic()
+            context.bot = member.bot.id
+            try:
+                await member.target(child, receive, send)
+            except Exception as error:
+                outcome = outcome_of(error, started=context.exchange.started > 0.0)
+                pool.done(member, monotonic(), monotonic() - started, Verdict.FAILED, type(error).__name__)
+                again = outcome is Outcome.NOT_SENT and isinstance(error, UpstreamError) and not error.consumed
+                if not again or len(tried) > pool.retry.policy.attempts:
+                    raise
+                member = None
+                continue
+            except BaseException:
+                pool.done(member, monotonic(), 0.0, Verdict.NEUTRAL)
+                raise
+            answered = context.exchange.started
+            pool.done(member, monotonic(), max(0.0, answered - started), Verdict.GOOD)
+            return
+
+
+def _nobody(pool: Pool) -> Problem:
+    return Problem(
+        503,
+        f"No bot of the pool '{pool.name}' can answer now; nothing was sent. Try again later.",
+        retry_after=max(1.0, pool.retry_after(monotonic())),
+    )
+
+
+def _route(pool: Pool, text: str, parameter: str, path: str, affinity: str) -> PoolRoute:
+    segments = text.rpartition(" ")[2].split("/")
+    mark = "{" + parameter + "}"
+    return PoolRoute(pool, segments.index(mark) if mark in segments else -1, path, affinity)
+
+
+def _cookie(header: str, name: str) -> str:
+    for pair in header.split(";"):
+        key, _, value = pair.strip().partition("=")
+        if key == name:
+            return value
+    return ""

@@ -1,0 +1,231 @@
+"""The early layer: is this request served in this mode, and may it come in now.
+
+It holds no state of its own; mode and slots belong to the manager, so a reload changes rules and nobody's place.
+With a slot free it costs a lock and two callbacks; nothing is awaited, no timer is set. A slot is given back when
+the last body message went out, or when the answer turns out to be a stream, never as late as background tasks.
+"""
+
+from __future__ import annotations
+
+import random
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+from deia_degradation.admission.gate import Gate
+from deia_degradation.admission.room import Criticality, Waiter, WaiterState
+from deia_degradation.admission.waiting import wait_for
+from deia_degradation.gatekeeping import ModeGate, refuse
+from deia_degradation.settings import DegradationSettings
+from deia_hardening.context import SCOPE_KEY
+from deia_hardening.plugin import (
+    ASGIApp,
+    Exchange,
+    Latch,
+    Mode,
+    Problem,
+    Receive,
+    RequestContext,
+    Routes,
+    Scope,
+    Send,
+)
+
+if TYPE_CHECKING:
+    from deia_degradation.service import DegradationManager
+
+_STREAMS = (
+    b"text/event-stream", b"application/x-ndjson", b"application/ndjson", b"application/jsonl",
+    b"application/stream+json",
+)  # fmt: skip
+
+
+@attrs.frozen
+class Rule:
+    """What holds for a route, worked out once per revision."""
+
+    modes: frozenset[Mode] = frozenset({Mode.FULL, Mode.DEGRADED})
+    criticality: Criticality | None = None
+    deadline: float | None = None
+    stream: bool = False
+
+
+class Slot:
+    """One request's place, and when it is given back. The exchange calls it."""
+
+    __slots__ = ("deadline", "gate", "started", "state")
+
+    def __init__(self, gate: Gate, started: float, deadline: float) -> None:
+        self.gate = gate
+        self.started = started
+        self.deadline = deadline
+        self.state = _HELD
+
+    def begun(self, exchange: Exchange) -> None:
+        """The answer starts: if it is a stream, the slot is for somebody else."""
+        start = exchange.start
+        if exchange.status != 101:
+            for name, value in start.get("headers", ()) if start is not None else ():
+                if name == b"content-type":
+                    if not value.lower().startswith(_STREAMS):
+                        return
+                    break
+            else:
+                return
+        self.state = _STREAMING
+        self.gate.to_stream(exchange.started, exchange.started - self.started, self.deadline)
+
+    def over(self, exchange: Exchange) -> None:
+        state = self.state
+        self.state = _GIVEN_BACK
+        if state == _HELD:
+            now = exchange.ended
+            worked = exchange.complete and exchange.status < 500 and not exchange.disconnected
+            self.gate.leave(now, now - self.started if worked else None, self.deadline)
+        elif state == _STREAMING:
+            self.gate.leave_stream()
+
+
+_HELD, _STREAMING, _GIVEN_BACK = 0, 1, 2
+
+
+class Admission:
+    """The ADMIT layer of one revision."""
+
+    def __init__(self, app: ASGIApp, manager: DegradationManager, settings: DegradationSettings) -> None:
+        self.app = app
+        self.manager = manager
+        self.control = manager.control
+        self.gate = manager.gate
+        self.enabled = settings.admission.enabled
+        self.deadline = float(settings.admission.deadline)
+        self.modes = ModeGate(manager.control, settings)
+        self.settings = settings.admission
+        self._default = Rule()
+        self._rules: Routes[Rule] = Routes((rule.route, _rule(rule)) for rule in settings.routes)
+        self._plain = self._rules.empty
+        self._criticality = Criticality[settings.admission.criticality.upper()]
+        self._header = settings.admission.criticality_header.lower().encode("latin-1")
+        self._roles = {role: Criticality[name.upper()] for role, name in settings.admission.actors.items()}
+        self._quota = settings.admission.client_quota.requests > 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        context: RequestContext = scope[SCOPE_KEY]
+        manager = self.manager
+        manager.arrived += 1
+        if not manager.ticking or not manager.arrived & 63:
+            manager.wake()
+        now = context.received
+        control = self.control
+        if now >= control.due or control.page.version() != control.page_version:
+            control.look()
+        rule = self._default if self._plain else self._rules.match(scope, self._default)
+        mode = control.mode
+        if mode is not Mode.FULL or Mode.FULL not in rule.modes:
+            context.mode = mode
+            problem = self.modes.refusal(scope, context, mode, rule.modes)
+            if problem is not None:
+                await refuse(problem, scope, send)
+                return
+        if rule.deadline is not None:
+            until = now + rule.deadline
+            if context.deadline is None or until < context.deadline:
+                context.deadline = until
+        if self._quota:
+            problem = manager.clients.refusal(scope, context, now)
+            if problem is not None:
+                await refuse(problem, scope, send)
+                return
+        if not self.enabled:
+            await self.app(scope, receive, send)
+            return
+        if rule.stream or scope["type"] == "websocket" or context.revision.long.match(scope):
+            await self._stream(scope, receive, send, context)
+            return
+        gate = self.gate
+        if not gate.enter():
+            admitted, receive = await self._wait(scope, receive, send, context, rule)
+            if not admitted:
+                return
+            now = monotonic()
+        slot = Slot(gate, now, self.deadline)
+        exchange = context.exchange
+        exchange.on_start(slot.begun)
+        exchange.on_end(slot.over)
+        await self.app(scope, receive, send)
+
+    async def _stream(self, scope: Scope, receive: Receive, send: Send, context: RequestContext) -> None:
+        """What is known to be long from the start takes a stream's slot, and never one of the others."""
+        gate = self.gate
+        if not gate.enter_stream():
+            self.manager.shed += 1
+            detail = f"{gate.streams} streams are open, as many as this service holds; try again later."
+            await refuse(Problem(503, detail, retry_after=_jittered(5.0)), scope, send)
+            return
+        context.exchange.on_end(gate.stream_over)
+        await self.app(scope, receive, send)
+
+    async def _wait(
+        self, scope: Scope, receive: Receive, send: Send, context: RequestContext, rule: Rule
+    ) -> tuple[bool, Receive]:
+        gate = self.gate
+        now = monotonic()
+        criticality = rule.criticality if rule.criticality is not None else self._criticality_of(scope, context)
+        allowance = float(self.settings.wait_degraded if context.mode is Mode.DEGRADED else self.settings.wait)
+        until = now + allowance
+        if context.deadline is not None:
+            # What can no longer finish in time is not started: its own work takes some time too.
+            until = min(until, context.deadline - gate.limit.baseline)
+        latch = Latch()
+        waiter = Waiter(criticality, now, allowance, until, latch.set)
+        if gate.wait(waiter, now):
+            self.manager.sweep_soon()
+            try:
+                receive = await wait_for(latch, receive)
+            except BaseException:
+                gate.abandon(waiter, monotonic())
+                raise
+            if not latch.is_set() or context.exchange.disconnected:  # the client left, perhaps as its turn came
+                gate.abandon(waiter, monotonic())
+                return False, receive
+            if waiter.state is WaiterState.ADMITTED:
+                return True, receive
+        self.manager.shed += 1
+        retry = _jittered(max(1.0, gate.room.expected_wait(criticality, now)))
+        detail = f"More is asked than can be answered now, and {waiter.reason}; nothing was done. Try again later."
+        await refuse(
+            Problem(503, detail, retry_after=retry, extensions={"criticality": Criticality(criticality).name.lower()}),
+            scope,
+            send,
+        )
+        return False, receive
+
+    def _criticality_of(self, scope: Scope, context: RequestContext) -> Criticality:
+        actor = context.actor
+        if actor.auth and self._roles:
+            found = [self._roles[role] for role in actor.roles if role in self._roles]
+            if found:
+                return min(found)
+        if self._header and self.manager.trusts(scope):
+            for name, value in scope["headers"]:
+                if name == self._header:
+                    return _BY_NAME.get(value[:32].decode("latin-1").strip().lower(), self._criticality)
+        return self._criticality
+
+
+_BY_NAME = {criticality.name.lower(): criticality for criticality in Criticality}
+
+
+def _rule(rule: Any) -> Rule:
+    return Rule(
+        modes=frozenset(Mode(mode) for mode in rule.modes),
+        criticality=None if rule.criticality is None else Criticality[rule.criticality.upper()],
+        deadline=None if rule.deadline is None else float(rule.deadline),
+        stream=rule.stream,
+    )
+
+
+def _jittered(seconds: float) -> float:
+    """So that those who were refused together don't come back together."""
+    return seconds * (1.0 + random.random())

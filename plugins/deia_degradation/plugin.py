@@ -1,0 +1,78 @@
+"""The plugin: wires the manager to the core. Modes, admission and pools decide elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import ClassVar
+
+from deia_degradation.fallback.layer import BotLayer
+from deia_degradation.middleware import Admission
+from deia_degradation.operations import operations
+from deia_degradation.service import DegradationManager
+from deia_degradation.settings import DegradationSettings
+from deia_hardening.plugin import FeatureMask, Health, HealthState, Host, Layer, Mode, Operation, Plugin, Position
+from deia_hardening.sections import RequestsSettings
+
+
+class DegradationPlugin(Plugin[DegradationSettings]):
+    """Slower, never down: modes, admission, bots that stand in for each other."""
+
+    name: ClassVar[str] = "degradation"
+    Settings: ClassVar[type] = DegradationSettings
+    position: ClassVar[Position] = Position.ADMIT
+
+    def __init__(self, host: Host) -> None:
+        super().__init__(host)
+        self._manager: DegradationManager | None = None
+
+    def manager(self, settings: DegradationSettings) -> DegradationManager:
+        """The one manager of this app, made with the first settings."""
+        if self._manager is None:
+            self._manager = DegradationManager(self.host, settings)
+        return self._manager
+
+    def layers(self, settings: DegradationSettings) -> Sequence[Layer]:
+        manager = self.manager(settings)
+        found = [Layer(Position.ADMIT, lambda app: Admission(app, manager, settings))]
+        if any(pool.routes for pool in settings.pools.values()):
+            found.append(Layer(Position.INNER, lambda app: BotLayer(app, manager, settings)))
+        return found
+
+    async def adopted(self, old: DegradationSettings | None, new: DegradationSettings) -> None:
+        await self.manager(new).adopt(new, self._proxies())
+
+    def _proxies(self) -> tuple[str, ...]:
+        return self.host.settings(RequestsSettings).trusted_proxies
+
+    def run(self) -> AbstractAsyncContextManager[None]:
+        return self._run()
+
+    @asynccontextmanager
+    async def _run(self) -> AsyncIterator[None]:
+        manager = self.manager(self.host.settings(DegradationSettings))
+        await self.host.blocking(manager.start, self._proxies())
+        await manager.load_pin()
+        withdraw = self.host.services.provide(DegradationManager, manager)
+        unmask = self.host.services.provide(FeatureMask, manager)
+        try:
+            for pool in manager.pools.values():
+                await pool.follow_upstreams()
+            yield
+        finally:
+            unmask()
+            withdraw()
+            await manager.stop()
+
+    def operations(self) -> Sequence[Operation]:
+        return operations(lambda: self.manager(self.host.settings(DegradationSettings)))
+
+    def health(self) -> Health:
+        if self._manager is None:
+            return Health()
+        control = self._manager.control
+        figures = {"mode": control.mode.value, "limit": self._manager.gate.limit.limit}
+        if control.mode is Mode.FULL:
+            return Health(figures=figures)
+        detail = f"mode {control.mode.value}: {control.state.cause or control.state.source.name.lower()}"
+        return Health(HealthState.DEGRADED, detail, figures=figures)

@@ -1,0 +1,413 @@
+"""The members of a pool: bots that can stand in for each other, and the choice among them.
+
+All bookkeeping stands under one lock that is never held across an await, so several loops and threads share a
+pool. It promises that the last bot is never ejected, that an ejected one is probed one request at a time with
+growing pauses, and that one which came back is loaded slowly.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from random import random
+
+import attrs
+
+from deia_degradation.pool.balance import BalancePolicy
+from deia_degradation.pool.bot import Bot, BotChange, BotState, BotStatus, Member, Verdict
+from deia_degradation.pool.eject import EjectPolicy
+from deia_hardening.sharding import bucket
+
+_FOREVER = float("inf")
+
+
+@attrs.frozen
+class PoolPolicy:
+    """How a pool behaves; times are seconds."""
+
+    balance: BalancePolicy = attrs.field(factory=BalancePolicy)
+    eject: EjectPolicy = attrs.field(factory=EjectPolicy)
+    backoff_min: float = 1.0
+    """How long a bot is left alone after its first ejection; doubled with each one in a row."""
+    backoff_max: float = 60.0
+    slow_start: float = 10.0
+    """How long a bot that came back takes to get its full share."""
+    slow_start_share: float = 0.1
+    """The share it begins with."""
+
+
+class Members:
+    """The bots of one pool with their state. Thread-safe; usable from any loop."""
+
+    def __init__(
+        self,
+        name: str,
+        bots: Iterable[Bot] = (),
+        policy: PoolPolicy = PoolPolicy(),
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        listener: Callable[[BotChange], None] | None = None,
+    ) -> None:
+        self.name = name
+        self.policy = policy
+        self._clock = clock
+        self._listener = listener
+        self._lock = threading.Lock()
+        self._members: dict[str, Member] = {}
+        self._serving: tuple[Member, ...] = ()
+        self._due = _FOREVER
+        """When the tuple above must be computed anew: a rest ends, a probe is due, a slow start is over."""
+        self._probes: tuple[Member, ...] = ()
+        self._changes: list[BotChange] = []
+        self.panic = False
+        """Whether a bot that deserves ejection serves, since it is the last one."""
+        for bot in bots:
+            self._members[bot.id] = Member(bot)
+        self._refresh(clock())
+
+    # -- who is in it --------------------------------------------------------------------------------------
+
+    def add(self, bot: Bot) -> None:
+        """Add `bot`, or put it in the place of the one with its id (whose state stays)."""
+        now = self._clock()
+        with self._lock:
+            member = self._members.get(bot.id)
+            if member is None:
+                self._members[bot.id] = member = Member(bot)
+                self._note(member, "added", "")
+            elif member.bot != bot or member.bot.upstream is not bot.upstream:
+                fresh = Member(bot)
+                for slot in ("load", "evidence", "drained", "ejected_until", "ejections", "resting_until", "reason"):
+                    setattr(fresh, slot, getattr(member, slot))
+                self._members[bot.id] = fresh
+            self._refresh(now)
+        self._tell()
+
+    def remove(self, bot_id: str, reason: str = "") -> bool:
+        """Take a bot out; calls in progress end as they will. False when there is none of that id."""
+        now = self._clock()
+        with self._lock:
+            member = self._members.pop(bot_id, None)
+            if member is None:
+                return False
+            self._note(member, "removed", reason)
+            self._refresh(now)
+        self._tell()
+        return True
+
+    def drain(self, bot_id: str, reason: str = "") -> bool:
+        """Send nothing more to a bot until `restore`. False when there is none of that id."""
+        now = self._clock()
+        with self._lock:
+            member = self._members.get(bot_id)
+            if member is None:
+                return False
+            if not member.drained:
+                member.drained = True
+                member.reason = reason
+                self._note(member, "drained", reason)
+            self._refresh(now)
+        self._tell()
+        return True
+
+    def eject(self, bot_id: str, reason: str) -> bool:
+        """Eject a bot by hand or by an active check; refused (False) when it is unknown, out, or the last one."""
+        now = self._clock()
+        with self._lock:
+            member = self._members.get(bot_id)
+            done = member is not None and self._eject(member, reason, now)
+        self._tell()
+        return done
+
+    def restore(self, bot_id: str, reason: str = "") -> bool:
+        """End a drain, an ejection or a rest now. False when there is none of that id."""
+        now = self._clock()
+        with self._lock:
+            member = self._members.get(bot_id)
+            if member is None:
+                return False
+            if member.state(now) is not BotState.SERVING:
+                member.drained = False
+                member.resting_until = 0.0
+                self._back(member, reason or "by hand", now)
+                self._refresh(now)
+        self._tell()
+        return True
+
+    @property
+    def bots(self) -> tuple[Bot, ...]:
+        """The bots in it now."""
+        with self._lock:
+            return tuple(member.bot for member in self._members.values())
+
+    def member(self, bot_id: str) -> Member | None:
+        """The member with this id, or None."""
+        return self._members.get(bot_id)
+
+    def members(self) -> tuple[Member, ...]:
+        with self._lock:
+            return tuple(self._members.values())
+
+    def __len__(self) -> int:
+        return len(self._members)
+
+    # -- choosing ------------------------------------------------------------------------------------------
+
+    def choose(
+        self, now: float, *, exclude: Sequence[Member] = (), key: str | None = None, probe: bool = False
+    ) -> Member | None:
+        """Take a bot for one call and count it as in flight; `done` must follow. None: nobody can serve.
+
+        `exclude` are those that were tried, `key` keeps a session on one bot while that one serves, and `probe`
+        says that this call can be repeated
+        elsewhere, so it may try an ejected or a suspect bot. About 1 µs.
+        """
+        with self._lock:
+            if now >= self._due:
+                self._refresh(now)
+            if probe and self._probes and not exclude:
+                for member in self._probes:
+                    if not member.probing and member.ejected_until is not None and member.ejected_until <= now:
+                        member.probing = True
+                        member.load.in_flight += 1
+                        return member
+            serving = self._serving
+            if exclude:
+                serving = tuple(member for member in serving if member not in exclude)
+            count = len(serving)
+            if count == 1:
+                member = serving[0]
+            elif not count:
+                other = self._other_tier(exclude, now) if exclude else None
+                if other is None:
+                    return None
+                member = other
+            elif key is not None:
+                member = _sticky(serving, key)
+            else:
+                member = self._of_two(serving, count, now, not probe)
+            member.load.in_flight += 1
+            return member
+
+    def take(self, bot_id: str, now: float) -> Member | None:
+        """Take the bot of this id for one call if it can serve; else None."""
+        with self._lock:
+            if now >= self._due:
+                self._refresh(now)
+            member = self._members.get(bot_id)
+            if member is None or member.state(now) is not BotState.SERVING:
+                return None
+            member.load.in_flight += 1
+            return member
+
+    def _of_two(self, serving: tuple[Member, ...], count: int, now: float, penalise: bool) -> Member:
+        first = serving[int(random() * count)]
+        index = int(random() * (count - 1))
+        second = serving[index]
+        if second is first:
+            second = serving[count - 1]
+        for member, other in ((first, second), (second, first)):
+            if member.ramp_from is not None:
+                share = (now - member.ramp_from) / self.policy.slow_start
+                if random() > max(share, self.policy.slow_start_share):
+                    return other
+        balance = self.policy.balance
+        weight, other_weight = first.bot.weight, second.bot.weight
+        load, other_load = first.load, second.load
+        cost = load.cost(now, balance, other_load.latency, penalise)
+        other_cost = other_load.cost(now, balance, load.latency, penalise)
+        return first if cost * other_weight <= other_cost * weight else second
+
+    def _other_tier(self, exclude: Sequence[Member], now: float) -> Member | None:
+        left = [m for m in self._members.values() if m not in exclude and m.state(now) is BotState.SERVING]
+        if not left:
+            return None
+        tier = min(m.bot.tier for m in left)
+        return min((m for m in left if m.bot.tier == tier), key=lambda m: m.load.cost(now, self.policy.balance, 0.0))
+
+    # -- judging -------------------------------------------------------------------------------------------
+
+    def done(self, member: Member, now: float, seconds: float, verdict: Verdict, reason: str = "") -> None:
+        """One call to `member` is over, after `seconds`. `reason` is what a failure looked like."""
+        with self._lock:
+            load = member.load
+            load.in_flight -= 1
+            if verdict is Verdict.GOOD:
+                load.observe(now, seconds, False, self.policy.balance)
+                member.evidence.succeeded(self.policy.eject)
+                if member.probing:
+                    member.probing = False
+                    if member.ejected_until is not None:
+                        self._back(member, "a probe succeeded", now)
+                        self._refresh(now)
+                if not self.panic:
+                    if not self._changes:
+                        return
+                elif member.evidence.score == 0.0:
+                    self._calm()
+            elif verdict is Verdict.NEUTRAL:
+                member.probing = False
+            else:
+                # To fail quickly must not look like being quick.
+                slowest = max((peer.load.latency for peer in self._serving), default=0.0)
+                load.observe(now, max(seconds, slowest), True, self.policy.balance)
+                self._failed(member, now, reason)
+        if self._changes:
+            self._tell()
+
+    def _failed(self, member: Member, now: float, reason: str) -> None:
+        peers = [m.evidence for m in self._serving if m is not member]
+        guilty = member.evidence.failure(peers, self.policy.eject)
+        if member.ejected_until is not None:
+            if member.probing:
+                member.probing = False
+                member.ejections += 1
+                member.ejected_until = now + self._backoff(member)
+                self._refresh(now)
+        elif guilty or (member.ramp_from is not None and member.evidence.score >= self.policy.eject.threshold / 2):
+            self._eject(member, reason, now)
+
+    def _eject(self, member: Member, reason: str, now: float) -> bool:
+        if member.ejected_until is not None or member.drained:
+            return False
+        left = [m for m in self._members.values() if m is not member and m.state(now) is BotState.SERVING]
+        if not left:
+            if not self.panic:
+                self.panic = True
+                self._note(member, "panic", f"the last bot serves on: {reason}")
+            return False
+        member.ejections += 1
+        member.ejected_until = now + self._backoff(member)
+        member.ramp_from = None
+        member.reason = reason
+        member.evidence.forgive()
+        self._note(member, "ejected", reason)
+        self._refresh(now)
+        return True
+
+    def _backoff(self, member: Member) -> float:
+        pause = min(self.policy.backoff_max, self.policy.backoff_min * 2.0 ** min(member.ejections - 1, 30))
+        return pause * (0.9 + 0.2 * random())  # workers must not probe in step
+
+    def _back(self, member: Member, reason: str, now: float) -> None:
+        member.ejected_until = None
+        member.probing = False
+        member.ramp_from = now
+        member.reason = ""
+        member.evidence.forgive()
+        member.load.failing = 0.0
+        self._note(member, "restored", reason)
+        self._calm()
+
+    def _calm(self) -> None:
+        if self.panic and all(m.evidence.score == 0.0 for m in self._serving):
+            self.panic = False
+
+    def rest(self, quota: str, until: float, now: float) -> int:
+        """Leave the bots of a quota key alone until then (an upstream said 429 or 529); how many they are."""
+        count = 0
+        with self._lock:
+            for member in self._members.values():
+                if member.bot.quota == quota and member.resting_until < until:
+                    member.resting_until = until
+                    member.reason = "its quota is used up"
+                    count += 1
+                    self._note(member, "resting", f"for {until - now:.0f} s")
+            self._refresh(now)
+        self._tell()
+        return count
+
+    def rest_bot(self, member: Member, until: float, now: float) -> None:
+        """Leave one bot alone until then (it said 429 or 529 and shares no quota key)."""
+        with self._lock:
+            if member.resting_until < until:
+                member.resting_until = until
+                self._note(member, "resting", f"for {until - now:.0f} s")
+                self._refresh(now)
+        self._tell()
+
+    # -- what can serve ------------------------------------------------------------------------------------
+
+    def _refresh(self, now: float) -> None:
+        members = self._members.values()
+        due = _FOREVER
+        probes = []
+        for member in members:
+            if member.ejected_until is not None and not member.drained:
+                probes.append(member)
+                if member.ejected_until > now:
+                    due = min(due, member.ejected_until)
+            if member.resting_until > now:
+                due = min(due, member.resting_until)
+            if member.ramp_from is not None:
+                end = member.ramp_from + self.policy.slow_start
+                if end <= now:
+                    member.ramp_from = None
+                    member.ejections = 0
+                else:
+                    due = min(due, end)
+        able = [member for member in members if member.state(now) is BotState.SERVING]
+        if not able:
+            # Panic: an ejected bot may answer, nobody certainly doesn't. Drained and resting ones are left alone.
+            able = [member for member in probes if member.resting_until <= now]
+        tier = min((member.bot.tier for member in able), default=0)
+        self._serving = tuple(member for member in able if member.bot.tier == tier)
+        self._probes = tuple(member for member in probes if member.ejected_until is not None)
+        self._due = due
+
+    def healthy_share(self, now: float) -> float:
+        """The weight of the bots that can serve, as a part of all that are not drained by hand; 1.0 when empty."""
+        with self._lock:
+            members = [member for member in self._members.values() if not member.drained]
+            total = sum(member.bot.weight for member in members)
+            good = sum(m.bot.weight for m in members if m.state(now) in (BotState.SERVING, BotState.RESTING))
+            if not total:
+                return 1.0
+            return 0.0 if self.panic and good <= min(m.bot.weight for m in members) else good / total
+
+    def retry_after(self, now: float) -> float:
+        """Seconds until the next bot may serve again; 1.0 when nothing is known."""
+        with self._lock:
+            ends = [m.resting_until - now for m in self._members.values() if m.resting_until > now and not m.drained]
+        return min(ends, default=1.0)
+
+    def status(self, now: float) -> tuple[BotStatus, ...]:
+        """Every bot with its state, by id."""
+        with self._lock:
+            return tuple(
+                BotStatus(
+                    id=member.bot.id,
+                    state=member.state(now).value,
+                    reason=member.reason,
+                    tier=member.bot.tier,
+                    weight=member.bot.weight,
+                    in_flight=member.load.in_flight,
+                    latency=member.load.latency,
+                    failure_rate=member.evidence.recent,
+                    good=member.evidence.good,
+                    failed=member.evidence.bad,
+                )
+                for _, member in sorted(self._members.items())
+            )
+
+    # -- telling -------------------------------------------------------------------------------------------
+
+    def _note(self, member: Member, state: str, reason: str) -> None:
+        self._changes.append(BotChange(member.bot.id, state, reason))
+
+    def _tell(self) -> None:
+        with self._lock:
+            changes, self._changes = self._changes, []
+        if self._listener is not None:
+            for change in changes:
+                self._listener(change)
+
+
+def _sticky(serving: tuple[Member, ...], key: str) -> Member:
+    """Rendezvous hashing with weights (Thaler and Ravishankar, 1998): a bot that leaves moves only its own keys."""
+    return max(serving, key=lambda member: _score(bucket(key, member.bot.id), member.bot.weight))
+
+
+def _score(point: float, weight: float) -> float:
+    return float(max(point, 1e-12) ** (1.0 / weight))

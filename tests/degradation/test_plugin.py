@@ -1,0 +1,277 @@
+"""The plugin in a hardened app: transparent when all is well, and each mode does what it says."""
+
+from __future__ import annotations
+
+import json
+
+import anyio
+import pytest
+
+from deia_degradation import DegradationManager
+from deia_degradation.events import ScalingChanged
+from deia_hardening import feature, harden
+from deia_hardening.context import Actor, Mode
+from deia_hardening.events import Event, ModeChanged
+from deia_hardening.testing import ASGIRecorder, PluginConformance, http_scope, running
+
+pytestmark = pytest.mark.blocking  # the test kit makes homes on the loop
+
+ANN = Actor("user", "ann", "token")
+
+
+class TestDegradation(PluginConformance):
+    name = "degradation"
+
+
+def http_only(app):
+    """An app that takes no part in the lifespan protocol."""
+
+    async def wrapped(scope, receive, send):
+        if scope["type"] == "http":
+            await app(scope, receive, send)
+
+    return wrapped
+
+
+@http_only
+async def hello(scope, receive, send):
+    body = b"scaling on" if feature("scaling", default=True) else b"scaling off"
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/plain")]})
+    await send({"type": "http.response.body", "body": body})
+
+
+def settings(**more):
+    return {"degradation": {"disable_features": ["scaling"], **more}}
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_a_pinned_degraded_turns_features_off_and_unpin_turns_them_on(backend):
+    async def main():
+        async with running(hello, settings()) as app:
+            assert (await app.get("/")).body == b"scaling on"
+            manager = app.service(DegradationManager)
+            await manager.pin("DEGRADED", actor=ANN, reason="load test")
+            assert (await app.get("/")).body == b"scaling off"
+            assert not manager.scaling_allowed
+            await manager.unpin(actor=ANN)
+            assert (await app.get("/")).body == b"scaling on"
+
+    anyio.run(main, backend=backend)
+
+
+async def test_a_change_of_mode_is_one_event_and_one_journal_line():
+    seen: list[Event] = []
+    async with running(hello, settings()) as app:
+        app.core.events.subscribe(Event, seen.append, inline=True)
+        manager = app.service(DegradationManager)
+        await manager.pin("DEGRADED", seconds=60, actor=ANN, reason="load test")
+        changes = [event for event in seen if isinstance(event, ModeChanged)]
+        assert [(e.old, e.new, e.actor, e.reason) for e in changes] == [(Mode.FULL, Mode.DEGRADED, ANN, "load test")]
+        assert [e.allowed for e in seen if isinstance(e, ScalingChanged)] == [False]
+        journal = app.core.home.journals()
+        assert all(one.drain(5) for one in journal)
+        lines = (app.home / "logs" / "degradation-events.jsonl").read_text().splitlines()
+        kinds = [json.loads(line).get("kind") for line in lines]
+        assert kinds.count("mode.changed") == 1
+        assert kinds.count("mode.pinned") == 1
+
+
+async def test_maintenance_answers_503_with_its_end_and_lets_the_allowed_pass():
+    allow = {"maintenance": {"allow": ["GET /status"], "message": "Back soon."}}
+    async with running(hello, settings(**allow)) as app:
+        manager = app.service(DegradationManager)
+        await manager.pin("MAINTENANCE", seconds=600, actor=ANN, reason="new disks")
+        refused = await app.get("/x")
+        assert refused.status == 503
+        assert 590 <= int(refused.headers["retry-after"]) <= 600
+        problem = json.loads(refused.body)
+        assert problem["mode"] == "MAINTENANCE"
+        assert problem["detail"] == "Back soon."
+        assert problem["reason"] == "new disks"
+        assert problem["ends"].startswith("20")
+        assert (await app.get("/status")).status == 200
+
+
+async def test_maintenance_leaves_unknown_routes_and_methods_their_404_and_405():
+    from starlette.applications import Starlette
+    from starlette.responses import PlainTextResponse
+    from starlette.routing import Mount, Route
+
+    inner = [Route("/known", lambda request: PlainTextResponse("ok"), methods=["POST"])]
+    app = Starlette(routes=[Route("/here", lambda request: PlainTextResponse("ok")), Mount("/sub", routes=inner)])
+    async with running(app, settings()) as live:
+        await live.service(DegradationManager).pin("MAINTENANCE", actor=ANN)
+        statuses = {
+            (method, path): (await live.call(method, path)).status
+            for method, path in [
+                ("GET", "/here"), ("GET", "/nowhere"), ("POST", "/here"), ("POST", "/sub/known"), ("GET", "/sub/x"),
+            ]
+        }  # fmt: skip
+    assert statuses == {
+        ("GET", "/here"): 503,
+        ("GET", "/nowhere"): 404,
+        ("POST", "/here"): 405,
+        ("POST", "/sub/known"): 503,
+        ("GET", "/sub/x"): 404,
+    }
+
+
+async def test_a_route_is_served_only_in_its_modes():
+    rules = {"routes": [{"route": "POST /scale", "modes": ["FULL"]}]}
+    async with running(hello, settings(**rules)) as app:
+        assert (await app.post("/scale")).status == 200
+        await app.service(DegradationManager).pin("DEGRADED", actor=ANN)
+        refused = await app.post("/scale")
+        assert refused.status == 503
+        assert json.loads(refused.body)["mode"] == "DEGRADED"
+        assert (await app.get("/other")).status == 200
+
+
+async def test_a_leased_signal_degrades_until_it_is_released():
+    async with running(hello, settings()) as app:
+        manager = app.service(DegradationManager)
+        manager.signal("backend slow", seconds=60, reason="p99 over 3 s")
+        assert manager.mode is Mode.DEGRADED
+        manager.release("backend slow")
+        assert manager.mode is Mode.FULL
+
+
+async def test_a_pin_is_seen_by_the_other_app_of_the_home_at_its_next_request(tmp_path):
+    home = {"home": str(tmp_path / ".deia"), **settings()}
+
+    @http_only
+    async def other(scope, receive, send):
+        await hello(scope, receive, send)
+
+    async with running(harden(hello, home), home) as one, running(harden(other, home), home) as two:
+        await one.service(DegradationManager).pin("DEGRADED", actor=ANN)
+        assert (await two.get("/")).body == b"scaling off"
+        await two.service(DegradationManager).unpin(actor=ANN)
+        assert (await one.get("/")).body == b"scaling on"
+
+
+async def test_a_pin_survives_a_restart_and_a_lost_page(tmp_path):
+    home = {"home": str(tmp_path / ".deia"), **settings()}
+    async with running(harden(hello, home), home) as app:
+        await app.service(DegradationManager).pin("DEGRADED", actor=ANN, reason="x")
+    for page in (tmp_path / ".deia" / "state").glob("*page*"):
+        page.unlink()
+
+    @http_only
+    async def again(scope, receive, send):
+        await hello(scope, receive, send)
+
+    async with running(harden(again, home), home) as app:
+        assert (await app.get("/")).body == b"scaling off"
+
+
+@pytest.mark.parametrize("seconds", [0, -1, 86401])
+async def test_a_pin_has_a_longest_time(seconds):
+    async with running(hello, settings()) as app:
+        with pytest.raises(ValueError, match="pin_max"):
+            await app.service(DegradationManager).pin("DEGRADED", seconds=seconds)
+
+
+async def test_the_operations_pin_unpin_and_tell():
+    from deia_degradation.operations import PinInput
+    from deia_hardening.operations import Call, NoInput
+    from deia_hardening.problem import Problem
+    from deia_hardening.runtime import runtime
+    from deia_hardening.surface import Surface
+
+    async with running(hello, settings()) as app:
+        surface = app.service(Surface)
+
+        async def invoke(name, value=NoInput()):
+            async def collect():
+                return [step async for step in surface.invoke(f"degradation.{name}", value, Call(ANN, "why"))][-1]
+
+            return await runtime().run(collect)
+
+        assert (await invoke("pin", PinInput("MAINTENANCE"))).mode == "MAINTENANCE"
+        found = await invoke("status")
+        assert found.demand["actor"] == "ann"
+        assert found.demand["reason"] == "why"
+        assert (await invoke("unpin")).mode == "FULL"
+        with pytest.raises(Problem, match="not pinned"):
+            await invoke("unpin")
+
+
+async def test_a_full_pin_never_turns_admission_off():
+    async with running(hello, settings(admission={"initial": 1, "minimum": 1, "maximum": 1, "wait": "0s"})) as app:
+        manager = app.service(DegradationManager)
+        await manager.pin("FULL", actor=ANN)
+        assert manager.gate.enter()
+        assert (await app.get("/")).status == 503
+        manager.gate.leave(0.0, None)
+        assert (await app.get("/")).status == 200
+
+
+async def test_a_client_that_leaves_the_queue_leaves_no_trace():
+    async with running(hello, settings(admission={"initial": 1, "minimum": 1, "maximum": 1})) as app:
+        manager = app.service(DegradationManager)
+        assert manager.gate.enter()
+        left = ASGIRecorder(app.app, http_scope("GET", "/"), {"type": "http.request"}, {"type": "http.disconnect"})
+        await left.run()
+        assert left.sent == []
+        assert manager.gate.room.size == 0
+        assert manager.gate.in_flight == 1
+        manager.gate.leave(0.0, None)
+        assert manager.gate.in_flight == 0
+
+
+async def test_an_event_stream_gives_its_slot_back_when_it_starts():
+    started = anyio.Event()
+    end = anyio.Event()
+
+    @http_only
+    async def stream(scope, receive, send):
+        headers = [(b"content-type", b"text/event-stream; charset=utf-8")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": b"data: 1\n\n", "more_body": True})
+        started.set()
+        await end.wait()
+        await send({"type": "http.response.body", "body": b""})
+
+    async with running(stream, settings()) as app, anyio.create_task_group() as group:
+        manager = app.service(DegradationManager)
+        group.start_soon(app.get, "/events")
+        await started.wait()
+        assert (manager.gate.in_flight, manager.gate.streams) == (0, 1)
+        end.set()
+        await anyio.wait_all_tasks_blocked()
+        assert (manager.gate.in_flight, manager.gate.streams) == (0, 0)
+
+
+async def test_a_slot_is_given_back_before_background_tasks_run():
+    seen = []
+
+    @http_only
+    async def app_with_background(scope, receive, send):
+        await hello(scope, receive, send)
+        seen.append(scope["deia_hardening"].revision.services.get(DegradationManager).gate.in_flight)
+
+    async with running(app_with_background, settings()) as app:
+        await app.get("/")
+    assert seen == [0]
+
+
+async def test_clients_over_their_quota_get_429():
+    quota = {"admission": {"client_quota": {"requests": 3, "per": "1m"}}}
+    async with running(hello, settings(**quota)) as app:
+        statuses = [(await app.get("/")).status for _ in range(5)]
+        assert statuses == [200, 200, 200, 429, 429]
+        assert (await app.get("/", client=("10.0.0.9", 1))).status == 200
+
+
+async def test_ticks_stop_when_nothing_happens_and_start_with_the_next_request():
+    quick = {"modes": {"tick": "100ms", "idle": "100ms"}}
+    async with running(hello, settings(**quick)) as app:
+        manager = app.service(DegradationManager)
+        await app.get("/")
+        assert manager.ticking
+        with anyio.fail_after(20):
+            while manager.ticking:
+                await anyio.sleep(0.02)
+        await app.get("/")
+        assert manager.ticking
