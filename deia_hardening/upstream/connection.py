@@ -133,12 +133,11 @@ class Connection(ResponseReader, asyncio.Protocol):
         self.reusable = False
         self.transport.abort()
 
-    def alive(self) -> bool:
-        """Whether an idle connection can be used, by a look at the socket (under 1 µs): no end, no stray
-        bytes."""
+    def alive(self, look: bool) -> bool:
+        """Whether an idle connection can be used; `look` at the socket too (2 µs): no end there, no bytes."""
         if self.lost or self.transport.is_closing():
             return False
-        if self.sock is None:
+        if not look or self.sock is None:
             return True
         try:
             self.sock.recv(1, _PEEK)

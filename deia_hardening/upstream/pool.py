@@ -19,6 +19,7 @@ from deia_hardening.upstream.connection import Connection, quiet
 from deia_hardening.upstream.settings import UpstreamSettings
 from deia_hardening.upstream.verdict import ClientLeft, PoolFull, SilentPeer
 
+_FRESH = 0.001  # seconds
 _BACKLOG_PAUSE = 0.002  # a Unix socket's full backlog can't be waited for; looked at again after this
 
 
@@ -76,7 +77,8 @@ class Pool:
         idle = self._idle
         while idle:
             connection = idle.pop()
-            if connection.alive():
+            # One that served a moment ago is not looked at: what closes this fast closes under any look.
+            if connection.alive(self.loop.time() - connection.since > _FRESH):
                 self._active.add(connection)
                 if not self._ticking:
                     self._arm()

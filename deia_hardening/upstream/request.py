@@ -48,6 +48,8 @@ _METHOD = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]{1,32}").fullmatch
 _TARGET = re.compile(rb"/[!-~\x80-\xff]*").fullmatch
 _LENGTH_DIGITS = re.compile(rb"[0-9]{1,18}").fullmatch
 _HARMLESS_OPTIONS = frozenset((b"keep-alive", b"close", b"upgrade", b"te", b""))
+_COMMON = {name: name.encode() + b" " for name in ("GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS")}
+_PROTO = {name: b"x-forwarded-proto: " + name.encode() for name in ("http", "https", "ws", "wss")}
 _WITH_BODY = frozenset(("POST", "PUT", "PATCH"))
 
 CHUNKED = -1
@@ -150,9 +152,12 @@ def encode(scope: Scope, route: Route, target: bytes, extra: Sequence[bytes] = (
     if nominated is not None:
         gone = frozenset(nominated) - _SPECIAL
         lines[1:] = [line for line in lines[1:] if line.split(b":", 1)[0] not in gone]
-    if not _METHOD(method) or method == "CONNECT":
-        raise BadRequest("a method that can't be passed on")
-    lines[0] = b"%b %b HTTP/1.1" % (method.encode("ascii"), target)
+    start = _COMMON.get(method)
+    if start is None:
+        if not _METHOD(method) or method == "CONNECT":
+            raise BadRequest("a method that can't be passed on")
+        start = method.encode("ascii") + b" "
+    lines[0] = start + target + b" HTTP/1.1"
     append(b"host: " + (host if host is not None and route.keep_host else route.host))
     if trailers:
         append(b"te: trailers\r\nconnection: te")
@@ -248,8 +253,7 @@ def _length(value: bytes, before: int | None) -> int:
 def _forwarded(scope: Scope, host: bytes | None, lines: list[bytes]) -> None:
     client: Any = scope.get("client")
     if client and client[0]:
-        lines.append(b"x-forwarded-for: " + str(client[0]).encode("latin-1", "replace"))
-    scheme = scope.get("scheme", "http")
-    lines.append(b"x-forwarded-proto: " + str(scheme).encode("latin-1", "replace"))
+        lines.append(b"x-forwarded-for: " + str(client[0]).encode("ascii", "replace"))
+    lines.append(_PROTO.get(scope.get("scheme", "http"), _PROTO["http"]))
     if host is not None:
         lines.append(b"x-forwarded-host: " + host)

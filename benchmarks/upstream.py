@@ -1,0 +1,261 @@
+"""What a hop to an upstream costs, beside the same app called directly.
+
+    python benchmarks/upstream.py              # all of it, about a minute
+    python benchmarks/upstream.py --short      # a slice for CI: small stream, short runs
+
+Three processes: wrk, a uvicorn front, and a child that the front calls. `direct` is the same front with the
+app in it. Goals: at most 120 µs added at one connection, at least 55% of direct at 32. The machine should
+be idle: with two cores, wrk and the child share one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import re
+import resource
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from deia_hardening.upstream import UpstreamSettings, open_upstream
+
+STREAM_PIECE = b"x" * 65536
+
+
+async def app(scope: Any, receive: Any, send: Any) -> None:
+    """The service: a small answer, an echo, a long stream."""
+    if scope["type"] == "lifespan":
+        raise RuntimeError("none")
+    if scope["type"] == "websocket":
+        await receive()
+        await send({"type": "websocket.accept"})
+        while (message := await receive())["type"] == "websocket.receive":
+            await send({"type": "websocket.send", "text": message["text"]})
+        return
+    if scope["path"].startswith("/stream/"):
+        left = int(scope["path"][8:])
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        while left > 0:
+            await send({"type": "http.response.body", "body": STREAM_PIECE[:left], "more_body": True})
+            left -= len(STREAM_PIECE)
+        await send({"type": "http.response.body", "body": b""})
+        return
+    headers = [(b"content-type", b"text/plain"), (b"content-length", b"13")]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": b"Hello, world!"})
+
+
+if os.environ.get("UPSTREAM_SOCKET"):
+    front = open_upstream("unix:" + os.environ["UPSTREAM_SOCKET"], settings=UpstreamSettings())
+if os.environ.get("HTTPX_SOCKET"):
+    import httpx
+
+    _client = httpx.AsyncClient(transport=httpx.AsyncHTTPTransport(uds=os.environ["HTTPX_SOCKET"]))
+
+    async def httpx_front(scope: Any, receive: Any, send: Any) -> None:
+        """What one would write with httpx."""
+        if scope["type"] != "http":
+            raise RuntimeError("none")
+        answer = await _client.request(scope["method"], "http://child" + scope["path"])
+        await send({"type": "http.response.start", "status": answer.status_code, "headers": answer.headers.raw})
+        await send({"type": "http.response.body", "body": answer.content})
+
+
+@contextmanager
+def uvicorn(target: str, *where: str, **env: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A uvicorn process serving `target`, up when this yields."""
+    command = [
+        sys.executable,
+        "-m",
+        "uvicorn",
+        f"upstream:{target}",
+        "--log-level",
+        "critical",
+        "--no-access-log",
+        *where,
+    ]
+    process = subprocess.Popen(command, cwd=Path(__file__).parent, env={**os.environ, **env})
+    try:
+        unix = where[0] == "--uds"
+        for _ in range(500):
+            with socket.socket(socket.AF_UNIX if unix else socket.AF_INET) as sock:
+                if sock.connect_ex(where[1] if unix else ("127.0.0.1", int(where[1]))) == 0:
+                    break
+            time.sleep(0.02)
+        else:
+            raise SystemExit(f"{target} did not start")
+        yield process
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def free_port() -> str:
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        return str(sock.getsockname()[1])
+
+
+def wrk(port: str, connections: int, seconds: int) -> tuple[float, float]:
+    """Requests per second, and the mean seconds of one at this many connections."""
+    command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", f"http://127.0.0.1:{port}/"]
+    out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    if "Non-2xx" in out or "Socket errors" in out:
+        raise SystemExit(f"wrk saw errors:\n{out}")
+    found = re.search(r"Requests/sec:\s+([0-9.]+)", out)
+    assert found
+    rate = float(found[1])
+    return rate, connections / rate
+
+
+def cpu_seconds(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def rate_table(child: str, seconds: int) -> bool:
+    """Direct, through an upstream, through httpx; interleaved twice, the better run of each counts."""
+    results: dict[str, list[tuple[float, float, float]]] = {}
+    arrangements = {
+        "direct (the app in the front)": ("app", {}),
+        "deia upstream, unix:": ("front", {"UPSTREAM_SOCKET": child}),
+        "httpx over the same socket": ("httpx_front", {"HTTPX_SOCKET": child}),
+    }
+    for _ in range(2):
+        for name, (target, env) in arrangements.items():
+            port = free_port()
+            with uvicorn(target, "--port", port, **env) as process:
+                wrk(port, 4, 1)
+                _, latency = wrk(port, 1, seconds)
+                before = cpu_seconds(process.pid)
+                rate, _ = wrk(port, 32, seconds)
+                cpu = (cpu_seconds(process.pid) - before) / (rate * seconds)
+                results.setdefault(name, []).append((latency, rate, cpu))
+    best = {n: (min(r[0] for r in rs), max(r[1] for r in rs), min(r[2] for r in rs)) for n, rs in results.items()}
+    base = best["direct (the app in the front)"]
+    print(f"{'':32}{'1 connection':>14}{'added':>10}{'32 connections':>17}{'of direct':>11}{'front CPU':>12}")
+    for name, (latency, rate, cpu) in best.items():
+        print(
+            f"{name:32}{latency * 1e6:11.0f} µs{(latency - base[0]) * 1e6:7.0f} µs"
+            f"{rate:13.0f} r/s{rate / base[1]:10.0%}{cpu * 1e6:9.1f} µs"
+        )
+    ours = best["deia upstream, unix:"]
+    added, share = (ours[0] - base[0]) * 1e6, ours[1] / base[1]
+    good = added <= 120 and share >= 0.55
+    print(f"goal: added ≤ 120 µs: {added:.0f} µs; ≥ 55% of direct at 32: {share:.0%}: {'met' if good else 'MISSED'}")
+    return good
+
+
+def scope_of(path: str) -> dict[str, Any]:
+    return {
+        "type": "http",
+        "method": "GET",
+        "path": path,
+        "raw_path": path.encode(),
+        "query_string": b"",
+        "http_version": "1.1",
+        "scheme": "http",
+        "headers": [(b"host", b"bench"), (b"user-agent", b"bench"), (b"accept", b"*/*")],
+        "client": ("127.0.0.1", 1),
+        "extensions": {},
+    }
+
+
+async def never() -> Any:
+    await asyncio.Event().wait()
+
+
+async def calls(child: str, count: int) -> None:
+    """Calls as a caller in this process sees them, 32 at a time, with no front."""
+    upstream = open_upstream(f"unix:{child}")
+    left = count
+
+    async def send(message: Any) -> None:
+        pass
+
+    async def worker() -> None:
+        nonlocal left
+        while left > 0:
+            left -= 1
+            await upstream(scope_of("/"), never, send)
+
+    began, cpu = time.perf_counter(), time.process_time()
+    await asyncio.gather(*(worker() for _ in range(32)))
+    took, used = time.perf_counter() - began, time.process_time() - cpu
+    print(f"bare calls, 32 at a time: {count / took:.0f} calls/s, {used / count * 1e6:.1f} µs CPU each")
+
+
+async def stream(child: str, size: int) -> bool:
+    """One long answer; memory must not follow it."""
+    upstream = open_upstream(f"unix:{child}")
+    got = 0
+
+    async def send(message: Any) -> None:
+        nonlocal got
+        got += len(message.get("body", b""))
+
+    await upstream(scope_of("/stream/8000000"), never, send)
+    got, before = 0, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    began = time.perf_counter()
+    await upstream(scope_of(f"/stream/{size}"), never, send)
+    took = time.perf_counter() - began
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    good = got == size and grown < 16 * 1024
+    print(
+        f"stream of {size / 1e6:.0f} MB: {size / took / 1e6:.0f} MB/s, memory grew {grown} KiB: "
+        f"{'flat' if good else 'MISSED'}"
+    )
+    return good
+
+
+def echoes(child: str, count: int) -> bool:
+    """WebSocket messages one after the other through a front."""
+    from websockets.sync.client import connect
+
+    port = free_port()
+    with uvicorn("front", "--port", port, UPSTREAM_SOCKET=child), connect(f"ws://127.0.0.1:{port}/") as ws:
+        began = time.perf_counter()
+        lost = 0
+        for number in range(count):
+            ws.send(str(number))
+            lost += ws.recv() != str(number)
+        took = time.perf_counter() - began
+    print(f"{count} WebSocket echoes: {took / count * 1e6:.0f} µs each, {lost} lost or changed")
+    return lost == 0
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--short", action="store_true", help="a slice for CI")
+    short = parser.parse_args().short
+    try:
+        import uvloop
+
+        run = uvloop.run
+    except ImportError:
+        run = asyncio.run
+    print(f"Python {sys.version.split()[0]}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
+    good = True
+    with tempfile.TemporaryDirectory() as folder:
+        child = f"{folder}/child.sock"
+        with uvicorn("app", "--uds", child):
+            if shutil.which("wrk"):
+                good &= rate_table(child, 1 if short else 4)
+            else:
+                print("wrk is not installed: the table of rates is left out")
+            run(calls(child, 5_000 if short else 50_000))
+            good &= run(stream(child, 64_000_000 if short else 1_000_000_000))
+            good &= echoes(child, 1_000 if short else 10_000)
+    return 0 if good else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
