@@ -1,22 +1,136 @@
-"""The control plane as a plugin: on without being named."""
+"""The control plane as a plugin: on without being named; this file only wires.
+
+While a lifespan is open one worker of the home owns the control socket (and `control.listen`, where it is set); the
+others try to take over now and then. Without a lifespan (a test client, a mounted app) nothing is bound and the app's
+own port still answers the probes.
+"""
 
 from __future__ import annotations
 
-from typing import ClassVar
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
+from typing import Any, ClassVar, Final
 
 import attrs
 
-from deia_hardening.plugin import Plugin, Position
+from deia_hardening.control.api import Api
+from deia_hardening.control.auth import Authentication
+from deia_hardening.control.bootstrap import ensure_bootstrap
+from deia_hardening.control.http import Request, Response, problem_response
+from deia_hardening.control.listen import Listener, load_tls
+from deia_hardening.control.onapp import OnApp
+from deia_hardening.control.operations import TokenOperations
+from deia_hardening.control.settings import ControlSettings
+from deia_hardening.control.socket import HomeSocket, socket_of
+from deia_hardening.plugin import (
+    Authenticator,
+    Health,
+    HealthState,
+    Host,
+    Layer,
+    Operation,
+    Plugin,
+    Position,
+)
+from deia_hardening.problem import Problem
 
+logger = logging.getLogger("deia_hardening.control")
 
-@attrs.frozen
-class ControlSettings:
-    """The control plane's settings."""
+_FIRST_LOOK: Final = 0.05
+_SLOWEST_LOOK: Final = 30.0
 
 
 class ControlPlugin(Plugin[ControlSettings]):
     """Serves operations and health."""
 
     name: ClassVar[str] = "control"
-    Settings: ClassVar[type] = ControlSettings
+    Settings: ClassVar[type[Any]] = ControlSettings
     position: ClassVar[Position] = Position.CONTROL
+
+    def __init__(self, host: Host) -> None:
+        super().__init__(host)
+        settings = partial(host.settings, ControlSettings)
+        self._settings = settings
+        self._authentication = Authentication(host, settings)
+        self._api = Api(host, self._authentication, settings)
+        self._tokens = TokenOperations(host, self._authentication.table, settings)
+        self._home: HomeSocket = socket_of(host.home)
+        self._health = Health()
+        self._listener: Listener | None = None
+
+    async def check(self, settings: ControlSettings) -> None:
+        if settings.tls_certificate:
+            await self.host.blocking(load_tls, settings)
+
+    def layers(self, settings: ControlSettings) -> Sequence[Layer]:
+        return (Layer(Position.CONTROL, lambda app: OnApp(app, self.host, self._api, self._home, settings)),)
+
+    def operations(self) -> Sequence[Operation]:
+        return self._tokens.operations()
+
+    def health(self) -> Health:
+        return self._health
+
+    def run(self) -> AbstractAsyncContextManager[None]:
+        return self._run()
+
+    @asynccontextmanager
+    async def _run(self) -> AsyncIterator[None]:
+        withdraw = self.host.services.provide(Authenticator, self._authentication)
+        task = asyncio.get_running_loop().create_task(self._serve())
+        try:
+            yield
+        finally:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+            withdraw()
+
+    async def _serve(self) -> None:
+        """Wait for a lifespan, then own the socket whenever nobody else does."""
+        pause = _FIRST_LOOK
+        while not self.host.server.open:
+            await self.host.clock.sleep(pause)
+            pause = min(_SLOWEST_LOOK, pause * 2)
+        leave = self._home.add(self._api.app_name, self._handle)
+        listener = self._listener = Listener(self._handle, self._settings, self.host)
+        keeping = asyncio.get_running_loop().create_task(self.host.store.keep())
+        try:
+            while True:
+                settings = self._settings()
+                if settings.socket:
+                    await self._own(settings, listener)
+                await self.host.clock.sleep(settings.takeover_interval)
+        finally:
+            keeping.cancel()
+            await asyncio.wait([keeping])
+            leave()
+            await listener.close()
+            await self._home.close(self.host.blocking)
+
+    async def _own(self, settings: ControlSettings, listener: Listener) -> None:
+        first = not self._home.owned
+        try:
+            owned = await self._home.try_own(self.host.blocking, self._settings)
+            if owned and settings.listen:
+                await listener.open(settings)
+            if owned and first and settings.bootstrap_token:
+                await ensure_bootstrap(self.host, self._authentication.table, settings)
+        except Exception as error:
+            if self._health.state is HealthState.OK:
+                logger.error("the control plane is not reachable: %s", error)
+                detail = f"it is not reachable: {error}"
+                self._health = Health(HealthState.DEGRADED, detail, self.host.clock.wall())
+        else:
+            self._health = Health(figures={"socket": str(self._home.path), "owner": owned})
+
+    async def _handle(self, request: Request) -> Response:
+        """A request from the socket or the own address, with its whole path."""
+        prefix = self._settings().prefix
+        if not request.path.startswith(f"{prefix}/"):
+            return problem_response(Problem(404, f"everything here begins with {prefix}/"))
+        return await self._api.handle(attrs.evolve(request, path=request.path[len(prefix) :]))

@@ -10,11 +10,14 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
-from typing import Final, Protocol, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Final, Protocol, TypeAlias, TypeVar
 
 import attrs
 
 from deia_hardening.errors import HardeningError
+
+if TYPE_CHECKING:
+    from deia_hardening.store.epoch import HomePage
 
 T = TypeVar("T")
 
@@ -168,6 +171,14 @@ class Store(Protocol):
     The awaitable methods work on any loop; `watch` and `lease` on the background loop.
     """
 
+    @property
+    def page(self) -> HomePage:
+        """The home's mapped page."""
+
+    @property
+    def sync(self) -> SyncStore:
+        """The same without coroutines, for threads."""
+
     async def get(self, key: str) -> Entry | None: ...
     async def put(self, key: str, value: bytes, *, if_revision: int | None = None) -> int: ...
     async def delete(self, key: str, *, if_revision: int | None = None) -> bool: ...
@@ -175,6 +186,10 @@ class Store(Protocol):
     async def list(self, prefix: str) -> list[tuple[str, Entry]]: ...
     def watch(self, prefix: str, *, since: int | None = None) -> AsyncIterator[Change]: ...
     def lease(self, name: str, ttl: float, *, wait: bool = True) -> AbstractAsyncContextManager[Lease]: ...
+    def on_rebuilt(self, callback: Callable[[Rebuilt], Awaitable[None]]) -> None: ...
+    async def keep(self) -> None: ...
+    def health(self) -> Sequence[str]: ...
+    def close(self) -> None: ...
 
 
 def check_write(write: Write) -> Write:

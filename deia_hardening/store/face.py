@@ -59,6 +59,10 @@ class SharedStore:
         """Close what is open."""
         await self._blocking(self.sync.close)
 
+    def close(self) -> None:
+        """The same from a plain thread. Blocking."""
+        self.sync.close()
+
     async def get(self, key: str) -> Entry | None:
         """The entry of `key`, or None. Raises StoreError."""
         return await self._blocking(self.sync.get, key)

@@ -128,6 +128,7 @@ def damage_empty(path: Path) -> None:
     path.write_bytes(b"")
 
 
+@pytest.mark.blocking
 @pytest.mark.parametrize("damage", [damage_head, damage_middle, damage_empty])
 async def test_a_damaged_store_is_set_aside_and_begun_anew(
     sqlite: SqliteStore, damage: Any, blocking: Any, clock: Any
@@ -358,6 +359,7 @@ async def test_a_holder_whose_store_is_away_stops_believing_in_time(
         await lease.wait_lost()
 
 
+@pytest.mark.blocking
 async def test_the_page_follows_what_a_dead_worker_had_not_shown(
     sqlite: SqliteStore, blocking: Any, clock: Any
 ) -> None:
