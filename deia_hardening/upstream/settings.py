@@ -47,9 +47,6 @@ class WebSocketSettings:
     max_message: Bytes = setting(
         Bytes("16MiB"), "largest message taken from the upstream; a longer one closes with 1009", ge=1
     )
-    queue: int = setting(
-        32, "messages held for a client that reads slowly, before the upstream is no longer read", ge=1, le=10_000
-    )
     close_timeout: Seconds = setting(
         Seconds("5s"), "how long to wait for the upstream's part of the closing handshake", ge=0.01
     )

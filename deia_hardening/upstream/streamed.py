@@ -51,9 +51,13 @@ async def _dial_at(upstream: HttpUpstream, address: Address) -> tuple[ByteStream
         raise (error.__cause__ if isinstance(error.__cause__, OSError) else error) from None
     context = upstream.tls()
     if context is not None:
-        stream = await TLSStream.wrap(
-            stream, hostname=upstream.tls_name, ssl_context=context, standard_compatible=False
-        )
+        name = upstream.tls_name
+        try:
+            stream = await TLSStream.wrap(stream, hostname=name, ssl_context=context, standard_compatible=False)
+        except BaseException:
+            with anyio.CancelScope(shield=True):
+                await anyio.aclose_forcefully(stream)
+            raise
     return stream, False
 
 
