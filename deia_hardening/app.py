@@ -12,7 +12,7 @@ import copy
 import logging
 import os
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import anyio
 
@@ -20,10 +20,13 @@ from deia_hardening import signals
 from deia_hardening.access import find_core
 from deia_hardening.context import SCOPE_KEY, Exchange, RequestContext, context_variable
 from deia_hardening.errors import HardeningError
-from deia_hardening.lifecycle import Core
+from deia_hardening.lifecycle import ROLE_VARIABLE, Core
 from deia_hardening.plan import Source
 from deia_hardening.problem import Problem
 from deia_hardening.types import ASGIApp, Message, Receive, Scope, Send
+
+if TYPE_CHECKING:
+    from deia_hardening.upstream.inner import Link
 
 A = TypeVar("A")
 Config = str | os.PathLike[str] | Mapping[str, Any]
@@ -190,10 +193,17 @@ class Hardened:
     _deia_app: Any
     _deia_entry: Entry
 
-    def __init__(self, app: ASGIApp, config: Config = ".deia/config", *, app_settings: type | None = None) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        config: Config = ".deia/config",
+        *,
+        app_settings: type | None = None,
+        _link: Link | None = None,
+    ) -> None:
         _refuse_twice(app)
         object.__setattr__(self, "_deia_app", app)
-        core = Core(Source(config, app_settings), app, _name(app))
+        core = Core(Source(config, app_settings), app, _name(app), _link)
         object.__setattr__(self, "_deia_entry", Entry(core, app))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -257,7 +267,8 @@ def harden(app: A, config: Config = ".deia/config", *, app_settings: type | None
     `config` is a folder, a file or a mapping; `app_settings` is the class (attrs, dataclass or pydantic) of the
     service's own settings, the section `app:`. A Starlette or FastAPI instance is wrapped in place and returned
     itself; for another ASGI callable a `Hardened` comes back. Reads and validates, opens and starts nothing. With
-    `DEIA__ENABLED=false` in the environment the app comes back as it was.
+    `DEIA__ENABLED=false` in the environment the app comes back as it was. In a version process, or while a version is
+    imported, it gives services and context and puts no second chain around the app.
 
     Raises SettingsError with every problem at once, HardeningError for an app that is hardened already.
 
@@ -271,10 +282,18 @@ def harden(app: A, config: Config = ".deia/config", *, app_settings: type | None
     source = Source(config, app_settings)
     if not source.enabled():
         return app
+    link = None
+    if os.environ.get(ROLE_VARIABLE):  # a version under another front, which hardens it
+        from deia_hardening.upstream.inner import is_inner
+        from deia_hardening.upstream.inner import link as child_link
+
+        link = child_link()
+        if link is None and is_inner():
+            return app
     build = getattr(app, "build_middleware_stack", None)
     if build is None or not hasattr(app, "middleware_stack"):
-        return Hardened(app, config, app_settings=app_settings)  # type: ignore[return-value]
-    core = Core(source, app, _name(app))
+        return Hardened(app, config, app_settings=app_settings, _link=link)  # type: ignore[return-value]
+    core = Core(source, app, _name(app), link)
     app.build_middleware_stack = _BuildStack(app, core, build)  # type: ignore[attr-defined]
     if app.middleware_stack is not None:  # built already: put the chain around what stands
         app.middleware_stack = Entry(core, app.middleware_stack)

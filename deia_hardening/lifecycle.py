@@ -17,87 +17,42 @@ import time
 import weakref
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from deia_hardening import access
 from deia_hardening.chain import Placed, build, describe, order
 from deia_hardening.clock import SYSTEM_CLOCK
 from deia_hardening.context import SYSTEM, Actor
-from deia_hardening.errors import HardeningError, ReloadRefused, SettingsError, StartError
-from deia_hardening.events import Events, RevisionApplied, RevisionRefused, Started, Stopping
+from deia_hardening.errors import HardeningError, StartError
+from deia_hardening.events import Events, Started, Stopping
 from deia_hardening.home import Home, home_at
 from deia_hardening.host import AppHost, AppRevisions
+from deia_hardening.life import Life, abandon, sentence
 from deia_hardening.metrics.core import Metrics
 from deia_hardening.peers import Identify, build_identify, claims
 from deia_hardening.plan import Plan, Source
 from deia_hardening.plugin import Health, HealthState, Plugin, Position, Revisions
+from deia_hardening.reload import Reload
 from deia_hardening.revision import Revision
 from deia_hardening.routing import Routes, Templates
 from deia_hardening.runtime import Completion, runtime
 from deia_hardening.sections import RequestsSettings
 from deia_hardening.server import Serving
-from deia_hardening.services import NoSplit, Services, VersionSplit
+from deia_hardening.services import FeatureSource, NoSplit, Services, VersionSplit
 from deia_hardening.surface import Surface
 from deia_hardening.types import ASGIApp, Receive, Scope, Send
 
+if TYPE_CHECKING:
+    from deia_hardening.upstream.inner import Link
+
 logger = logging.getLogger("deia_hardening")
+
+ROLE_VARIABLE = "DEIA_ROLE"
+"""Set in a version process, and while an in-process version is imported."""
 
 
 async def _unattached(scope: Scope, receive: Receive, send: Send) -> None:
     raise HardeningError("the hardened app was called before its middleware stack was built")
-
-
-class _Life:
-    """One plugin's `run()`, held open by a task of its own."""
-
-    def __init__(self, plugin: Plugin[Any], failures: dict[str, Health]) -> None:
-        self.plugin = plugin
-        self._failures = failures
-        self._stop = asyncio.Event()
-        self._started: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._task = asyncio.get_running_loop().create_task(self._live(), name=f"deia-{plugin.name}")
-
-    async def _live(self) -> None:
-        try:
-            async with self.plugin.run():
-                if not self._started.done():
-                    self._started.set_result(None)
-                await self._stop.wait()
-        except BaseException as error:
-            if not self._started.done():
-                self._started.set_exception(
-                    error if isinstance(error, Exception) else StartError(self.plugin.name, repr(error))
-                )
-                return
-            if isinstance(error, asyncio.CancelledError) and self._stop.is_set():
-                raise
-            logger.error("plugin '%s' ended by itself", self.plugin.name, exc_info=error)
-            self._failures[self.plugin.name] = Health(HealthState.FAILED, f"it ended by itself: {error!r}", time.time())
-
-    async def started(self, timeout: float) -> None:
-        try:
-            await asyncio.wait_for(asyncio.shield(self._started), timeout)
-        except TimeoutError:
-            self._task.cancel()
-            await asyncio.wait({self._task}, timeout=1)
-            raise StartError(self.plugin.name, f"it did not start within {timeout:g} s") from None
-        except Exception as error:
-            raise StartError(self.plugin.name, _sentence(error)) from error
-
-    async def stop(self, timeout: float) -> None:
-        self._stop.set()
-        done, _ = await asyncio.wait({self._task}, timeout=timeout)
-        if not done:
-            logger.warning("plugin '%s' did not stop within %g s and is cancelled", self.plugin.name, timeout)
-            self._task.cancel()
-            await asyncio.wait({self._task}, timeout=1)
-        with contextlib.suppress(BaseException):
-            self._task.exception()
-
-
-def _sentence(error: BaseException) -> str:
-    text = str(error).strip()
-    return text if text else type(error).__name__
 
 
 class Core:
@@ -108,8 +63,9 @@ class Core:
 
     ready: bool = False
 
-    def __init__(self, source: Source, app: Any, name: str) -> None:
+    def __init__(self, source: Source, app: Any, name: str, link: Link | None = None) -> None:
         self.name = name
+        self.link = link
         self.source = source
         self._app = weakref.ref(app) if _weakrefable(app) else (lambda: app)
         self.inner: ASGIApp = _unattached
@@ -131,19 +87,22 @@ class Core:
         self._start_error: BaseException | None = None
         self._told: BaseException | None = None
         self.leaving = False
-        self._lives: dict[str, _Life] = {}
+        self.lives: dict[str, Life] = {}
         self._reload_lock: asyncio.Lock | None = None
         self.plan: Plan = source.load(self.overrides)
         self.home: Home = home_at(self.plan.home, self.clock)
         self.plugins: dict[str, Plugin[Any]] = {}
-        self.plugins = self._instances(self.plan, self.plugins)
-        self.revision: Revision = self._revision(1, self.plan, self.plugins)
-        self.identify: Identify | None = build_identify(self.revision.settings[RequestsSettings])
+        self.plugins = self.instances(self.plan, self.plugins)
+        self.revision: Revision = self.build_revision(1, self.plan, self.plugins)
+        self.identify: Identify | None = self._identify(self.plan)
+        if link is not None:
+            from deia_hardening.inner import InnerFeatures
+
+            self.services.provide(FeatureSource, InnerFeatures(link))
         self.services.provide(VersionSplit, NoSplit())
         self.services.provide(Revisions, AppRevisions(weakref.ref(self)))
         self.services.provide(Surface, Surface(weakref.ref(self)))
-
-        weakref.finalize(self, _abandon, self._lives).atexit = False
+        weakref.finalize(self, abandon, self.lives).atexit = False
 
     def reset(self) -> None:
         """As never started (after a fork)."""
@@ -155,7 +114,7 @@ class Core:
         self._starting = None
         self._start_error = None
         self._retry_at = 0.0
-        self._lives.clear()
+        self.lives.clear()
         self._reload_lock = None
         self.home.forget(id(self))
 
@@ -164,7 +123,7 @@ class Core:
     def _host(self, name: str) -> AppHost:
         return AppHost(name, weakref.ref(self))
 
-    def _instances(self, plan: Plan, running: Mapping[str, Plugin[Any]]) -> dict[str, Plugin[Any]]:
+    def instances(self, plan: Plan, running: Mapping[str, Plugin[Any]]) -> dict[str, Plugin[Any]]:
         found: dict[str, Plugin[Any]] = {}
         for name, kind in plan.classes.items():
             old = running.get(name)
@@ -174,16 +133,17 @@ class Core:
     def _layers(self, plan: Plan, plugins: Mapping[str, Plugin[Any]]) -> tuple[Placed, ...]:
         return order((name, plugin.layers(plan.sections[name])) for name, plugin in plugins.items())
 
-    def _revision(self, number: int, plan: Plan, plugins: Mapping[str, Plugin[Any]]) -> Revision:
-        placed = self._layers(plan, plugins)
+    def build_revision(self, number: int, plan: Plan, plugins: Mapping[str, Plugin[Any]]) -> Revision:
+        placed = () if self.link is not None else self._layers(plan, plugins)
         requests: RequestsSettings = plan.settings[RequestsSettings]
+        below = build(self.inner, [one for one in placed if one.layer.position > Position.CONTROL])
         return Revision(
             number=number,
             digest=plan.digest,
             sections=plan.sections,
             settings=plan.settings,
-            chain=build(self.inner, placed),
-            below_control=build(self.inner, [one for one in placed if one.layer.position > Position.CONTROL]),
+            chain=build(below, [one for one in placed if one.layer.position <= Position.CONTROL]),
+            below_control=below,
             template=self._template,
             services=self.services,
             effects=Routes((text, True) for text in requests.effects),
@@ -196,7 +156,27 @@ class Core:
     def attach(self, inner: ASGIApp) -> None:
         """The app's own stack was built (again): put the chain around it."""
         self.inner = inner
-        self.revision = self._revision(self.revision.number, self.plan, self.plugins)
+        self.revision = self.build_revision(self.revision.number, self.plan, self.plugins)
+
+    def _identify(self, plan: Plan) -> Identify | None:
+        if self.link is None:
+            return build_identify(plan.settings[RequestsSettings])
+        from deia_hardening.inner import identify_inner  # the upstreams behind it are an import that few need
+
+        return identify_inner
+
+    def adopt(
+        self, new: Revision, plan: Plan, plugins: dict[str, Plugin[Any]], overrides: Mapping[str, Any]
+    ) -> tuple[Revision, list[Plugin[Any]]]:
+        """Make `new` the running revision; returns the old one and the plugins that it had and `new` has not."""
+        old = self.revision
+        removed = [plugin for name, plugin in self.plugins.items() if plugins.get(name) is not plugin]
+        self.plugins, self.plan, self.overrides = plugins, plan, overrides
+        self.revision = new  # the one assignment: from here on requests run on the new settings
+        self.identify = self._identify(plan)
+        self.refused = None
+        self.home.update(id(self), new.digest)
+        return old, removed
 
     @property
     def app(self) -> Any:
@@ -207,7 +187,7 @@ class Core:
         found: RequestsSettings = self.revision.settings[RequestsSettings]
         return found
 
-    def _ordered(self, plugins: Iterable[Plugin[Any]]) -> list[Plugin[Any]]:
+    def ordered(self, plugins: Iterable[Plugin[Any]]) -> list[Plugin[Any]]:
         return sorted(plugins, key=lambda plugin: (plugin.position, plugin.name))
 
     # -- start and stop -------------------------------------------------------------------------------------
@@ -244,8 +224,8 @@ class Core:
                 self.home.join(id(self), self.name, self.revision.digest)
             except HardeningError as error:
                 raise StartError("core", str(error)) from None
-            for plugin in self._ordered(self.plugins.values()):
-                await self._enter(plugin, requests.start_timeout)
+            for plugin in self.ordered(self.plugins.values()):
+                await self.enter(plugin, requests.start_timeout)
         except BaseException as error:
             await self._unwind(requests.stop_timeout)
             self.home.leave(id(self))
@@ -265,16 +245,16 @@ class Core:
             self.ready = True
         self.events.emit(Started(actor=SYSTEM, verdict=self.verdict))
 
-    async def _enter(self, plugin: Plugin[Any], timeout: float) -> None:
+    async def enter(self, plugin: Plugin[Any], timeout: float) -> None:
         self.failures.pop(plugin.name, None)
-        life = _Life(plugin, self.failures)
+        life = Life(plugin, self.failures, self.link is not None)
         await life.started(timeout)
-        self._lives[plugin.name] = life
+        self.lives[plugin.name] = life
 
     async def _unwind(self, timeout: float) -> None:
-        lives = [self._lives[p.name] for p in self._ordered(life.plugin for life in self._lives.values())]
+        lives = [self.lives[p.name] for p in self.ordered(life.plugin for life in self.lives.values())]
         for life in reversed(lives):
-            self._lives.pop(life.plugin.name, None)
+            self.lives.pop(life.plugin.name, None)
             await life.stop(timeout)
 
     async def stop(self) -> None:
@@ -326,118 +306,11 @@ class Core:
         if self._reload_lock is None:
             self._reload_lock = asyncio.Lock()
         async with self._reload_lock:
-            try:
-                plan, plugins = await self.prepare(overrides)
-            except (SettingsError, ReloadRefused) as error:
-                self._refuse(error, source, actor, reason)
-                raise
-            if plan.digest == self.revision.digest and set(plugins) == set(self.plugins):
-                self.overrides = self.overrides if overrides is None else dict(overrides)
-                self.plan = plan
-                self.refused = None
-                return self.revision
-            try:
-                return await self._switch(plan, plugins, overrides, source, actor, reason)
-            except ReloadRefused as error:
-                self._refuse(error, source, actor, reason)
-                raise
-
-    def _refuse(self, error: SettingsError | ReloadRefused, source: str, actor: Actor, reason: str) -> None:
-        problems = tuple(map(str, error.problems)) if isinstance(error, SettingsError) else (str(error),)
-        by = error.by if isinstance(error, ReloadRefused) else "settings"
-        self.refused = Health(HealthState.DEGRADED, f"the last settings were refused: {problems[0]}", self.clock.wall())
-        self.events.emit(RevisionRefused(actor=actor, reason=reason, by=by, problems=problems, source=source))
+            return await Reload(self, overrides, source, actor, reason).run()
 
     async def prepare(self, overrides: Mapping[str, Any] | None) -> tuple[Plan, dict[str, Plugin[Any]]]:
-        """Read the sources and have every plugin check the result; no effect."""
-        taken = self.overrides if overrides is None else overrides
-        plan: Plan = await runtime().blocking(self.source.load, taken)
-        if plan.home.absolute() != self.home.path:
-            raise ReloadRefused("core", f"'home' changed from {self.home.path} to {plan.home}: that needs a restart")
-        build_identify(plan.settings[RequestsSettings])
-        plugins = self._instances(plan, self.plugins)
-        timeout = self.requests.check_timeout
-        for name, plugin in plugins.items():
-            try:
-                await asyncio.wait_for(plugin.check(plan.sections[name]), timeout)
-            except TimeoutError:
-                raise ReloadRefused(name, f"its check did not end within {timeout:g} s") from None
-            except SettingsError:
-                raise
-            except Exception as error:
-                raise ReloadRefused(name, _sentence(error)) from error
-        return plan, plugins
-
-    async def _switch(
-        self,
-        plan: Plan,
-        plugins: dict[str, Plugin[Any]],
-        overrides: Mapping[str, Any] | None,
-        source: str,
-        actor: Actor,
-        reason: str,
-    ) -> Revision:
-        old, old_plugins = self.revision, self.plugins
-        try:
-            new = self._revision(old.number + 1, plan, plugins)
-        except Exception as error:
-            raise ReloadRefused("core", f"the chain could not be built: {_sentence(error)}") from error
-        entered: list[str] = []
-        if self.ready:
-            for plugin in self._ordered(p for n, p in plugins.items() if old_plugins.get(n) is not p):
-                try:
-                    self._lives.pop(plugin.name, None) if plugin.name in entered else None
-                    await self._enter(plugin, self.requests.start_timeout)
-                    entered.append(plugin.name)
-                except StartError as error:
-                    for name in reversed(entered):
-                        await self._lives.pop(name).stop(self.requests.stop_timeout)
-                    raise ReloadRefused(error.plugin, error.why) from error
-        removed = [p for n, p in old_plugins.items() if plugins.get(n) is not p]
-        self.plugins = plugins
-        self.plan = plan
-        if overrides is not None:
-            self.overrides = dict(overrides)
-        self.revision = new  # the one assignment: from here on requests run on the new settings
-        self.identify = build_identify(plan.settings[RequestsSettings])
-        self.refused = None
-        self.home.update(id(self), new.digest)
-        for plugin in self._ordered(plugins.values()):
-            before = old.sections.get(plugin.name) if plugin not in removed else None
-            try:
-                await plugin.adopted(before, new.sections[plugin.name])
-            except Exception as error:
-                logger.exception("plugin '%s' could not follow revision %d", plugin.name, new.number)
-                self.failures[plugin.name] = Health(
-                    HealthState.DEGRADED, f"it could not follow revision {new.number}: {_sentence(error)}", time.time()
-                )
-        self.events.emit(
-            RevisionApplied(actor=actor, reason=reason, number=new.number, digest=new.digest, source=source)
-        )
-        if removed:
-            self._retire(old, removed)
-        return new
-
-    def _retire(self, old: Revision, removed: list[Plugin[Any]]) -> None:
-        """End the removed plugins' `run()` when the last request has left `old`, or at the deadline."""
-        lives = [self._lives.pop(p.name) for p in self._ordered(removed) if p.name in self._lives]
-        left = asyncio.Event()
-        loop = asyncio.get_running_loop()
-
-        def gone() -> None:
-            with contextlib.suppress(RuntimeError):
-                loop.call_soon_threadsafe(left.set)
-
-        weakref.finalize(old, gone)
-        leave, stop = float(self.requests.leave_timeout), float(self.requests.stop_timeout)
-
-        async def end() -> None:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(left.wait(), leave)
-            for life in reversed(lives):
-                await life.stop(stop)
-
-        runtime().submit(end)
+        """Read the sources and have every plugin check the result; no effect. On the background loop."""
+        return await Reload(self, overrides, "check", SYSTEM, "").prepare()
 
     # -- health ---------------------------------------------------------------------------------------------
 
@@ -445,7 +318,7 @@ class Core:
         """Each plugin's health, and the core's own under `core`."""
         found: dict[str, Health] = {}
         if self._start_error is not None:
-            found["core"] = Health(HealthState.FAILED, _sentence(self._start_error))
+            found["core"] = Health(HealthState.FAILED, sentence(self._start_error))
         elif self.refused is not None:
             found["core"] = self.refused
         else:
@@ -468,20 +341,6 @@ def _weakrefable(app: Any) -> bool:
     except TypeError:
         return False
     return not callable(getattr(app, "__code__", None))
-
-
-def _abandon(lives: dict[str, _Life]) -> None:
-    """The app was collected while its plugins ran: end them."""
-    taken = list(lives.values())
-    lives.clear()
-
-    async def end() -> None:
-        for life in reversed(taken):
-            await life.stop(1.0)
-
-    if taken:
-        with contextlib.suppress(RuntimeError):
-            runtime().submit(end)
 
 
 _started: weakref.WeakSet[Core] = weakref.WeakSet()

@@ -220,6 +220,11 @@ class Plugin(Generic[S]):
         """The plugin's life, on the background loop: entered before the app's lifespan, left after it."""
         return self._nothing()
 
+    def run_inner(self) -> AbstractAsyncContextManager[None]:
+        """Its life in a version process (the inner role), instead of `run()`: services for handlers, without layers,
+        locks, keys or schedules. The default offers nothing."""
+        return self._nothing()
+
     def operations(self) -> Sequence[Operation]:
         """What an operator can do with this plugin; asked once."""
         return ()

@@ -317,7 +317,7 @@ def test_an_app_that_nobody_uses_is_collected_with_its_plugins(home: Path) -> No
     TestClient(app).get("/")
     core = find_core(app)
     assert core is not None
-    assert core._lives
+    assert core.lives
     gone = weakref.ref(core)
     del app, core
     gc.collect()

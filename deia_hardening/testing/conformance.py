@@ -300,7 +300,7 @@ class PluginConformance:
             recorder = await ASGIRecorder(app, http_scope()).run()
             assert recorder.status == 503
             assert int(recorder.headers["retry-after"]) >= 1
-            assert not core._lives
+            assert not core.lives
             with pytest.raises(StartError, match="zz-fails"):
                 await core.ensure()
 
