@@ -16,13 +16,14 @@ from urllib.parse import urlsplit
 import attrs
 import msgspec
 
-from deia_hardening.context import Actor
+from deia_hardening.context import ANONYMOUS, Actor
 from deia_hardening.control import tokens
 from deia_hardening.control.http import Peer, Request, Way
 from deia_hardening.control.sessions import COOKIE, Sessions
 from deia_hardening.control.settings import ControlSettings
 from deia_hardening.control.tokens import Token
 from deia_hardening.control.tries import FailedTries
+from deia_hardening.events import Event, Target
 from deia_hardening.operations import Role
 from deia_hardening.plugin import Host
 from deia_hardening.problem import Problem
@@ -124,7 +125,14 @@ class Authentication:
             wait = self.tries.failed(
                 address, self._host.clock.monotonic(), settings.failed_tries, settings.failed_window
             )
-            if wait is not None:
+            if wait is None:
+                where = Target("address", address[:64])
+                self._host.events.emit(
+                    Event(
+                        action="control.token_refused", target=where, outcome="refused", kind="system", actor=ANONYMOUS
+                    )
+                )
+            else:
                 raise Problem(429, "too many wrong tokens from this address", retry_after=wait)
             raise self._unauthorised("the token is wrong, expired or revoked", error="invalid_token")
         await self.table.note_use(found)

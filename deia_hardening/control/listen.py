@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 import ssl
+import weakref
 from collections.abc import Callable
 
 from deia_hardening.control.http import Request, Response, Way, problem_response
@@ -23,6 +26,7 @@ class Listener:
         self._server: asyncio.Server | None = None
         self._connections: Connections | None = None
         self.address: tuple[str, int] | None = None
+        _listeners.add(self)
 
     async def open(self, settings: ControlSettings) -> None:
         """Start to listen; once. Raises OSError, ssl.SSLError."""
@@ -41,6 +45,13 @@ class Listener:
             self._server = None
         if self._connections is not None:
             self._connections.close()
+
+    def after_fork(self) -> None:
+        """The child closes its copies: else it would keep the address from the parent's successor."""
+        for each in self._server.sockets if self._server is not None else ():
+            with contextlib.suppress(OSError):
+                os.close(each.fileno())
+        self._server = self._connections = self.address = None
 
     async def _checked(self, request: Request) -> Response:
         """Refuse names that are not ours: a page elsewhere may have its own name point here (DNS rebinding)."""
@@ -66,3 +77,15 @@ def load_tls(settings: ControlSettings) -> ssl.SSLContext:
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.load_cert_chain(settings.tls_certificate, settings.tls_key)
     return context
+
+
+_listeners: weakref.WeakSet[Listener] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for each in list(_listeners):
+        each.after_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

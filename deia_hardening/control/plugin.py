@@ -8,7 +8,6 @@ own port still answers the probes.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -61,6 +60,7 @@ class ControlPlugin(Plugin[ControlSettings]):
         self._home: HomeSocket = socket_of(host.home)
         self._health = Health()
         self._listener: Listener | None = None
+        self._bootstrapped = False
 
     async def check(self, settings: ControlSettings) -> None:
         if settings.tls_certificate:
@@ -81,30 +81,33 @@ class ControlPlugin(Plugin[ControlSettings]):
     @asynccontextmanager
     async def _run(self) -> AsyncIterator[None]:
         withdraw = self.host.services.provide(Authenticator, self._authentication)
-        task = asyncio.get_running_loop().create_task(self._serve())
+        stop = asyncio.Event()
+        # Never cancelled: a lock or a socket that a thread is just taking must be given back.
+        task = asyncio.get_running_loop().create_task(self._serve(stop))
         try:
             yield
         finally:
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
+            stop.set()
+            await asyncio.wait([task])
             withdraw()
+            if task.exception() is not None:
+                logger.error("the control plane ended by itself", exc_info=task.exception())
 
-    async def _serve(self) -> None:
+    async def _serve(self, stop: asyncio.Event) -> None:
         """Wait for a lifespan, then own the socket whenever nobody else does."""
         pause = _FIRST_LOOK
         while not self.host.server.open:
-            await self.host.clock.sleep(pause)
+            if await self._pause(stop, pause):
+                return
             pause = min(_SLOWEST_LOOK, pause * 2)
         leave = self._home.add(self._api.app_name, self._handle)
         listener = self._listener = Listener(self._handle, self._settings, self.host)
         keeping = asyncio.get_running_loop().create_task(self.host.store.keep())
         try:
             while True:
-                settings = self._settings()
-                if settings.socket:
-                    await self._own(settings, listener)
-                await self.host.clock.sleep(settings.takeover_interval)
+                await self._own(listener)
+                if await self._pause(stop, self._settings().takeover_interval):
+                    return
         finally:
             keeping.cancel()
             await asyncio.wait([keeping])
@@ -112,19 +115,33 @@ class ControlPlugin(Plugin[ControlSettings]):
             await listener.close()
             await self._home.close(self.host.blocking)
 
-    async def _own(self, settings: ControlSettings, listener: Listener) -> None:
-        first = not self._home.owned
+    async def _pause(self, stop: asyncio.Event, seconds: float) -> bool:
+        """Sleep; true when it is time to stop."""
+        loop = asyncio.get_running_loop()
+        tasks = [loop.create_task(stop.wait()), loop.create_task(self.host.clock.sleep(seconds))]
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in tasks:
+            task.cancel()
+        return stop.is_set()
+
+    async def _own(self, listener: Listener) -> None:
+        settings = self._settings()
+        if not settings.socket and not settings.listen:
+            return
+        what = "answer on its socket"
         try:
             owned = await self._home.try_own(self.host.blocking, self._settings)
             if owned and settings.listen:
+                what = f"listen at {settings.listen}"
                 await listener.open(settings)
-            if owned and first and settings.bootstrap_token:
+            if owned and settings.bootstrap_token and not self._bootstrapped:
+                what = "make its first token"
                 await ensure_bootstrap(self.host, self._authentication.table, settings)
+                self._bootstrapped = True
         except Exception as error:
             if self._health.state is HealthState.OK:
-                logger.error("the control plane is not reachable: %s", error)
-                detail = f"it is not reachable: {error}"
-                self._health = Health(HealthState.DEGRADED, detail, self.host.clock.wall())
+                logger.error("the control plane can't %s and tries again: %s", what, error)
+                self._health = Health(HealthState.DEGRADED, f"it can't {what}: {error}", self.host.clock.wall())
         else:
             self._health = Health(figures={"socket": str(self._home.path), "owner": owned})
 

@@ -43,8 +43,8 @@ class HomeSocket:
 
     @property
     def owned(self) -> bool:
-        """Whether this process answers on the socket."""
-        return self._server is not None
+        """Whether this process serves the home's control plane."""
+        return self._lock >= 0
 
     def add(self, name: str, handler: Handler) -> Callable[[], None]:
         """An app joins; returns what takes it out again."""
@@ -57,27 +57,35 @@ class HomeSocket:
 
     async def try_own(self, blocking: Callable[..., Awaitable[bool]], settings: Callable[[], ControlSettings]) -> bool:
         """Bind the socket if nobody else holds it; whether it is ours. Raises OSError."""
-        if self._server is not None:
-            return True
-        if not await blocking(self._take):
+        if self._lock < 0 and not await blocking(self._take):
             return False
-        assert self._listening is not None
-        self._connections = Connections(self._handle, settings, Way.SOCKET)
-        loop = asyncio.get_running_loop()
-        self._server = await loop.create_unix_server(self._connections, sock=self._listening)
+        if self._server is None and settings().socket:
+            await blocking(self._bind)
+            assert self._listening is not None
+            self._connections = Connections(self._handle, settings, Way.SOCKET)
+            loop = asyncio.get_running_loop()
+            self._server = await loop.create_unix_server(self._connections, sock=self._listening)
         return True
 
     def _take(self) -> bool:
-        """Lock and bind. Blocking."""
+        """Lock the home. Blocking."""
         make_folder(self.path, self.home)
-        lock = os.open(
-            run_folder(self.home) / "control.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600
-        )
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+        lock = os.open(run_folder(self.home) / "control.lock", flags, 0o600)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(lock)
             return False
+        except BaseException:
+            os.close(lock)
+            raise
+        self._lock = lock
+        _sockets.add(self)
+        return True
+
+    def _bind(self) -> bool:
+        """Bind the socket. Blocking."""
         listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             listening.setblocking(False)
@@ -90,20 +98,19 @@ class HomeSocket:
             beside.rename(self.path)
         except BaseException:
             listening.close()
-            os.close(lock)
             raise
-        self._lock, self._listening = lock, listening
-        _sockets.add(self)
+        self._listening = listening
         return True
 
     async def close(self, blocking: Callable[..., Awaitable[None]]) -> None:
         """Stop answering and let another worker own it. With several apps: when the last has left."""
-        if self._apps or self._server is None:
+        if self._apps or self._lock < 0:
             return
         server, self._server = self._server, None
         connections, self._connections = self._connections, None
         lock, self._lock, self._listening = self._lock, -1, None
-        server.close()
+        if server is not None:
+            server.close()
         if connections is not None:
             connections.close()
         await blocking(self._give_up, lock)

@@ -290,6 +290,14 @@ async def listening(tmp_path: Path) -> AsyncIterator[Service]:
 
 
 @pytest.fixture
+async def attacked(tmp_path: Path) -> AsyncIterator[Service]:
+    """Listens, and counts no failed tries: a generated wrong token must be told as such."""
+    options: dict[str, Any] = {"bootstrap_token": False, "listen": "127.0.0.1:0", "failed_tries": 1_000_000}
+    async with in_a_task(tmp_path / ".deia", **options) as found:
+        yield found
+
+
+@pytest.fixture
 def serving() -> Any:
     return serve
 
