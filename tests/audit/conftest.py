@@ -47,6 +47,11 @@ class Trail:
         return self.layout.log.read_bytes().split(b"\n")[1:-1]
 
 
+@pytest.fixture(scope="session")
+def trail_class() -> type[Trail]:
+    return Trail
+
+
 @pytest.fixture
 def make_trail(tmp_path: Path) -> Callable[..., Trail]:
     """Makes trails that are closed at the end."""

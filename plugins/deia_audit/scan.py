@@ -1,0 +1,165 @@
+"""Reads a range of a segment and hashes its lines, quickly: what one process of a verification does.
+
+Run as `python -m deia_audit.scan` it takes ranges from standard input and answers on standard output, so a
+verification uses several cores without importing the caller's program again. Reads only.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from binascii import hexlify
+from hashlib import sha256
+
+import msgspec
+
+from deia_audit.tiles import TILE_WIDTH, full_tile_root
+from deia_audit.tree import HASH_SIZE
+from deia_hardening.journal import Segment
+from deia_hardening.journal.lines import parse_prefix
+from deia_hardening.journal.reader import SegmentText
+
+_SEQ_AT = len('{"seq":')
+_TIME = len(',"time":"2026-11-23T05:05:38.123456Z","prev":"')
+MARKS = (b'"action":"audit.opened"', b'"action":"audit.sealed"', b'"kind":"journal.')
+"""Members of lines that a verification reads; quotes inside of values are escaped, so a client can't fake them."""
+
+
+class Range(msgspec.Struct, array_like=True):
+    """Bytes `[start, end)` of a segment's text, which begin and end at a line's."""
+
+    path: str
+    compressed: bool
+    start: int
+    end: int
+
+
+class Part(msgspec.Struct, array_like=True):
+    """What a range holds: its first number, `count` lines, their leaf hashes and how the chain fits inside.
+
+    `bad` is the place of the first line that does not continue the one before, -1 for none. `roots` are of the full
+    tiles, from `aligned` (a place) on. `error` is set where the text could not be read.
+    """
+
+    first: int
+    count: int
+    first_prev: bytes
+    leaves: bytes
+    aligned: int
+    roots: bytes
+    special: list[tuple[int, bytes]]
+    bad: int
+    synced: int
+    error: str = ""
+
+
+def scan(text: bytes) -> Part:
+    """Hash the lines of `text`, which begins at a line's start and ends with a newline."""
+    lines = text.split(b"\n")
+    lines.pop()
+    if not lines:
+        return Part(-1, 0, b"", b"", 0, b"", [], -1, -1)
+    digests = [sha256(b"\0" + line).digest() for line in lines]
+    leaves = b"".join(digests)
+    prefix = parse_prefix(lines[0])
+    if prefix is None:
+        return Part(-1, len(lines), b"", leaves, 0, b"", [], 0, -1)
+    first = prefix.seq
+    bad = _check(lines, digests, first)
+    aligned = -first % TILE_WIDTH
+    step = TILE_WIDTH * HASH_SIZE
+    roots = [full_tile_root(leaves[at : at + step]) for at in range(aligned * HASH_SIZE, len(leaves) - step + 1, step)]
+    special = _special(text, lines)
+    return Part(first, len(lines), prefix.prev, leaves, aligned, b"".join(roots), special, bad, _synced(lines))
+
+
+def _check(lines: list[bytes], digests: list[bytes], first: int) -> int:
+    """Return the place of the first line whose number or previous hash does not continue, or -1. 0.4 µs a line."""
+    place, count = 0, len(lines)
+    while place < count:
+        digits = len(str(first + place))
+        stop = min(count, place + 10**digits - (first + place))  # the numbers up to here have as many digits
+        at = _SEQ_AT + digits + _TIME
+        claimed = b"".join([line[at : at + 64] for line in lines[place:stop]])
+        start = place - 1 if place else 0
+        real = hexlify(b"".join(digests[start : stop - 1]))
+        if place == 0:
+            claimed = claimed[64:]
+        numbers = b",".join([line[_SEQ_AT : _SEQ_AT + digits] for line in lines[place:stop]])
+        wanted = b",".join([b"%d" % number for number in range(first + place, first + stop)])
+        if claimed != real or numbers != wanted:
+            return _check_slowly(lines, digests, first, place, stop)
+        place = stop
+    return -1
+
+
+def _check_slowly(lines: list[bytes], digests: list[bytes], first: int, start: int, stop: int) -> int:
+    for place in range(start, stop):
+        prefix = parse_prefix(lines[place])
+        if prefix is None or prefix.seq != first + place:
+            return place
+        if place and prefix.prev != hexlify(digests[place - 1]):
+            return place
+    return -1
+
+
+def _special(text: bytes, lines: list[bytes]) -> list[tuple[int, bytes]]:
+    """Return the lines that a verification reads itself, with their places."""
+    found: dict[int, bytes] = {}
+    for mark in MARKS:
+        place = counted = 0
+        at = text.find(mark)
+        while at >= 0:
+            place += text.count(b"\n", counted, at)
+            counted = at
+            found[place] = lines[place]
+            at = text.find(mark, at + 1)
+    return sorted(found.items())
+
+
+def _synced(lines: list[bytes]) -> int:
+    """Return the highest number that a line among the last ones says had been synced, or -1."""
+    for line in reversed(lines[-4096:]):
+        if line.find(b'"synced":', 100, 160) > 0:
+            prefix = parse_prefix(line)
+            if prefix is not None and prefix.synced is not None:
+                return prefix.synced
+    return -1
+
+
+def read_range(task: Range) -> bytes:
+    """Return the bytes of a range. Raises OSError, ValueError for what can't be read."""
+    if task.compressed:
+        from pathlib import Path
+
+        with SegmentText(Segment(0, -1, Path(task.path), 0, True, False, 0.0)) as text:
+            return text.read(task.start, task.end - task.start)
+    descriptor = os.open(task.path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return os.pread(descriptor, task.end - task.start, task.start)
+    finally:
+        os.close(descriptor)
+
+
+def scan_range(task: Range) -> Part:
+    """Read and scan a range; an unreadable one comes back with its error."""
+    try:
+        return scan(read_range(task))
+    except (OSError, ValueError) as error:
+        return Part(-1, 0, b"", b"", 0, b"", [], 0, -1, str(error) or type(error).__name__)
+
+
+def main() -> None:
+    """Answer ranges from standard input until it ends; every message is behind its 4-byte length."""
+    source, target = sys.stdin.buffer, sys.stdout.buffer
+    decoder = msgspec.msgpack.Decoder(Range)
+    while head := source.read(4):
+        task = decoder.decode(source.read(int.from_bytes(head, "big")))
+        answer = msgspec.msgpack.encode(scan_range(task))
+        target.write(len(answer).to_bytes(4, "big"))
+        target.write(answer)
+        target.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,153 @@
+"""Walks a whole log in ranges, in order, with several processes hashing ahead; memory stays flat.
+
+Blocking, reads only. A small log is read in this process.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from queue import Queue
+
+import attrs
+import msgspec
+
+from deia_audit.scan import Part, Range, scan_range
+from deia_hardening.journal import Segment
+from deia_hardening.journal.reader import SegmentText
+
+RANGE = 8 << 20
+"""Bytes of text in a range."""
+SMALL = 32 << 20
+"""A log below this many bytes is read by this process alone."""
+_LOOK = 1 << 17
+
+
+@attrs.frozen
+class Piece:
+    """One range of a segment: the segment, whether it is its first, its header line there, and what follows it.
+
+    `torn` is what stands after the last newline of the segment's last range.
+    """
+
+    segment: Segment
+    task: Range
+    header: bytes | None
+    torn: bytes
+
+
+def pieces_of(segment: Segment, limit: int | None = None) -> Iterator[Piece]:
+    """Cut a segment into ranges at lines' starts. Raises OSError, ValueError for what can't be read."""
+    with SegmentText(segment) as text:
+        size = text.size() if limit is None else min(limit, text.size())
+        head = text.read(0, _LOOK)
+        header, newline, _rest = head.partition(b"\n")
+        at = len(header) + 1 if newline else 0
+        first: bytes | None = header if newline else b""
+        while True:
+            stop = min(at + RANGE, size)
+            end = _line_end(text, at, stop, size)
+            torn = text.read(end, size - end) if stop >= size else b""
+            yield Piece(segment, Range(str(segment.path), segment.compressed, at, end), first, torn)
+            if stop >= size:
+                return
+            at, first = end, None
+
+
+def _line_end(text: SegmentText, start: int, stop: int, size: int) -> int:
+    """Return the end of the last line that begins at or after `start` and ends at or before `stop`, or the next one."""
+    back = stop
+    while back > start:
+        begin = max(start, back - _LOOK)
+        found = text.read(begin, back - begin).rfind(b"\n")
+        if found >= 0:
+            return begin + found + 1
+        back = begin
+    ahead = stop
+    while ahead < size:
+        found = (piece := text.read(ahead, _LOOK)).find(b"\n")
+        if found >= 0:
+            return ahead + found + 1
+        ahead += len(piece)
+    return start
+
+
+class _Worker:
+    """One hashing process, driven by one thread."""
+
+    def __init__(self, todo: Queue[tuple[Piece, Queue[Part]] | None]) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "deia_audit.scan"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, close_fds=True
+        )
+        self.thread = threading.Thread(target=self._drive, args=(todo,), daemon=True)
+        self.thread.start()
+
+    def _drive(self, todo: Queue[tuple[Piece, Queue[Part]] | None]) -> None:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        while (job := todo.get()) is not None:
+            piece, answer = job
+            try:
+                data = msgspec.msgpack.encode(piece.task)
+                self.process.stdin.write(len(data).to_bytes(4, "big") + data)
+                self.process.stdin.flush()
+                head = self.process.stdout.read(4)
+                body = self.process.stdout.read(int.from_bytes(head, "big")) if len(head) == 4 else b""
+                answer.put(msgspec.msgpack.decode(body, type=Part))
+            except (OSError, msgspec.DecodeError):
+                answer.put(scan_range(piece.task))  # the process is gone: this one can do it too
+
+    def close(self) -> None:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        try:
+            self.process.stdin.close()
+        except OSError:
+            self.process.kill()
+        self.process.stdout.close()
+        self.process.wait()
+
+
+def walk(
+    segments: list[Segment], *, processes: int | None = None, on_error: Callable[[Segment, str], None]
+) -> Iterator[tuple[Piece, Part]]:
+    """Yield every range with what it holds, in order.
+
+    A segment that can't be cut is told to `on_error` and ends it.
+    """
+    count = processes if processes is not None else os.cpu_count() or 1
+    if sum(segment.size for segment in segments) < SMALL or count < 2:
+        for piece in _pieces(segments, on_error):
+            yield piece, scan_range(piece.task)
+        return
+    todo: Queue[tuple[Piece, Queue[Part]] | None] = Queue()
+    workers = [_Worker(todo) for _ in range(count)]
+    waiting: list[tuple[Piece, Queue[Part]]] = []
+    try:
+        for piece in _pieces(segments, on_error):
+            answer: Queue[Part] = Queue(1)
+            todo.put((piece, answer))
+            waiting.append((piece, answer))
+            if len(waiting) > 2 * count:
+                first, ready = waiting.pop(0)
+                yield first, ready.get()
+        for first, ready in waiting:
+            yield first, ready.get()
+    finally:
+        for _ in workers:
+            todo.put(None)
+        for worker in workers:
+            worker.thread.join(timeout=60)
+            worker.close()
+
+
+def _pieces(segments: list[Segment], on_error: Callable[[Segment, str], None]) -> Iterator[Piece]:
+    for segment in segments:
+        try:
+            yield from pieces_of(segment)
+        except (OSError, ValueError) as error:
+            on_error(segment, str(error) or type(error).__name__)
+            return
