@@ -50,7 +50,8 @@ class DegradationPlugin(Plugin[DegradationSettings]):
 
     @asynccontextmanager
     async def _run(self) -> AsyncIterator[None]:
-        manager = self.manager(self.host.settings(DegradationSettings))
+        manager = self._manager
+        assert manager is not None  # the layers come first
         await self.host.blocking(manager.start, self._proxies())
         await manager.load_pin()
         withdraw = self.host.services.provide(DegradationManager, manager)

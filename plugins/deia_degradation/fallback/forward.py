@@ -68,7 +68,7 @@ class Forward:
         pool.retry.deposit()
         member = pool.take(self.named, monotonic()) if self.named else None
         if member is None:
-            member = pool.choose(monotonic(), key=self.key, probe=self.repeatable)
+            member = pool.choose(monotonic(), key=self.key, probe=self.repeatable and pool.retry.rich)
         if member is None:
             return False
         try:

@@ -44,6 +44,11 @@ class RetryBudget:
         """A request came. Without the lock: an increment that is lost now and then does no harm."""
         self._tokens += self.policy.ratio
 
+    @property
+    def rich(self) -> bool:
+        """Whether so much is left that repeatable requests may go to suspect bots."""
+        return self._tokens >= self.policy.per_second / 2
+
     def withdraw(self, now: float) -> bool:
         """Take one retry, if there is one."""
         policy = self.policy

@@ -11,6 +11,9 @@ from math import exp
 
 import attrs
 
+_EQUAL = 0.001
+"""Seconds below which a difference between two bots is noise."""
+
 
 @attrs.frozen
 class BalancePolicy:
@@ -34,24 +37,28 @@ class Load:
         """Average of recent failures, 0 to 1, as of `stamp`."""
         self.stamp = 0.0
 
-    def observe(self, now: float, seconds: float, failed: bool, policy: BalancePolicy) -> None:
-        """An answer, or its absence, after `seconds`."""
+    def observe(self, now: float, seconds: float, policy: BalancePolicy) -> None:
+        """A good answer, that began after `seconds`."""
         elapsed = now - self.stamp
         keep = exp(-elapsed / policy.tau) if elapsed > 0.0 else 1.0
         self.stamp = now
         latency = self.latency * keep
-        # The share of the newest answer is that of one 20th, or more after a pause: the time-only rule of the
-        # original hardly moves at hundreds of answers a second.
+        # The share of the newest answer is that of one 20th: the time-only rule of the original hardly moves at
+        # hundreds of answers a second.
         self.latency = seconds if seconds >= latency else latency + (seconds - latency) * 0.05
-        failing = self.failing * keep
-        self.failing = failing + (1.0 - failing) * 0.3 if failed else failing * 0.9
+        if self.failing:
+            self.failing *= keep * 0.9
 
-    def cost(self, now: float, policy: BalancePolicy, assumed: float, penalise: bool = True) -> float:
+    def failed(self, now: float, policy: BalancePolicy) -> None:
+        """A failure. Its time says nothing: to fail quickly is not to be quick, to hang is not to be slow."""
+        failing = self.failing * exp(min(0.0, self.stamp - now) / policy.tau)
+        self.stamp = now
+        self.failing = failing + (1.0 - failing) * 0.3
+
+    def cost(self, now: float, policy: BalancePolicy, assumed: float) -> float:
         """What one more request costs here; smaller is better.
 
-        `assumed` seconds stand in for a latency that is not known yet. Without `penalise` failures don't count:
-        what can be repeated elsewhere at once goes on to a suspect, so that it is found guilty or innocent soon,
-        while everything else avoids it.
+        `assumed` seconds stand in for a latency that is not known yet.
         """
         age = now - self.stamp
         latency = self.latency
@@ -59,7 +66,7 @@ class Load:
             latency = assumed
         elif age > 1.0:  # not asked for a while: what was a peak is forgotten
             latency *= exp(-age / policy.tau)
-        cost = (latency + 1e-6) * (self.in_flight + 1)
-        if penalise and self.failing > 0.001:
+        cost = (latency + _EQUAL) * (self.in_flight + 1)
+        if self.failing > 0.001:
             cost *= 1.0 + policy.penalty * self.failing * exp(-age / policy.tau)
         return cost

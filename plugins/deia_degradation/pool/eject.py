@@ -103,7 +103,7 @@ class Evidence:
         good -= self._peers_good
         bad -= self._peers_bad
         expected = upper_rate(rate / weight if weight else 0.0, weight, policy.floor)
-        if bad > 0 and good >= 0:  # a peer that left takes its counts along: then only the slow average speaks
+        if bad > 0 and good >= 0:  # a peer that left takes its counts along: then only the averages speak
             expected = max(expected, (bad + 1.0) / (good + bad + 2.0))
         if number:
             expected = max(expected, min(0.98, recent / number))

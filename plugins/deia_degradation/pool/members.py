@@ -20,6 +20,8 @@ from deia_degradation.pool.eject import EjectPolicy
 from deia_hardening.sharding import bucket
 
 _FOREVER = float("inf")
+_SUSPECT = 0.1
+"""Average of recent failures from which on a bot is taken only when every other is as bad."""
 
 
 @attrs.frozen
@@ -186,7 +188,7 @@ class Members:
             elif key is not None:
                 member = _sticky(serving, key)
             else:
-                member = self._of_two(serving, count, now, not probe)
+                member = self._of_two(serving, count, now, probe)
             member.load.in_flight += 1
             return member
 
@@ -201,7 +203,7 @@ class Members:
             member.load.in_flight += 1
             return member
 
-    def _of_two(self, serving: tuple[Member, ...], count: int, now: float, penalise: bool) -> Member:
+    def _of_two(self, serving: tuple[Member, ...], count: int, now: float, probe: bool) -> Member:
         first = serving[int(random() * count)]
         index = int(random() * (count - 1))
         second = serving[index]
@@ -212,12 +214,19 @@ class Members:
                 share = (now - member.ramp_from) / self.policy.slow_start
                 if random() > max(share, self.policy.slow_start_share):
                     return other
+        if probe and (first.evidence.failed or second.evidence.failed):
+            # What can be repeated elsewhere goes on to a suspect, so that it is found guilty or innocent soon, and
+            # to its peers, whose answers are the measure; everything else avoids it.
+            return first
         balance = self.policy.balance
         weight, other_weight = first.bot.weight, second.bot.weight
         load, other_load = first.load, second.load
-        cost = load.cost(now, balance, other_load.latency, penalise)
-        other_cost = other_load.cost(now, balance, load.latency, penalise)
-        return first if cost * other_weight <= other_cost * weight else second
+        cost = load.cost(now, balance, other_load.latency)
+        other_cost = other_load.cost(now, balance, load.latency)
+        winner = first if cost * other_weight <= other_cost * weight else second
+        if winner.load.failing > _SUSPECT and count > 2:  # two bad ones were drawn: look at everybody
+            return min(serving, key=lambda m: m.load.cost(now, balance, 0.0) / m.bot.weight)
+        return winner
 
     def _other_tier(self, exclude: Sequence[Member], now: float) -> Member | None:
         left = [m for m in self._members.values() if m not in exclude and m.state(now) is BotState.SERVING]
@@ -234,7 +243,7 @@ class Members:
             load = member.load
             load.in_flight -= 1
             if verdict is Verdict.GOOD:
-                load.observe(now, seconds, False, self.policy.balance)
+                load.observe(now, seconds, self.policy.balance)
                 member.evidence.succeeded(self.policy.eject)
                 if member.probing:
                     member.probing = False
@@ -249,9 +258,7 @@ class Members:
             elif verdict is Verdict.NEUTRAL:
                 member.probing = False
             else:
-                # To fail quickly must not look like being quick.
-                slowest = max((peer.load.latency for peer in self._serving), default=0.0)
-                load.observe(now, max(seconds, slowest), True, self.policy.balance)
+                load.failed(now, self.policy.balance)
                 self._failed(member, now, reason)
         if self._changes:
             self._tell()
