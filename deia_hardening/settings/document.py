@@ -61,6 +61,8 @@ class Document:
     environment: MappingType[str, str] = attrs.field(repr=False)
     limits: DocumentLimits = DEFAULT_LIMITS
     _heads: dict[str, SectionHead] = attrs.field(factory=dict, repr=False)
+    snapshot: Snapshot | None = attrs.field(default=None, repr=False)
+    """The files it was read from; None for a mapping."""
 
     def sections_named(self) -> dict[str, SectionHead]:
         """The sections that name a plugin (all but the reserved ones), on or off, in the document's order."""
@@ -100,6 +102,7 @@ def read(
     problems = Problems()
     parts: list[Node] = []
     root_path: Path | None = None
+    snapshot: Snapshot | None = None
     broken = False
     if isinstance(config, MappingType):
         node = _mapping_node(config, MAPPING_NAME, Source.MAPPING, problems, limits)
@@ -126,7 +129,7 @@ def read(
     enabled = _flag(root, "enabled", problems)
     heads = _heads(root, problems)
     home = _home(root, root_path, environment, problems)
-    return Document(root, tuple(problems), broken, enabled, home, environment, limits, heads)
+    return Document(root, tuple(problems), broken, enabled, home, environment, limits, heads, snapshot)
 
 
 def parse_any(file: FileText, problems: Problems, limits: DocumentLimits, source: Source) -> Node | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from deia_config.service import ConfigManager
 from deia_config.settings import ConfigSettings
 from deia_config.settling import Patience, Refuse, Take, judge
 from deia_config.watch import Watch, folders_of
-from deia_hardening.errors import SettingsError
+from deia_hardening.errors import ReloadRefused, SettingsError
 from deia_hardening.events import RevisionRefused
 from deia_hardening.plugin import SYSTEM, Host
 from deia_hardening.settings import Snapshot, take_snapshot
@@ -38,6 +38,7 @@ class Follower:
         self._host = host
         self._manager = manager
         self._hint = asyncio.Event()
+        self._up = asyncio.Event()
         self._loop = asyncio.get_running_loop()
         self._watch: Watch | None = None
         self._watched: list[Path] = []
@@ -47,23 +48,41 @@ class Follower:
         self._source: Path | None = Path(source) if isinstance(source, (str, Path)) else None
 
     async def start(self) -> None:
-        """Read what is there, and begin to follow it where the settings say so."""
+        """Begin to follow, once the app is up. An app with a mapping, no flag files and no overrides needs nothing."""
+        document = self._host.revisions.document
+        if self._source is not None and document is not None and document.snapshot is not None:
+            self._manager.accept(document.snapshot)
+        pending = self._manager.pending_overrides()
+        if self._source is not None or pending is not None or await self._host.blocking(self._any_flags):
+            self._task = asyncio.create_task(self._live(pending), name="deia-config-follow")
+
+    def up(self) -> None:
+        """The app is up, so that changes can be proposed. Any thread."""
+        with contextlib.suppress(RuntimeError):  # the loop is gone
+            self._loop.call_soon_threadsafe(self._up.set)
+
+    async def _live(self, pending: Mapping[str, Any] | None) -> None:
+        await self._up.wait()
+        if pending is not None:
+            try:
+                await self._manager.propose(source="overrides", overrides=pending, reason="kept from before the start")
+            except (SettingsError, ReloadRefused) as error:
+                logger.error("the run-time overrides are not in force: %s", error)
         settings = self._settings()
-        if self._source is not None:
-            snapshot = await self._host.blocking(take_snapshot, self._source)
-            if not snapshot.problems:
-                await self._manager.take(snapshot, source="files", reason="read again at the start")
-            await self._keep_last_good()
-        if settings.watch and (self._source is not None or self._flag_paths(settings)):
+        if settings.watch:
             await self._rewatch()
-            self._task = asyncio.create_task(self._follow(), name="deia-config-follow")
+        # Notifications are on, so what came between harden() and here is seen now, and what comes later is hinted.
+        await self._look_safely()
+        await self._keep_last_good()
+        if settings.watch:
+            await self._follow()
 
     async def stop(self) -> None:
         """Stop following."""
-        if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+        task, self._task = self._task, None
+        while task is not None and not task.done():
+            task.cancel()  # again, where a wait inside of it lost the first one
+            await asyncio.wait({task}, timeout=0.2)
         if self._watch is not None:
             await self._host.blocking(self._watch.stop)
         if self._source is not None:
@@ -75,16 +94,22 @@ class Follower:
             self._loop.call_soon_threadsafe(self._hint.set)
 
     def _settings(self) -> ConfigSettings:
-        return self._host.settings(ConfigSettings)
+        return self._manager.settings()
 
     def _flag_paths(self, settings: ConfigSettings) -> list[Path]:
         return [path for path in flag_paths(settings, self._host.home) if path.exists()]
+
+    def _any_flags(self) -> bool:
+        return bool(self._flag_paths(self._settings()))
 
     async def _rewatch(self) -> None:
         """Watch what the settings say now; only when that changed."""
         settings = self._settings()
         paths = [] if self._source is None else [self._source]
-        paths += self._flag_paths(settings)
+        if self._source is not None:  # also what is not there yet: its parent tells when it comes
+            paths += flag_paths(settings, self._host.home)
+        else:
+            paths += await self._host.blocking(self._flag_paths, settings)
         wanted = await self._host.blocking(folders_of, paths)
         if wanted == self._watched and self._watch is not None:
             return
@@ -100,13 +125,17 @@ class Follower:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._hint.wait(), self._settings().content_check)
             self._hint.clear()
-            try:
-                await self.look()
+            await self._look_safely()
+
+    async def _look_safely(self) -> None:
+        try:
+            await self.look()
+            if self._watch is not None:
                 await self._rewatch()
-            except asyncio.CancelledError:
-                raise
-            except Exception:
-                logger.exception("following the settings files failed; it goes on")
+        except asyncio.CancelledError:
+            raise
+        except Exception:
+            logger.exception("following the settings files failed; it goes on")
 
     async def look(self, *, force: bool = False) -> bool:
         """Compare files and running settings, and take up what changed. True unless something was refused."""
@@ -186,7 +215,9 @@ class Follower:
         told = False
         seen: Snapshot = await self._host.blocking(read)
         while not known(seen):
-            verdict = judge(None if force else accepted, seen, clock.monotonic() - since, patience)
+            unchanged = clock.monotonic() - since
+            # off the loop: it may parse a file of 1 MiB
+            verdict = await self._host.blocking(judge, None if force else accepted, seen, unchanged, patience)
             if isinstance(verdict, Take):
                 return seen, ""
             if isinstance(verdict, Refuse):

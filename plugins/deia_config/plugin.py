@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
@@ -13,11 +11,8 @@ from deia_config.follow import Follower, compiled, flag_snapshot
 from deia_config.operations import operations
 from deia_config.service import ConfigManager
 from deia_config.settings import ConfigSettings
-from deia_hardening.errors import ReloadRefused, SettingsError
 from deia_hardening.events import RevisionApplied, RevisionRefused, Started
-from deia_hardening.plugin import FeatureSource, Health, HealthState, Host, Operation, Plugin, Position
-
-logger = logging.getLogger("deia_config")
+from deia_hardening.plugin import FeatureSource, Health, HealthState, Host, Layer, Operation, Plugin, Position
 
 
 class ConfigPlugin(Plugin[ConfigSettings]):
@@ -36,13 +31,19 @@ class ConfigPlugin(Plugin[ConfigSettings]):
     async def check(self, settings: ConfigSettings) -> None:
         """Refuse settings whose flag files are broken."""
         running = self.manager.flag_set
+        self.manager.offered = settings
         snapshot = await self.host.blocking(flag_snapshot, settings, self.host.home)
         if snapshot.digest != running.digest or self._generation_differs(settings):
             flags = await self.host.blocking(compiled, snapshot, settings.flags.fractional)
             self._checked = (settings, flags)
 
     def _generation_differs(self, settings: ConfigSettings) -> bool:
-        return self.host.settings(ConfigSettings).flags != settings.flags
+        return self.manager.settings().flags != settings.flags
+
+    def layers(self, settings: ConfigSettings) -> Sequence[Layer]:
+        """None: it works beside the requests."""
+        self.manager.offered = settings
+        return ()
 
     async def adopted(self, old: ConfigSettings | None, new: ConfigSettings) -> None:
         """Put the flags that were checked with these settings in force, and follow what is named now."""
@@ -55,7 +56,7 @@ class ConfigPlugin(Plugin[ConfigSettings]):
     @asynccontextmanager
     async def run(self) -> AsyncIterator[None]:
         host, manager = self.host, self.manager
-        settings = host.settings(ConfigSettings)
+        settings = manager.settings()
         snapshot = await host.blocking(flag_snapshot, settings, host.home)
         manager.adopt_flags(await host.blocking(compiled, snapshot, settings.flags.fractional), first=True)
         await manager.load_state()
@@ -67,14 +68,10 @@ class ConfigPlugin(Plugin[ConfigSettings]):
             stack.callback(host.events.subscribe(RevisionRefused, manager.was_refused, inline=True).cancel)
             self.follower = Follower(host, manager)
             stack.push_async_callback(self._end)
-            pending = manager.pending_overrides()
-            if pending is not None:
-                # The core is in the middle of its start: the overrides join as the next revision, right after it.
-                task: list[asyncio.Task[None]] = []
-                once = host.events.subscribe(
-                    Started, lambda event: task.append(asyncio.ensure_future(self._join(pending))), inline=True
+            for came_up in (Started, RevisionApplied):
+                stack.callback(
+                    host.events.subscribe(came_up, lambda event, up=self.follower.up: up(), inline=True).cancel
                 )
-                stack.callback(once.cancel)
             await self.follower.start()
             yield
 
@@ -82,12 +79,6 @@ class ConfigPlugin(Plugin[ConfigSettings]):
         follower, self.follower = self.follower, None
         if follower is not None:
             await follower.stop()
-
-    async def _join(self, overrides: object) -> None:
-        try:
-            await self.manager.propose(source="overrides", overrides=overrides, reason="kept from before the start")  # type: ignore[arg-type]
-        except (SettingsError, ReloadRefused) as error:
-            logger.error("the run-time overrides are not in force: %s", error)
 
     def operations(self) -> Sequence[Operation]:
         return operations(self.manager, lambda: self.follower)

@@ -21,7 +21,7 @@ from deia_config.history import Entry, History, decode, differences, encode, nes
 from deia_config.record import Recorder
 from deia_config.settings import ConfigSettings
 from deia_hardening.context import context_variable
-from deia_hardening.errors import ReloadRefused, SettingsError
+from deia_hardening.errors import NotEnabled, ReloadRefused, SettingsError
 from deia_hardening.events import RevisionApplied, RevisionRefused
 from deia_hardening.plugin import SYSTEM, Actor, Host, Problem
 from deia_hardening.settings import Snapshot, take_snapshot
@@ -78,6 +78,7 @@ class ConfigManager:
         self.flags_refused: Refusal | None = None
         self.watching = "nothing: the settings come from a mapping"
         self.accepted: Snapshot | None = None
+        self.offered = ConfigSettings()
 
     # -- reading ----------------------------------------------------------------------------------------------
 
@@ -260,7 +261,7 @@ class ConfigManager:
         return isinstance(value, str)
 
     async def _app_checks(self, plan: Any) -> None:
-        limit = self._settings().check_timeout
+        limit = self.settings().check_timeout
 
         async def run() -> None:
             for check in list(self._checks):
@@ -414,8 +415,12 @@ class ConfigManager:
             self._lock = asyncio.Lock()
         return self._lock
 
-    def _settings(self) -> ConfigSettings:
-        return self._host.settings(ConfigSettings)
+    def settings(self) -> ConfigSettings:
+        """The plugin's settings in force; while a reload turns the plugin on, those that are about to be."""
+        try:
+            return self._host.settings(ConfigSettings)
+        except NotEnabled:
+            return self.offered
 
     # -- what the plugin calls --------------------------------------------------------------------------------
 
@@ -435,6 +440,11 @@ class ConfigManager:
             if self.refused is not None and self.refused.source == "files":
                 self.refused = None
             return True
+
+    def accept(self, snapshot: Snapshot) -> None:
+        """These files are what the running revision was made from."""
+        self.accepted = snapshot
+        stand_in(self, snapshot)
 
     async def load_state(self) -> None:
         """Read overrides and history from the home, and note the revision that is in force."""
@@ -481,7 +491,7 @@ class ConfigManager:
             if source != "override"
             else _flat_overrides(self._host.revisions.overrides),
         )
-        self.history = self.history.add(entry, self._settings().history)
+        self.history = self.history.add(entry, self.settings().history)
         self._recorder.keep(path_in(self._host.home), encode(self.history))
         return entry
 

@@ -10,8 +10,12 @@ from typing import Literal
 
 import attrs
 
-from deia_hardening.settings import Snapshot, read
+from deia_hardening.settings import Snapshot
+from deia_hardening.settings.document import parse_any
 from deia_hardening.settings.files import FileText
+from deia_hardening.settings.limits import DEFAULT_LIMITS
+from deia_hardening.settings.nodes import Mapping, Node, Sequence, Source
+from deia_hardening.settings.problems import Problems
 
 
 @attrs.frozen
@@ -59,16 +63,18 @@ def judge(accepted: Snapshot | None, seen: Snapshot, unchanged_for: float, patie
     before = {file.name: file for file in accepted.files}
     for file in seen.files:
         old = before.get(file.name)
-        if old is None or old.data == file.data or old.inode != file.inode:
-            continue  # new, unchanged, or replaced by a rename: whole
-        if unchanged_for < patience.unfinished and _unreadable(seen, file):
+        if old is None or old.data == file.data or not _has_content(old.data):
+            continue
+        if unchanged_for < patience.unfinished and _unreadable(file):
             return Wait(patience.unfinished - unchanged_for, f"{file.name} can't be read yet")
-        if patience.policy != "apply" and looks_cut_off(old.data, file.data):
+        if patience.policy != "apply" and looks_cut_off(old.data, file.data, file.name):
             why = f"{file.name} looks cut off: it ends where the accepted file went on"
-            if patience.policy == "refuse":
+            if patience.policy == "refuse" and old.inode == file.inode:
                 return Refuse(f"{why}; save it by a rename, or run `config reload` if it is meant")
-            if unchanged_for < patience.cut_off:
-                return Wait(patience.cut_off - unchanged_for, why)
+            # Replaced, so most likely by a rename and whole; but some editors make a new file and write into it.
+            enough = patience.cut_off if old.inode == file.inode else min(patience.cut_off, patience.unfinished)
+            if unchanged_for < enough:
+                return Wait(enough - unchanged_for, why)
     return Take()
 
 
@@ -94,23 +100,47 @@ def _has_content(data: bytes) -> bool:
     return False
 
 
-def looks_cut_off(old: bytes, new: bytes) -> bool:
+def looks_cut_off(old: bytes, new: bytes, name: str = "settings.yaml") -> bool:
     """Whether `new` may be the beginning of a save of something like `old`.
 
-    It is when `new` is a beginning of `old`, when it lost the newline at its end, or when its last line is one
+    It is when `new` is a beginning of `old`, when it lost the newline at its end, or when its last value is one
     that `old` went on after, and nothing of what came then is left.
     """
     if old.startswith(new):
         return True
     if old.endswith(b"\n") and not new.endswith(b"\n"):
         return True
-    lines = [line.rstrip() for line in new.splitlines() if line.strip()]
-    before = [line.rstrip() for line in old.splitlines() if line.strip()]
-    if not lines or len(lines) >= len(before) or lines[-1] not in before:
+    before, after = _paths(old, name), _paths(new, name)
+    if not before or not after or after[-1] == before[-1]:
         return False
-    rest = before[len(before) - before[::-1].index(lines[-1]) :]
-    return bool(rest) and not set(rest) & set(lines)
+    last = after[-1]
+    if last in before:
+        rest = before[before.index(last) + 1 :]
+    else:  # a key whose values are yet to come: `pools:`
+        inside = (f"{last}.", f"{last}[")
+        rest = before[next((i for i, path in enumerate(before) if path.startswith(inside)), len(before)) :]
+    return bool(rest) and not set(rest) & set(after)
 
 
-def _unreadable(seen: Snapshot, file: FileText) -> bool:
-    return read(Snapshot(seen.root, (file,)), env={}).broken
+def _paths(data: bytes, name: str) -> list[str]:
+    """The path of every value, in the order in which they stand in the file."""
+    found: list[str] = []
+
+    def walk(node: Node | None, path: str) -> None:
+        if isinstance(node, Mapping) and node.entries:
+            for key, entry in node.entries.items():
+                walk(entry.node, f"{path}.{key}")
+        elif isinstance(node, Sequence) and node.items:
+            for index, item in enumerate(node.items):
+                walk(item, f"{path}[{index}]")
+        elif node is not None:
+            found.append(path)
+
+    walk(parse_any(FileText(name, data), Problems(), DEFAULT_LIMITS, Source.FILE), "")
+    return found
+
+
+def _unreadable(file: FileText) -> bool:
+    problems = Problems()
+    parse_any(file, problems, DEFAULT_LIMITS, Source.FILE)
+    return bool(problems)

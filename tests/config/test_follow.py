@@ -1,0 +1,279 @@
+"""Real files, a real app: what people's ways of saving do."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ONE = "config: {}\napp:\n  max_bots: 1\n  label: one\n"
+
+
+def with_bots(count: int) -> str:
+    return ONE.replace("max_bots: 1", f"max_bots: {count}")
+
+
+async def test_a_rename_and_a_save_in_place_are_taken_up(start: Any) -> None:
+    async with start(ONE) as service:
+        assert (await service.body())["max_bots"] == 1
+        service.replace(with_bots(2))
+        await service.until_bots(2)
+        service.save(with_bots(3))
+        await service.until_bots(3)
+        assert (await service.body())["max_bots"] == 3
+        assert service.manager.status().revision == 3
+        await service.until(lambda: len(service.journal()) == 2)
+        record = (await service.records())[-1]
+        assert record["changes"] == {"app.max_bots": {"old": 2, "new": 3}}
+        assert record["source"] == "files"
+
+
+async def test_a_config_map_swap_is_taken_up(tmp_path: Path, start: Any) -> None:
+    folder = tmp_path / "mounted"
+    for name, bots in (("..1", 1), ("..2", 2)):
+        (folder / name).mkdir(parents=True)
+        (folder / name / "h.yaml").write_text(with_bots(bots))
+    (folder / "..data").symlink_to("..1")
+    (folder / "h.yaml").symlink_to("..data/h.yaml")
+    folder.chmod(0o555)
+    async with start(ONE, folder) as service:
+        await service.until_bots(1)
+        folder.chmod(0o755)
+        (folder / "..tmp").symlink_to("..2")
+        os.replace(folder / "..tmp", folder / "..data")
+        await service.until_bots(2)
+
+
+async def test_a_single_file_is_followed(start: Any, folder: Path) -> None:
+    (folder / "h.yaml").write_text(ONE)
+    async with start(ONE, folder / "h.yaml") as service:
+        service.replace(with_bots(2))
+        await service.until_bots(2)
+        service.save(with_bots(3))
+        await service.until_bots(3)
+
+
+async def test_contents_are_compared_where_nothing_notifies(start: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from watchfiles import _rust_notify
+
+    def unavailable(*args: Any) -> Any:
+        raise OSError(28, "inotify watch limit reached")
+
+    monkeypatch.setattr(_rust_notify, "RustNotify", unavailable)
+    text = ONE.replace("config: {}", "config: {content_check: 50ms}")
+    async with start(text) as service:
+        service.save(text.replace("max_bots: 1", "max_bots: 2"))
+        await service.until_bots(2)
+        assert "compared instead" in service.manager.status().watching
+
+
+async def test_what_is_refused_is_told_and_kept_visible_until_it_is_repaired(start: Any) -> None:
+    async with start(ONE) as service:
+        service.replace(with_bots(999))
+        await service.until(lambda: service.manager.refused is not None)
+        refused = service.manager.status().refused
+        assert "h.yaml:3:13" in refused.problems[0]
+        assert "1 to 64" in refused.problems[0]
+        assert (await service.body())["max_bots"] == 1
+        assert service.run.core.health()["config"].state == "degraded"
+        # An override meanwhile is laid over the accepted files, not over the refused ones.
+        await service.manager.set("app.label", "set")
+        assert (await service.body()) == {**(await service.body()), "max_bots": 1, "label": "set"}
+        service.replace(with_bots(5))
+        await service.until_bots(5)
+        assert service.manager.status().refused is None
+        assert service.run.core.health()["config"].state == "ok"
+        wanted = ["refused", "applied", "applied"]
+        await service.until(lambda: [record["action"] for record in service.journal()] == wanted)
+
+
+async def test_going_back_to_the_accepted_files_ends_the_refusal(start: Any) -> None:
+    async with start(ONE) as service:
+        service.replace(with_bots(999))
+        await service.until(lambda: service.manager.refused is not None)
+        service.replace(ONE)
+        await service.until(lambda: service.manager.refused is None)
+
+
+async def test_an_emptied_file_is_refused(start: Any) -> None:
+    async with start(ONE) as service:
+        service.save("")
+        await service.until(lambda: service.manager.refused is not None)
+        assert "emptied" in service.manager.refused.problems[0]
+        assert (await service.body())["max_bots"] == 1
+
+
+async def test_truncated_and_interrupted_saves_are_never_applied(start: Any) -> None:
+    """A slice of the long campaign: every third byte prefix of a changed save, left lying, then finished."""
+    async with start(ONE) as service:
+        final = ONE.replace("one", "two")
+        seen = set()
+        path = service.folder / "h.yaml"
+        for end in range(0, len(final), 3):
+            with path.open("r+b") as file:
+                file.truncate(0)
+                file.write(final[:end].encode())
+                file.flush()
+                os.fsync(file.fileno())
+            seen.add(service.manager.revision)
+            await service.until(lambda: True)
+            body = await service.body()
+            assert (body["max_bots"], body["label"]) == (1, "one")
+        service.save(final)
+        await service.until(lambda: service.manager.revision == 2)
+        assert seen == {1}
+        await service.until(lambda: [record["action"] for record in service.journal()].count("applied") == 1)
+
+
+@pytest.mark.slow
+async def test_ten_thousand_truncated_saves(start: Any) -> None:
+    import random
+
+    seed = random.randrange(1 << 32)
+    print("seed", seed)
+    rng = random.Random(seed)
+    async with start(ONE) as service:
+        path = service.folder / "h.yaml"
+        for number in range(10_000):
+            final = ONE.replace("label: one", f"label: n{number}").encode()
+            with path.open("r+b") as file:
+                file.truncate(0)
+                file.write(final[: rng.randrange(len(final))])
+            if number % 20 == 0:
+                await service.until(lambda: True)
+            assert service.manager.revision == 1
+            label = (await service.body())["label"]
+            assert label == "one"
+        service.save(with_bots(2))
+        await service.until_bots(2)
+
+
+async def test_a_plugin_that_refuses_vetoes(start: Any, picky: str) -> None:
+    text = f"{ONE}picky:\n  use: {picky}\n  value: 1\n"
+    async with start(text) as service:
+        service.replace(text.replace("value: 1", "value: 13").replace("max_bots: 1", "max_bots: 2"))
+        await service.until(lambda: service.manager.refused is not None)
+        assert service.manager.refused.by == "picky"
+        assert "bad luck" in service.manager.refused.problems[0]
+        assert (await service.body())["max_bots"] == 1
+        await service.until(lambda: any(record["action"] == "refused" for record in service.journal()))
+        assert next(r for r in (await service.records()) if r["action"] == "refused")["by"] == "picky"
+
+
+async def test_turning_a_plugin_on_and_off_is_a_reload(start: Any, picky: str) -> None:
+    async with start(ONE) as service:
+        service.replace(f"{ONE}picky: {{use: '{picky}'}}\n")
+        await service.until(lambda: "picky" in service.run.core.plugins)
+        service.replace(ONE)
+        await service.until(lambda: "picky" not in service.run.core.plugins)
+
+
+async def test_the_apps_own_check_vetoes(start: Any, limits: Any) -> None:
+    def check(settings: Any) -> None:
+        if settings[limits].max_bots == 42:
+            raise ValueError("42 is the answer, not a limit")
+
+    async with start(ONE) as service:
+        forget = service.manager.on_check(check)
+        service.replace(with_bots(42))
+        await service.until(lambda: service.manager.refused is not None)
+        assert service.manager.refused.by == "the app"
+        assert (await service.body())["max_bots"] == 1
+        forget()
+        service.replace(with_bots(43))
+        await service.until_bots(43)
+
+
+async def test_an_app_check_that_hangs_is_a_refusal(start: Any) -> None:
+    import asyncio
+
+    async def forever(settings: Any) -> None:
+        await asyncio.Event().wait()
+
+    text = ONE.replace("config: {}", "config: {check_timeout: 50ms}")
+    async with start(text) as service:
+        service.manager.on_check(forever)
+        service.replace(text.replace("max_bots: 1", "max_bots: 2"))
+        await service.until(lambda: service.manager.refused is not None)
+        assert "did not end" in service.manager.refused.problems[0]
+
+
+async def test_flags_follow_their_files_and_a_broken_one_keeps_the_old(start: Any) -> None:
+    flags: dict[str, Any] = {
+        "flags": {"new": {"state": "ENABLED", "variants": {"on": True, "off": False}, "defaultVariant": "on"}}
+    }
+    async with start(ONE) as service:
+        told: list[Any] = []
+        service.manager.on_flags_changed(told.append)
+        assert (await service.body())["new"] is False
+        folder = service.run.home / "flags"
+        folder.mkdir()
+        (folder / "f.json").write_text(json.dumps(flags))
+        await service.until(lambda: service.manager.flag_set.flags)
+        assert (await service.body())["new"] is True
+        await service.until(lambda: told == [("new",)])
+        flags["flags"]["new"]["targeting"] = {"iff": [1]}
+        (folder / "f.json").write_text(json.dumps(flags))
+        await service.until(lambda: service.manager.flags_refused is not None)
+        assert "did you mean if" in service.manager.flags_refused.problems[0]
+        assert (await service.body())["new"] is True
+        flags["flags"]["new"].pop("targeting")
+        flags["flags"]["new"]["defaultVariant"] = "off"
+        (folder / "f.json").write_text(json.dumps(flags))
+        await service.until(lambda: service.manager.flag_set.value("new", None, None, {}) is False)
+        assert service.manager.flags_refused is None
+        await service.until(lambda: len([r for r in service.journal() if r["action"].startswith("flags")]) == 3)
+
+
+async def test_broken_flags_refuse_the_start(folder: Path, start: Any) -> None:
+    from deia_hardening.errors import HardeningError
+
+    flags = folder.parent / "flags"
+    flags.mkdir()
+    (flags / "f.yaml").write_text("flags: {a: {state: ON}}\n")
+    with pytest.raises(HardeningError, match="no state"):
+        async with start(ONE):
+            pass
+
+
+async def test_the_last_good_files_are_kept(start: Any) -> None:
+    from deia_hardening.settings.state import read_last_good
+
+    async with start(ONE.replace("config: {}", "config: {start_from_last_good: true}")) as service:
+        await service.until(lambda: read_last_good(service.run.home) is not None)
+        good = await asyncio.to_thread(read_last_good, service.run.home)
+        assert good is not None
+        assert good.start_from_it
+        assert b"max_bots: 1" in good.snapshot.files[0].data
+        assert (service.run.home / "state" / "last-good.json").stat().st_mode & 0o777 == 0o600
+
+
+async def test_nothing_is_left_behind_after_the_stop(start: Any) -> None:
+    import threading
+
+    from deia_hardening.settings import files
+
+    async with start(ONE) as service:
+        assert files.settled_snapshot(service.folder) is not None
+    assert files.settled_snapshot(service.folder) is None
+    assert not [thread for thread in threading.enumerate() if thread.name == "deia-config-watch"]
+
+
+async def test_a_mapping_needs_no_thread(tmp_path: Path) -> None:
+    import threading
+
+    from deia_config import ConfigManager
+    from deia_hardening.testing.live import running
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        for phase in ("startup", "shutdown"):
+            await receive()
+            await send({"type": f"lifespan.{phase}.complete"})
+
+    async with running(app, {"config": {}, "home": str(tmp_path / ".deia")}) as run:
+        assert run.service(ConfigManager).status().revision == 1
+        assert not [thread for thread in threading.enumerate() if thread.name == "deia-config-watch"]
