@@ -7,9 +7,19 @@ from pathlib import Path
 
 import pytest
 from blockbuster import blockbuster_ctx
+from hypothesis import HealthCheck, settings
 
 from deia_hardening import access
 from deia_hardening.runtime import runtime
+
+# No test asserts on wall time, hypothesis's deadline included; a failure prints what replays it.
+settings.register_profile(
+    "deia",
+    deadline=None,
+    print_blob=True,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+settings.load_profile("deia")
 
 
 @pytest.fixture(autouse=True)
@@ -28,6 +38,8 @@ def _nothing_blocks_a_loop(request: pytest.FixtureRequest) -> Iterator[None]:
             "deia_recovery",
         ]
     ) as blockbuster:
+        for function in blockbuster.functions.values():  # harden() reads the settings where it is called, once
+            function.can_block_in("deia_hardening/app.py", {"harden", "__init__"})
         blockbuster.functions["threading.Lock.acquire"].deactivate()  # short bookkeeping locks are allowed by design
         blockbuster.functions["threading.Lock.acquire_lock"].deactivate()
         yield
