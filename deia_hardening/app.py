@@ -76,7 +76,9 @@ class Entry:
         finally:
             if not exchange.ended:
                 exchange.end()
-            if parent is not None:
+            if parent is None:
+                scope.pop(SCOPE_KEY, None)  # context and scope hold each other: no work for the collector
+            else:
                 scope[SCOPE_KEY] = parent
             try:
                 _reset(token)

@@ -17,3 +17,4 @@ async def replay(revision: Revision, app: ASGIApp | None, scope: Scope, receive:
     finally:
         exchange.end()
         context_variable.reset(token)
+        scope.pop(SCOPE_KEY, None)
