@@ -7,14 +7,17 @@
 from __future__ import annotations
 
 import threading
+from asyncio import AbstractEventLoop
+from asyncio.events import _get_running_loop
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import attrs
 import msgspec
 
 from deia_hardening.journal.encoding import clean_body, encode_event
 from deia_hardening.journal.errors import JournalClosed, JournalError, JournalFull
-from deia_hardening.journal.latch import ThreadWaiter, Waiter, loop_waiter
+from deia_hardening.journal.latch import ThreadWaiter, TrioWaiter, Waiting
 from deia_hardening.journal.lines import HARD_LIMIT
 from deia_hardening.journal.settings import JournalSettings
 
@@ -46,7 +49,18 @@ class Receipt(msgspec.Struct, gc=False, eq=False):
         asyncio, uvloop and trio.
         """
         if not self.done():
-            await self._inlet.wait_async(self)
+            inlet = self._inlet
+            loop = _get_running_loop()
+            if loop is None:
+                await inlet.wait_trio(self)
+            else:
+                future = loop.create_future()
+                if inlet._enlist(self, loop, future):
+                    try:
+                        await future
+                    except BaseException:
+                        inlet._delist(future)
+                        raise
         if self._error is not None:
             raise type(self._error)(*self._error.args)
 
@@ -93,7 +107,7 @@ class Inlet:
         self._level = NO_THREAD
         self._urgent = False
         self._trouble: JournalError | None = None
-        self._waiters: list[tuple[Receipt, Waiter]] = []
+        self._waiters: list[Waiting] = []
         self._room: list[ThreadWaiter] = []
         self._dropped = 0
 
@@ -227,7 +241,11 @@ class Inlet:
         """Have the writer look at the queue; implemented by the journal."""
         raise NotImplementedError
 
-    def _enlist(self, receipt: Receipt, waiter: Waiter) -> bool:
+    def _lead(self) -> bool:
+        """Write and sync on this thread if nobody does; implemented by the journal."""
+        raise NotImplementedError
+
+    def _enlist(self, receipt: Receipt, loop: AbstractEventLoop | None, waiter: Any) -> bool:
         """Note who waits; False when the record's fate is known already."""
         with self._lock:
             if receipt.done():
@@ -235,21 +253,21 @@ class Inlet:
             if self._trouble is not None:
                 receipt._error = self._trouble
                 return False
-            self._waiters.append((receipt, waiter))
+            self._waiters.append((receipt, loop, waiter))
             self._urgent = True
             kick = self._level
         if kick:
             self._rouse()
         return True
 
-    def _delist(self, waiter: Waiter) -> None:
+    def _delist(self, waiter: Any) -> None:
         with self._lock:
-            self._waiters = [pair for pair in self._waiters if pair[1] is not waiter]
+            self._waiters = [entry for entry in self._waiters if entry[2] is not waiter]
 
-    async def wait_async(self, receipt: Receipt) -> None:
-        """Wait on the running loop until the record's fate is known."""
-        waiter = loop_waiter()
-        if not self._enlist(receipt, waiter):
+    async def wait_trio(self, receipt: Receipt) -> None:
+        """Wait in a trio task until the record's fate is known."""
+        waiter = TrioWaiter()
+        if not self._enlist(receipt, None, waiter):
             return
         try:
             await waiter.wait()
@@ -258,9 +276,11 @@ class Inlet:
             raise
 
     def wait_blocking(self, receipt: Receipt, timeout: float | None) -> bool:
-        """Wait on this thread until the record's fate is known."""
+        """Wait on this thread until the record's fate is known; being the writer meanwhile, if nobody is."""
+        if timeout is None and self._trouble is None and self._lead() and receipt.done():
+            return True
         waiter = ThreadWaiter()
-        if not self._enlist(receipt, waiter):
+        if not self._enlist(receipt, None, waiter):
             return True
         if waiter.wait(timeout):
             return True

@@ -19,6 +19,7 @@ from deia_hardening.clock import SYSTEM_CLOCK, Clock
 from deia_hardening.journal import housekeeping, processes
 from deia_hardening.journal.errors import JournalClosed, JournalError
 from deia_hardening.journal.inlet import BUSY, GATHERING, IDLE, NO_THREAD, Inlet
+from deia_hardening.journal.latch import wake_all
 from deia_hardening.journal.lines import format_time
 from deia_hardening.journal.listeners import Batch, Listeners
 from deia_hardening.journal.live import LiveFile
@@ -109,8 +110,8 @@ class Journal(Inlet):
                 empty = not self._queue and self._gap is None
             if empty:
                 break
-            if not self._writer.write():
-                return False
+            if not self._writer.write() and not (self._writer.state == "fenced" and self._writer.write()):
+                return False  # after a fence a new segment is there: once more
         return self._writer.sync()
 
     def close(self) -> None:
@@ -127,11 +128,10 @@ class Journal(Inlet):
             self._queue, self._bytes = [], 0
             for receipt in left:
                 receipt._error = JournalError(f"{self.path} was closed while it could not write; the record is lost")
-        for receipt, waiter in waiters:
+        for receipt, _, _ in waiters:
             if not receipt.done():
                 receipt._error = JournalClosed(f"{self.path} was closed before the record was known to be on disk")
-            with contextlib.suppress(RuntimeError):
-                waiter.wake()
+        wake_all(waiters)
         self._rouse()
 
     def seal(self) -> bool:
@@ -209,7 +209,7 @@ class Journal(Inlet):
                 else:
                     try:
                         # not threading.Thread: its start() waits for the new thread to run, up to 5 ms under load
-                        _thread.start_new_thread(self._work, (self._semaphore,))
+                        _thread.start_new_thread(self._work, (self._generation,))
                         self._level = BUSY
                     except RuntimeError:  # the interpreter is shutting down
                         inline = self._exiting = True
@@ -219,8 +219,17 @@ class Journal(Inlet):
         if inline:
             self.drain()
 
-    def _wait(self, semaphore: threading.Lock, level: int, timeout: float) -> bool:
+    def _lead(self) -> bool:
+        if self.settings.durability != "sync" or not self._writer.role.acquire(blocking=False):
+            return False
+        try:
+            return self._flush()
+        finally:
+            self._writer.role.release()
+
+    def _wait(self, level: int, timeout: float) -> bool:
         """Sleep until woken (True) or `timeout` seconds passed. The level says what may wake."""
+        semaphore = self._semaphore
         with self._lock:
             if self._urgent or (level == IDLE and (self._queue or self._closed)):
                 self._urgent = False
@@ -229,51 +238,48 @@ class Journal(Inlet):
         if semaphore.acquire(timeout=max(0.0, timeout)):
             return True
         with self._lock:
-            if self._level == BUSY and level != BUSY:  # woken just now
+            if self._level == BUSY:  # woken just now
                 semaphore.acquire()
                 return True
             self._level = BUSY
         return False
 
-    def _work(self, semaphore: threading.Lock) -> None:
+    def _work(self, generation: object) -> None:
         """The thread: turns, until it was idle for a while."""
         try:
             with contextlib.suppress(SystemExit):
-                while self._turn(semaphore):
+                while self._generation is generation and self._turn(generation):
                     pass
         except BaseException as error:
             self._listeners.failures += 1
             self._listeners.last_failure = f"the writer's thread ended: {type(error).__name__}: {error}"
             with self._lock:
-                if self._semaphore is semaphore:
+                if self._generation is generation:
                     self._level = NO_THREAD
             raise
 
-    def _turn(self, semaphore: threading.Lock) -> bool:
+    def _turn(self, generation: object) -> bool:
         settings, writer = self.settings, self._writer
-        batched = settings.durability != "sync"
-        if batched and not self._urgent:
-            self._wait(semaphore, GATHERING, settings.write_interval)
+        if settings.durability != "sync" and not self._urgent:
+            self._wait(GATHERING, settings.write_interval)
         with writer.role:
-            if self._semaphore is not semaphore:
-                return False  # a fork's child, or replaced
+            if self._generation is not generation:
+                return False  # in a fork's child
             self._urgent = False
-            now = self._clock.monotonic()
-            pause = writer.retry_at - now
-            if pause <= 0:
+            if writer.retry_at <= self._clock.monotonic():
                 writer.write()
                 if writer.unsynced_bytes and self._sync_now():
                     writer.sync()
         pause = writer.retry_at - self._clock.monotonic()
         if pause > 0:
-            self._wait(semaphore, GATHERING, min(pause, settings.retry_limit))
+            self._wait(GATHERING, min(pause, settings.retry_limit))
             return True
         if self._queue:
             return True
         if writer.unsynced_bytes:
-            self._wait(semaphore, IDLE, writer.sync_due - self._clock.monotonic())
+            self._wait(IDLE, writer.sync_due - self._clock.monotonic())
             return True
-        if not self._closed and (self._wait(semaphore, IDLE, settings.idle_close) or writer.unsynced_bytes):
+        if not self._closed and (self._wait(IDLE, settings.idle_close) or writer.unsynced_bytes):
             return True
         return self._rest()
 
@@ -300,10 +306,9 @@ class Journal(Inlet):
 
     def after_fork(self) -> None:
         """In the child: as never used. What the parent had queued, the parent writes."""
-        for receipt in [*self._queue, *(pair[0] for pair in self._waiters)]:
+        for receipt in [*self._queue, *(entry[0] for entry in self._waiters)]:
             receipt._error = JournalError("the record belongs to the process that forked, which writes it")
         self._semaphore = threading.Lock()
-        self._semaphore.acquire()
         self._housekeeping = threading.Lock()
         closed = self._closed
         self._reset()
@@ -314,6 +319,7 @@ class Journal(Inlet):
 
     def _reset(self) -> None:
         super()._reset()
+        self._generation = object()  # threads of before a fork see that they are not of this process
         if not self._semaphore.locked():
             self._semaphore.acquire()
 

@@ -1,51 +1,38 @@
 """One-shot waiters for records to become durable, on any loop (asyncio, uvloop, trio) or thread.
 
-Many waiters of one asyncio loop are woken by one `call_soon_threadsafe`; a waiter whose loop is gone is dropped.
+All waiters of one asyncio loop are woken by one `call_soon_threadsafe`; a waiter whose loop is gone is dropped.
 """
 
 from __future__ import annotations
 
 import asyncio
-import sys
 import threading
 from collections.abc import Iterable
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+
+if TYPE_CHECKING:
+    from deia_hardening.journal.inlet import Receipt
 
 
 class Waiter(Protocol):
-    """Somebody who waits; `group` is what several can be woken through at once, or None."""
-
-    group: Any
+    """Somebody who waits in another way than on an asyncio loop."""
 
     def wake(self) -> None:
         """Wake this one. Any thread; raises RuntimeError where its loop is gone."""
 
 
-class AsyncioWaiter:
-    """Waits on the running asyncio loop."""
-
-    __slots__ = ("future", "group")
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self.group = loop
-        self.future: asyncio.Future[None] = loop.create_future()
-
-    def wake(self) -> None:
-        self.group.call_soon_threadsafe(_resolve, [self])
-
-    async def wait(self) -> None:
-        await self.future
+Waiting: TypeAlias = "tuple[Receipt, asyncio.AbstractEventLoop | None, Any]"
+"""Whose record, and an asyncio loop with its future, or None with a Waiter."""
 
 
 class TrioWaiter:
     """Waits in the running trio task."""
 
-    __slots__ = ("_event", "_token", "group")
+    __slots__ = ("_event", "_token")
 
     def __init__(self) -> None:
         import trio
 
-        self.group = None
         self._token = trio.lowlevel.current_trio_token()
         self._event = trio.Event()
 
@@ -59,10 +46,9 @@ class TrioWaiter:
 class ThreadWaiter:
     """Waits by blocking a thread."""
 
-    __slots__ = ("_lock", "group")
+    __slots__ = ("_lock",)
 
     def __init__(self) -> None:
-        self.group = None
         self._lock = threading.Lock()
         self._lock.acquire()
 
@@ -73,35 +59,27 @@ class ThreadWaiter:
         return self._lock.acquire(timeout=-1 if timeout is None else max(0.0, timeout))
 
 
-def loop_waiter() -> AsyncioWaiter | TrioWaiter:
-    """A waiter for the loop that runs here. Raises RuntimeError outside of one."""
-    try:
-        return AsyncioWaiter(asyncio.get_running_loop())
-    except RuntimeError:
-        if "trio" in sys.modules:
-            return TrioWaiter()
-        raise
-
-
-def wake_all(waiters: Iterable[Waiter]) -> None:
+def wake_all(waiting: Iterable[Waiting]) -> None:
     """Wake everybody, from any thread."""
-    groups: dict[Any, list[AsyncioWaiter]] = {}
-    for waiter in waiters:
-        if isinstance(waiter, AsyncioWaiter):
-            groups.setdefault(waiter.group, []).append(waiter)
-            continue
+    groups: dict[asyncio.AbstractEventLoop, list[asyncio.Future[None]]] = {}
+    for _, loop, waiter in waiting:
+        if loop is None:
+            try:
+                waiter.wake()
+            except RuntimeError:
+                pass
+        elif loop in groups:
+            groups[loop].append(waiter)
+        else:
+            groups[loop] = [waiter]
+    for loop, futures in groups.items():
         try:
-            waiter.wake()
-        except RuntimeError:
-            pass
-    for loop, members in groups.items():
-        try:
-            loop.call_soon_threadsafe(_resolve, members)
+            loop.call_soon_threadsafe(_resolve, futures)
         except RuntimeError:  # the loop is closed
             pass
 
 
-def _resolve(waiters: list[AsyncioWaiter]) -> None:
-    for waiter in waiters:
-        if not waiter.future.done():
-            waiter.future.set_result(None)
+def _resolve(futures: list[asyncio.Future[None]]) -> None:
+    for future in futures:
+        if not future.done():
+            future.set_result(None)

@@ -10,6 +10,7 @@ orders the batches, and the folder's lock changes of which files there are. What
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 from collections.abc import Callable
@@ -135,9 +136,12 @@ class LiveFile:
         raise JournalError(f"{self.path} keeps being replaced; nothing was written to it")
 
     def release(self) -> None:
-        """Give back the lock; the descriptor stays."""
+        """Give back the lock; the descriptor stays. Never raises: what was written stays written."""
         if self.descriptor >= 0:
-            fcntl.flock(self.descriptor, fcntl.LOCK_UN)
+            try:
+                fcntl.flock(self.descriptor, fcntl.LOCK_UN)
+            except OSError:
+                self.close()  # which unlocks too
 
     def close(self) -> None:
         """Give back the descriptor (and with it the lock). What is known of the file is kept."""
@@ -268,6 +272,8 @@ class LiveFile:
         position = self.position
         assert position is not None
         size, through = position.size, position.next_seq - 1
+        if self.descriptor < 0 and not (self._open() and self.position is position):
+            raise SyncFailed(OSError(errno.EIO, "the file went away before it was synced"))
         _sync(self.descriptor)
         position.synced_size, position.synced_seq = size, through
         return through

@@ -19,6 +19,7 @@ from typing import Any
 import attrs
 import msgspec
 
+from deia_hardening.journal import fence
 from deia_hardening.journal.blockgz import BlockReader, DamagedBlock
 from deia_hardening.journal.housekeeping import live_header
 from deia_hardening.journal.lines import LONGEST_HEADER, LONGEST_LINE, body_of, leaf_hash, parse_prefix, parse_time
@@ -138,12 +139,16 @@ class JournalReader:
             header = live_header(self.path)
             if header is None or (sealed[-1].number if sealed else 0) == header.segment - 1:
                 break  # else it was just being sealed, or files are missing
+        path = self.path
+        if header is None and not path.exists() and (fenced := fence.find(path)) is not None:
+            path = fenced[0]  # a sync failed, and no process could go on yet
+            header = live_header(path)
         with contextlib.suppress(FileNotFoundError):
-            status = os.stat(self.path)
+            status = os.stat(path)
             number = header.segment if header is not None else (sealed[-1].number + 1 if sealed else 1)
             first = header.first if header is not None else -1
             if not (sealed and sealed[-1].number >= number):
-                sealed.append(Segment(number, first, self.path, status.st_size, False, True, status.st_mtime))
+                sealed.append(Segment(number, first, path, status.st_size, False, True, status.st_mtime))
         return sealed
 
     def _open(self, segment: Segment) -> SegmentText | None:

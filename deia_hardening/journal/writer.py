@@ -21,7 +21,7 @@ from deia_hardening.clock import Clock
 from deia_hardening.journal.disk import NO_ROOM
 from deia_hardening.journal.errors import JournalError
 from deia_hardening.journal.inlet import Gap, Inlet, Receipt
-from deia_hardening.journal.latch import Waiter, wake_all
+from deia_hardening.journal.latch import Waiting, wake_all
 from deia_hardening.journal.lines import Header, TimeFormat, format_time
 from deia_hardening.journal.listeners import Batch, Listeners
 from deia_hardening.journal.live import LiveFile, Position, SyncFailed
@@ -196,16 +196,14 @@ class Writer:
         inlet = self._inlet
         self.unsynced_bytes = 0
         self._unsynced.clear()
-        done: list[Waiter] = []
+        done: list[Waiting] = []
         with inlet._lock:
             inlet.durable_through = through
             if inlet._waiters:
-                left: list[tuple[Receipt, Waiter]] = []
-                for pair in inlet._waiters:
-                    if pair[0].done():
-                        done.append(pair[1])
-                    else:
-                        left.append(pair)
+                left: list[Waiting] = []
+                for entry in inlet._waiters:
+                    seq = entry[0].seq
+                    (done if seq is not None and seq <= through else left).append(entry)
                 inlet._waiters = left
         wake_all(done)
         self._listeners.synced(through)
@@ -262,6 +260,11 @@ class Writer:
         except OSError as second:
             note = {"kind": "journal.fenced", "also": str(second)}
         self._live.notes.append({**note, "error": errno.errorcode.get(error.errno or 0, str(error))})
+        try:
+            self._live.acquire()  # carry over at once what was not synced; if that fails, the next write or start does
+            self._live.release()
+        except (OSError, JournalError, SyncFailed):
+            pass
         verdict = self._text("fenced", error)
         for batch in doubtful:
             for receipt in batch:
@@ -287,10 +290,10 @@ class Writer:
         with inlet._lock:
             inlet._trouble = trouble
             waiters, inlet._waiters = inlet._waiters, []
-            for receipt, _ in waiters:
+            for receipt, _, _ in waiters:
                 if receipt._error is None and not receipt.done():
                     receipt._error = trouble
-        wake_all([waiter for _, waiter in waiters])
+        wake_all(waiters)
 
     def _works_again(self) -> None:
         if self.state != "ok":

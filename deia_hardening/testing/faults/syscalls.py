@@ -17,6 +17,7 @@ import attrs
 
 DEFAULT_CALLS = ("openat", "write", "pwrite64", "fdatasync", "fsync", "ftruncate", "rename", "unlink", "mkdir", "flock")
 _DESCRIPTOR = re.compile(r"^\d+\s+\w+\(\d+<([^>]*)>")
+_WORKING_FOLDER = re.compile(r"AT_FDCWD<[^>]*>")
 _CALL = re.compile(r"^(\d+)\s+([a-z0-9_]+)\(")
 
 
@@ -79,7 +80,7 @@ def _touches(line: str, below: Path | None) -> bool:
     by_descriptor = _DESCRIPTOR.search(line)
     if by_descriptor is not None:
         return by_descriptor[1].startswith(str(below))
-    return str(below) in line
+    return str(below) in _WORKING_FOLDER.sub("", line)
 
 
 def each_failure(
