@@ -91,6 +91,7 @@ class Checkpointer:
             elif not self._file.try_acquire():
                 self._file.close()
                 return False
+            self._engine.wake()
             try:
                 self._move()
             finally:
@@ -144,6 +145,7 @@ class Checkpointer:
             try:
                 engine = self._engine
                 fd = engine.connections.fd
+                engine.wake()
                 problems = self._sums.check(fd, set(), first=first, count=count)
                 pages = os.fstat(fd).st_size // 4096
             finally:

@@ -82,10 +82,17 @@ class Connections:
         self._idle: list[sqlite3.Connection] = []
         self._slots = threading.BoundedSemaphore(options.readers)
         self._fd = -1
+        self._lent = 0
+        self._retired = False
         self._use = FileLock(database.parent.parent / "use.lock")
         self._index_fd = -1
         self._index: mmap.mmap | None = None
         self.writer: sqlite3.Connection | None = None
+
+    @property
+    def closed(self) -> bool:
+        """Whether nothing is open."""
+        return self._fd < 0
 
     @property
     def fd(self) -> int:
@@ -127,17 +134,46 @@ class Connections:
         with self._slots:
             with self._lock:
                 connection = self._idle.pop() if self._idle else None
-            if connection is None:
-                _ = self.fd
-                connection = connect(self._database, busy=self._options.busy, reading=True)
+                self._lent += 1
+            broken = True
             try:
-                yield connection
-            except sqlite3.Error:
-                self.close_one(connection)
-                raise
-            else:
-                with self._lock:
-                    self._idle.append(connection)
+                if connection is None:
+                    _ = self.fd
+                    connection = connect(self._database, busy=self._options.busy, reading=True)
+                try:
+                    yield connection
+                    broken = False
+                except sqlite3.Error:
+                    raise
+                except BaseException:
+                    broken = False
+                    raise
+            finally:
+                self._take_back(connection, broken=broken)
+
+    def _take_back(self, connection: sqlite3.Connection | None, *, broken: bool) -> None:
+        if connection is not None and (broken or self._retired):
+            self.close_one(connection)
+            connection = None
+        with self._lock:
+            self._lent -= 1
+            if connection is not None:
+                self._idle.append(connection)
+            last = self._retired and not self._lent
+        if last:
+            self.close()
+
+    def retire(self) -> None:
+        """Close what is idle now and the rest when it is given back. Writer thread only."""
+        with self._lock:
+            self._retired = True
+            busy = self._lent > 0
+            idle, self._idle = self._idle, []
+        for connection in idle:
+            self.close_one(connection)
+        self.drop_writer()
+        if not busy:
+            self.close()
 
     def close_one(self, connection: sqlite3.Connection) -> None:
         """Close without letting SQLite move the log into the file: only the checkpointer does, with its digests."""

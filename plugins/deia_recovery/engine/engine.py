@@ -97,6 +97,8 @@ class Engine:
 
     def _bind(self) -> None:
         self._page: PositionPage | None = None
+        self._current = self.folder.parent / "current"
+        self._opened_under: Any = None
         self.connections = Connections(self.database, self.options)
         self.checkpoints = Checkpointer(self)
         self._turn = FileLock(self.folder / "turn.lock")
@@ -146,9 +148,20 @@ class Engine:
         connection = self.connections.writer
         if connection is None:
             self.ensure()
+            self._opened_under = _stamp(self._current)
             connection = self.connections.open_writer()
             self.checkpoints.lay_out()
         return connection
+
+    def start(self) -> tuple[sqlite3.Connection, Tx]:
+        """Begin a commit in the generation in force (writer thread only)."""
+        while True:
+            connection = self.writing()
+            try:
+                return connection, self.begin(connection)
+            except _Moved:
+                self._give_turn()
+                self._relocate()
 
     def begin(self, connection: sqlite3.Connection) -> Tx:
         """Take this process's turn among the workers and begin."""
@@ -159,6 +172,8 @@ class Engine:
             finally:
                 self._queue_lock.release()
             self._turn_held = True
+        if self._moved():
+            raise _Moved
         connection.execute("BEGIN IMMEDIATE")
         cells = self.page.cells
         if cells[0] != self._mine:
@@ -200,6 +215,21 @@ class Engine:
         self.groups += 1
         self.writes += writes
         self.slow_commit = max(self.slow_commit * 0.99, seconds)
+
+    def _moved(self) -> bool:
+        """Whether another generation was put in force since this one was opened."""
+        return bool(_stamp(self._current) != self._opened_under)
+
+    def _relocate(self) -> None:
+        from deia_recovery.engine.generation import read_current
+
+        generation = read_current(self.folder.parent)
+        if generation is None:
+            raise StateUnavailable(f"{self._current} is gone: nothing was written", retryable=False)
+        old = self.connections
+        self.place(generation.folder, generation.number)
+        self.cache.reset(-1)
+        old.retire()
 
     @contextlib.contextmanager
     def turn(self) -> Iterator[None]:
@@ -307,6 +337,10 @@ class Engine:
             self._reads += 1
         try:
             self.ensure()
+            if self.connections.closed:
+                self._opened_under = _stamp(self._current)
+            elif self._moved():
+                self.write(lambda tx: None, grows=False).result(60.0)  # the writer's thread changes over
             _ = self.page
             if self._thread is None:
                 self._start()
@@ -368,10 +402,19 @@ class Engine:
             if not self._writer.empty():
                 self._thread = threading.current_thread()
                 return False
-            self.connections.close()
-            self._turn.close()
-            self._queue_lock.close()
+            self._release()
         return True
+
+    def _release(self) -> None:
+        self.connections.close()
+        self._turn.close()
+        self._queue_lock.close()
+
+    def wake(self) -> None:
+        """Have the writer thread run, which closes what is open when there is no more work."""
+        self._used = time.monotonic()
+        if self._thread is None:
+            self._start()
 
     def close(self, *, timeout: float = 10.0) -> None:
         """Finish what is queued, then release everything. Blocks. The engine may be used again afterwards."""
@@ -382,6 +425,9 @@ class Engine:
                 break
             self._writer.put(None)
             thread.join(0.05)
+        with self._lock:
+            if self._thread is None:
+                self._release()
         self._page = None
         self.cache.reset(-1)
 
@@ -395,6 +441,18 @@ class Engine:
         self._writer = Writer(self)
         self._reads = 0
         self._bind()
+
+
+class _Moved(Exception):  # noqa: N818 - not a failure
+    """Another generation is in force."""
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    try:
+        found = os.stat(path)  # noqa: PTH116 - a microsecond per commit
+    except FileNotFoundError:
+        return None
+    return found.st_ino, found.st_mtime_ns
 
 
 def _tell_nobody(notes: list[Any], actor: Any) -> None:

@@ -137,9 +137,8 @@ class Writer:
     def _commit(self, group: list[Job]) -> None:
         engine = self._engine
         try:
-            connection = engine.writing()
             begun = time.perf_counter()
-            tx = engine.begin(connection)
+            connection, tx = engine.start()
             outcomes = self._run(connection, tx, group, guarded=False)
             if outcomes is None:
                 connection.execute("ROLLBACK")
@@ -207,8 +206,7 @@ class Writer:
         engine = self._engine
         notes: list[Any] = []
         try:
-            connection = engine.writing()
-            tx = engine.begin(connection)
+            connection, tx = engine.start()
             kept = self._steps(session, connection, tx, notes)
             if kept:
                 engine.commit(connection, tx)

@@ -1,0 +1,181 @@
+"""What an operator can do with recovery, declared once for route, command line and console."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+from deia_hardening.plugin import Call, NoInput, Operation, Problem, Progress, Role
+from deia_hardening.settings import setting
+from deia_recovery.errors import BackupError, StartRefused, StateError, WrongKey
+from deia_recovery.settings import SELECTABLE
+
+if TYPE_CHECKING:
+    from deia_recovery.service import DisasterRecovery
+
+
+@attrs.frozen
+class WhichSnapshot:
+    """A snapshot by its id; empty: all of them, or the newest."""
+
+    snapshot: str = setting("", "the snapshot's id, as `recovery list` shows it")
+
+
+@attrs.frozen
+class WhatToTake:
+    """What a snapshot shall hold."""
+
+    what: tuple[str, ...] = setting(("all",), f"parts: {', '.join(SELECTABLE)}")
+
+
+@attrs.frozen
+class RestoreInput:
+    """What to restore, and how far."""
+
+    snapshot: str = setting("", "the snapshot's id; empty: the newest that verifies")
+    at: str = setting("", "a point in time as 2026-11-22T10:00Z; empty: everything that was shipped")
+    dry_run: bool = setting(False, "only say what would be restored")
+    take_over: bool = setting(False, "become the writer of remote backups that another machine wrote")
+
+
+@attrs.frozen
+class SnapshotList:
+    """The snapshots, newest first."""
+
+    snapshots: tuple[dict[str, Any], ...]
+
+
+@attrs.frozen
+class Report:
+    """What was found or done."""
+
+    result: dict[str, Any]
+
+
+@attrs.frozen
+class Verified:
+    """Problems by snapshot; all empty: every chunk opens."""
+
+    problems: dict[str, list[str]]
+    ok: bool
+
+
+def parse_time(text: str) -> float:
+    """An ISO 8601 time with its zone, as Unix seconds. Raises Problem 400."""
+    try:
+        found = dt.datetime.fromisoformat(text)
+    except ValueError as error:
+        raise Problem(400, f"at: {text!r} is not a time as 2026-11-22T10:00Z: {error}") from error
+    if found.tzinfo is None:
+        raise Problem(400, f"at: {text!r} has no zone: write 2026-11-22T10:00Z")
+    return found.timestamp()
+
+
+def operations(service: Callable[[], DisasterRecovery]) -> Sequence[Operation]:
+    """The operations over one home; `service` gives the running one, or raises NotEnabled."""
+
+    async def do(work: Callable[[DisasterRecovery], Any]) -> Any:
+        recovery = service()
+        try:
+            return await recovery.host.blocking(work, recovery)
+        except WrongKey as error:
+            raise Problem(409, str(error)) from error
+        except (BackupError, StartRefused) as error:
+            raise Problem(422, str(error)) from error
+        except StateError as error:
+            raise Problem(507, str(error)) from error
+
+    async def list_snapshots(given: NoInput, call: Call) -> SnapshotList:
+        return SnapshotList(tuple(await do(lambda r: r.backups.list())))
+
+    async def take(given: WhatToTake, call: Call) -> AsyncIterator[Any]:
+        yield Progress("a process of its own reads and stores the state")
+        yield Report(attrs.asdict(await do(lambda r: r.backups.take(given.what))))
+
+    async def verify(given: WhichSnapshot, call: Call) -> AsyncIterator[Any]:
+        yield Progress("every chunk is opened")
+        problems = await do(lambda r: r.backups.verify(given.snapshot or None))
+        yield Verified(problems, not any(problems.values()))
+
+    async def rehearse(given: WhichSnapshot, call: Call) -> AsyncIterator[Any]:
+        yield Progress("the snapshot is restored into a scratch place and compared")
+        yield Report(await do(lambda r: r.backups.rehearse(given.snapshot or None)))
+
+    async def scrub(given: NoInput, call: Call) -> AsyncIterator[Any]:
+        yield Progress("the live database is compared with its digests")
+        yield Report({"problems": await do(lambda r: r.backups.scrub(1 << 30))})
+
+    async def restore(given: RestoreInput, call: Call) -> AsyncIterator[Any]:
+        until = parse_time(given.at) if given.at else None
+        yield Progress("writers are drained and the next generation is built")
+        report = await do(
+            lambda r: r.backups.restore_now(
+                snapshot=given.snapshot or None, until=until, dry_run=given.dry_run, take_over=given.take_over
+            )
+        )
+        yield Report(report)
+
+    async def status(given: NoInput, call: Call) -> Report:
+        return Report(await do(lambda r: r.status()))
+
+    return (
+        Operation(
+            name="recovery.list",
+            summary="Snapshots, newest first, with their proofs",
+            role=Role.VIEWER,
+            handler=list_snapshots,
+            output=SnapshotList,
+            changes=False,
+        ),
+        Operation(
+            name="recovery.status",
+            summary="How the last run ended, how far backups reach, how old each proof is",
+            role=Role.VIEWER,
+            handler=status,
+            output=Report,
+            changes=False,
+        ),
+        Operation(
+            name="recovery.take",
+            summary="Take a snapshot now",
+            role=Role.OPERATOR,
+            handler=take,
+            input=WhatToTake,
+            output=Report,
+        ),
+        Operation(
+            name="recovery.verify",
+            summary="Open every chunk of one snapshot or all",
+            role=Role.OPERATOR,
+            handler=verify,
+            input=WhichSnapshot,
+            output=Verified,
+        ),
+        Operation(
+            name="recovery.rehearse",
+            summary="Restore into a scratch place and compare",
+            role=Role.OPERATOR,
+            handler=rehearse,
+            input=WhichSnapshot,
+            output=Report,
+        ),
+        Operation(
+            name="recovery.scrub",
+            summary="Compare the whole live database with its digests",
+            role=Role.OPERATOR,
+            handler=scrub,
+            output=Report,
+        ),
+        Operation(
+            name="recovery.restore",
+            summary="Restore a snapshot and what was shipped since, into a new generation",
+            role=Role.ADMIN,
+            handler=restore,
+            input=RestoreInput,
+            output=Report,
+            confirm="This replaces the durable state by an earlier one; the present one is kept beside. Go on?",
+        ),
+    )

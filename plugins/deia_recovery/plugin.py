@@ -1,0 +1,155 @@
+"""The recovery plugin: wires the state, its backups and their schedules to the core, and nothing else."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any, ClassVar
+
+from deia_hardening.errors import NotEnabled
+from deia_hardening.plugin import Health, HealthState, Host, Operation, Plugin, Position
+from deia_recovery.backup.retention import clock_jumped
+from deia_recovery.operations import operations
+from deia_recovery.schedule import Every, due
+from deia_recovery.service import DisasterRecovery
+from deia_recovery.settings import RecoverySettings
+
+logger = logging.getLogger("deia_recovery")
+
+_TICK = 0.25
+
+
+class RecoveryPlugin(Plugin[RecoverySettings]):
+    """Keeps durable state recoverable."""
+
+    name: ClassVar[str] = "recovery"
+    Settings: ClassVar[type] = RecoverySettings
+    position: ClassVar[Position] = Position.STATE
+
+    def __init__(self, host: Host) -> None:
+        super().__init__(host)
+        self._given = RecoverySettings()
+        self._recovery: DisasterRecovery | None = None
+        self._since = 0.0
+
+    def layers(self, settings: RecoverySettings) -> Sequence[Any]:
+        self._given = settings
+        return ()
+
+    async def adopted(self, old: RecoverySettings | None, new: RecoverySettings) -> None:
+        if self._recovery is not None:
+            self._recovery.settings = new
+
+    def run(self) -> AbstractAsyncContextManager[None]:
+        return self._live()
+
+    @asynccontextmanager
+    async def _live(self) -> AsyncIterator[None]:
+        host = self.host
+        recovery = self._recovery = DisasterRecovery(host, self._settings())
+        withdraw: list[Callable[[], None]] = [host.services.provide(DisasterRecovery, recovery)]
+        try:
+            await host.blocking(recovery.start)
+        except BaseException:
+            withdraw[0]()
+            await host.blocking(recovery.stop)
+            raise
+        withdraw.extend(recovery.subscribe())
+        keeper = asyncio.create_task(self._keep(recovery), name="deia-recovery-keeper")
+        try:
+            yield
+        finally:
+            keeper.cancel()
+            await asyncio.wait({keeper})
+            for take_back in withdraw:
+                take_back()
+            await host.blocking(recovery.stop)
+            self._recovery = None
+
+    def _settings(self) -> RecoverySettings:
+        try:
+            return self.host.settings(RecoverySettings)
+        except NotEnabled:
+            return self._given
+
+    async def _keep(self, recovery: DisasterRecovery) -> None:
+        """The rounds: ship, snapshot, rehearse, scrub, prune, each at its time, one after the other."""
+        done: dict[tuple[str, ...], float] = {}
+        clock = self.host.clock
+        wall, monotonic = clock.wall(), clock.monotonic()
+        while True:
+            await clock.sleep(min(_TICK, float(recovery.settings.ship_every)))
+            try:
+                jumped = clock_jumped(wall, clock.wall(), clock.monotonic() - monotonic)
+                wall, monotonic = clock.wall(), clock.monotonic()
+                await self._round(recovery, done, jumped)
+            except asyncio.CancelledError:
+                raise
+            except Exception as error:
+                recovery.problem = f"a round of recovery failed: {error}"
+                logger.warning("%s", recovery.problem)
+            else:
+                recovery.problem = ""
+
+    async def _round(self, recovery: DisasterRecovery, done: dict[tuple[str, ...], float], jumped: bool) -> None:
+        blocking, now = self.host.blocking, self.host.clock.monotonic()
+        recovery.loosen()
+        if recovery.engine.peek() < 0 or recovery.generation is None:
+            return  # nothing was written or read so far: nothing to keep
+        if not done:
+            done.update(await blocking(recovery.schedule_memory, now))
+        for task in due(self._tasks(recovery), done, now):
+            kind = task.name[0]
+            if kind == "prune" and jumped:
+                done[task.name] = now
+                recovery.journal({"kind": "recovery.pruning-suspended", "detail": "the wall clock jumped"})
+                continue
+            try:
+                await blocking(recovery.perform, task.name)
+            finally:
+                done[task.name] = self.host.clock.monotonic()
+                if kind == "snapshot" and "all" in task.name:
+                    for other in self._tasks(recovery):
+                        if other.name[0] == "snapshot":
+                            done[other.name] = done[task.name]
+
+    def _tasks(self, recovery: DisasterRecovery) -> list[Every]:
+        settings = recovery.settings
+        tasks = [
+            Every(("ship",), float(settings.ship_every)),
+            Every(("rehearse",), float(settings.rehearse_every)),
+            Every(("scrub",), float(settings.scrub_every)),
+            Every(
+                ("prune",),
+                min(3600.0, min(float(one.every) for one in settings.snapshots) if settings.snapshots else 3600.0),
+            ),
+            Every(("purge",), 60.0),
+        ]
+        tasks.extend(Every(("snapshot", *sorted(one.what)), float(one.every)) for one in settings.snapshots)
+        return tasks
+
+    def operations(self) -> Sequence[Operation]:
+        return operations(self._service)
+
+    def _service(self) -> DisasterRecovery:
+        recovery = self._recovery
+        if recovery is None:
+            raise NotEnabled("recovery is not running")
+        return recovery
+
+    def health(self) -> Health:
+        recovery = self._recovery
+        if recovery is None:
+            return Health(HealthState.OK, "not started")
+        problems = recovery.complaints()
+        if problems and not self._since:
+            self._since = time.time()
+        elif not problems:
+            self._since = 0.0
+        state = HealthState.OK
+        if problems:
+            state = HealthState.FAILED if recovery.engine.failure else HealthState.DEGRADED
+        return Health(state, "; ".join(problems[:3]), self._since, recovery.figures())

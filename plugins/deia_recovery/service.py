@@ -1,0 +1,396 @@
+"""`DisasterRecovery`: the durable state of a home, and everything that keeps it recoverable.
+
+All hardened apps of a process that share a home share one engine. Nothing is opened before it is needed: where there
+never was any state, the first write makes it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+from deia_hardening.events import BotChanged
+from deia_hardening.protection import protected
+from deia_hardening.services import NoSplit, VersionSplit
+from deia_recovery.backup.shipping import read_shipped
+from deia_recovery.backups import Backups
+from deia_recovery.crash import Verdict
+from deia_recovery.engine.engine import Engine
+from deia_recovery.engine.files import FileLock
+from deia_recovery.engine.generation import Generation, folder_name
+from deia_recovery.engine.transaction import Tx
+from deia_recovery.events import StateOpened
+from deia_recovery.opening import Opened, StateHome, in_doubt
+from deia_recovery.settings import RecoverySettings
+from deia_recovery.stores import steps
+from deia_recovery.stores.assignments import Assignments
+from deia_recovery.stores.registry import Registry
+from deia_recovery.stores.state import State
+from deia_recovery.stores.tasks import TaskQueue
+
+if TYPE_CHECKING:
+    from deia_hardening.plugin import Host
+
+
+class Shared:
+    """The one engine of a home in this process, with who uses it."""
+
+    def __init__(self, root: Path, settings: RecoverySettings, host: Host) -> None:
+        self.root = root
+        self.home = StateHome(root)
+        self.engine = Engine(root / folder_name(1), settings.engine(), host.clock)
+        self.state = State(self.engine)
+        self.opened: Opened | None = None
+        self.users = 0
+
+
+_lock = threading.Lock()
+_shared: dict[Path, Shared] = {}
+
+
+class DisasterRecovery:
+    """Durable state and its backups. `current(DisasterRecovery)` finds it; registries and queues use it by themselves.
+
+    Attributes:
+        state: what bound handles work on: `Registry("bots", Bot, state=recovery.state)`.
+        backups: taking, proving and restoring snapshots.
+        opened: how the state was found at the start (None before anything needed it).
+    """
+
+    def __init__(self, host: Host, settings: RecoverySettings) -> None:
+        self._host = host
+        self.settings = settings
+        self.root = host.home / "state" / "recovery"
+        with _lock:
+            shared = _shared.get(self.root)
+            if shared is None:
+                shared = _shared[self.root] = Shared(self.root, settings, host)
+            shared.users += 1
+        self._shared = shared
+        self.engine = shared.engine
+        self.state = shared.state
+        self.state.split = self._split
+        self.backups = Backups(self)
+        self.problem = ""
+        self._starting = False
+        self._started = host.clock.wall()
+        if shared.opened is None:
+            self.engine.opener = self._open
+        self.engine.tell = self._tell
+
+    def _split(self) -> VersionSplit:
+        return self._host.services.get(VersionSplit) or NoSplit()
+
+    # -- handles ------------------------------------------------------------------------------------------------
+
+    def registry(self, name: str, kind: Any = Any) -> Registry[Any]:
+        """A registry bound to this state."""
+        return Registry(name, kind, state=self.state)
+
+    def queue(self, name: str, kind: Any = Any, **options: Any) -> TaskQueue[Any]:
+        """A task queue bound to this state."""
+        return TaskQueue(name, kind, state=self.state, **options)
+
+    def assignments(self, name: str = "assignments") -> Assignments:
+        """Assignments bound to this state."""
+        return Assignments(name, state=self.state)
+
+    # -- opening and closing --------------------------------------------------------------------------------------
+
+    @property
+    def opened(self) -> Opened | None:
+        return self._shared.opened
+
+    @property
+    def generation(self) -> Generation | None:
+        """The generation in force, None while nothing was opened."""
+        opened = self._shared.opened
+        if opened is None:
+            return None
+        return attrs.evolve(opened.generation, number=self.engine.generation, folder=self.engine.folder)
+
+    def adopt(self) -> None:
+        """Change over to the generation that was just put in force, and lease anew what was in flight. Blocks."""
+        self.engine.write(steps.release_all, grows=False, guarded=True).result(60.0)
+
+    # -- protected objects ----------------------------------------------------------------------------------------
+
+    def keep_objects(self) -> None:
+        """Write down what `protect()`ed objects dump, where it changed. Blocks."""
+        for name, one in protected().items():
+            try:
+                data = bytes(one.dump())
+            except Exception as error:
+                self.backups.problems[f"object {name}"] = f"its dump failed: {error!r}"
+                self.journal({"kind": "recovery.problem", "what": f"object {name}", "detail": repr(error)[:500]})
+                continue
+            self.backups.problems.pop(f"object {name}", None)
+
+            def write(tx: Tx, name: str = name, data: bytes = data) -> None:
+                row = tx.one("SELECT value FROM object WHERE name = ?", name)
+                if row is None or row[0] != data:
+                    tx.put("object", (name,), {"value": data, "at": tx.now})
+
+            self.engine.write(write).result(60.0)
+
+    def load_objects(self) -> None:
+        """Give protected objects back what was written down. Blocks."""
+        wanted = protected()
+        if not wanted:
+            return
+        rows = self.engine.read_here(lambda connection: connection.execute("SELECT name, value FROM object").fetchall())
+        for name, data in rows:
+            one = wanted.get(name)
+            if one is not None:
+                try:
+                    one.load(data)
+                except Exception as error:
+                    detail = f"its load failed and its stored state was kept: {error!r}"
+                    self.backups.problems[f"object {name}"] = detail
+                    self.journal({"kind": "recovery.problem", "what": f"object {name}", "detail": detail[:500]})
+
+    def start(self) -> Opened | None:
+        """Open what is there, with owner lock and verdict. Blocks. None where there is nothing yet to be opened."""
+        if self.engine.opener is None:
+            return self._shared.opened
+        if not self._shared.home.exists() and not self.backups.any():
+            return None
+        before = self._shared.opened
+        self._starting = True
+        try:
+            self.engine.ensure()
+        finally:
+            self._starting = False
+        opened = self._shared.opened
+        if opened is not None and before is None:
+            released = 0
+            if in_doubt(opened.verdict) or opened.restored:
+                released = self.engine.write(steps.release_all, grows=False, guarded=True).result(60.0)
+            self._say(opened, released)
+            self.load_objects()
+        return opened
+
+    def _open(self) -> None:
+        """The engine's opener: on whichever thread first needs the state."""
+        host = self._host
+        home = self._shared.home
+        opened = home.open(
+            host.clock.wall(),
+            lifespan=host.server.open,
+            restore=self.backups.restore_at_start,
+            automatic=self.settings.restore == "auto",
+        )
+        self._shared.opened = opened
+        self.engine.place(opened.generation.folder, opened.generation.number)
+        if not self._starting:
+            self._say(opened, 0)
+
+    def _say(self, opened: Opened, released: int) -> None:
+        host = self._host
+        verdict = opened.verdict
+        told = getattr(host, "verdict", None)
+        if callable(told):
+            told({"first": "clean"}.get(verdict.kind, verdict.kind))
+        entry: dict[str, Any] = {
+            "kind": "recovery.opened",
+            "verdict": verdict.kind,
+            "evidence": verdict.evidence,
+            "generation": opened.generation.number,
+            "created": opened.created,
+            "restored": opened.restored,
+            "released": released,
+        }
+        if opened.live is not None:
+            entry["verified_pages"] = opened.live.pages
+            entry["problems"] = [f"{p.file} page {p.page}: {p.detail}" for p in opened.live.problems[:10]]
+        if opened.notes:
+            entry["notes"] = list(opened.notes)
+        self.journal(entry)
+        host.events.emit(
+            StateOpened(
+                verdict=verdict.kind,
+                evidence=verdict.evidence,
+                restored=opened.restored,
+                released=released,
+                outcome="failure" if opened.live is not None and not opened.live.ok else "success",
+            )
+        )
+
+    def stop(self) -> None:
+        """Write the clean stop and close. Blocks."""
+        with _lock:
+            self._shared.users -= 1
+            last = self._shared.users <= 0
+            if last and _shared.get(self.root) is self._shared:
+                del _shared[self.root]
+        if not last:
+            return
+        if self._shared.opened is not None:
+            try:
+                self.engine.checkpoints.run()
+            except Exception as error:
+                self.journal({"kind": "recovery.problem", "detail": f"the last checkpoint failed: {error}"})
+            self.engine.close()
+        if self._shared.home.ownership.held:
+            self._shared.home.ownership.leave(self._host.clock.wall())
+            self.journal({"kind": "recovery.stopped", "clean": True})
+
+    # -- the rounds ------------------------------------------------------------------------------------------------
+
+    def loosen(self) -> None:
+        """Where the app turned out to have no lifespan, its end will not be recorded: say so in the marker."""
+        home = self._shared.home
+        if home.ownership.held and not self._host.server.open:
+            home.ownership.leave(self._host.clock.wall(), state="loose")
+
+    def schedule_memory(self, now: float) -> dict[tuple[str, ...], float]:
+        """When each kind of snapshot and the last rehearsal were done, in the monotonic time `now` belongs to."""
+        wall = self._host.clock.wall()
+        generation = self.generation
+        memory: dict[tuple[str, ...], float] = {("rehearse",): now - (wall - self.backups.proofs().last_rehearsal)}
+        for manifest in self.backups.catalog().manifests():
+            if generation is not None and manifest.generation == generation.number:
+                name = ("snapshot", *sorted(manifest.what))
+                memory[name] = max(memory.get(name, -1e18), now - max(0.0, wall - manifest.taken))
+        return memory
+
+    def perform(self, task: tuple[str, ...]) -> None:
+        """Do one task of the rounds. Blocks."""
+        kind, what = task[0], task[1:]
+        if kind == "ship":
+            self.backups.ship()
+        elif kind == "snapshot":
+            with self._once("snapshot") as mine:
+                if mine:
+                    self.backups.take(what)
+        elif kind == "rehearse":
+            with self._once("rehearse") as mine:
+                if mine and self.backups.catalog().ids():
+                    self.backups.rehearse()
+        elif kind == "scrub":
+            self.backups.scrub(self.settings.scrub_pages)
+        elif kind == "prune":
+            with self._once("prune") as mine:
+                if mine:
+                    self.backups.prune()
+        elif kind == "purge":
+            self._purge()
+
+    @contextlib.contextmanager
+    def _once(self, name: str) -> Iterator[bool]:
+        """One worker of the machine at a time: whether it is this one."""
+        lock = FileLock(self.root / f"{name}.lock")
+        try:
+            yield lock.try_acquire()
+        finally:
+            lock.close()
+
+    def _purge(self) -> None:
+        before = int((self._host.clock.wall() - float(self.settings.keep_finished)) * 1000)
+        queues = self.engine.read_here(
+            lambda c: c.execute(
+                "SELECT DISTINCT queue FROM task WHERE finished IS NOT NULL AND finished < ?", (before,)
+            ).fetchall()
+        )
+        for (queue,) in queues:
+            purge = partial(steps.purge, queue=queue, before=before, limit=1_000)
+            self.engine.write(purge, grows=False, guarded=True).result(60.0)
+
+    def subscribe(self) -> list[Callable[[], None]]:
+        """Follow what other plugins say; returns what ends it."""
+        subscription = self._host.events.subscribe(BotChanged, self._bot_changed)
+        return [subscription.cancel]
+
+    async def _bot_changed(self, event: BotChanged) -> None:
+        if event.state in ("ejected", "removed") and self.generation is not None:
+            await self.engine.write(lambda tx: steps.release_bot(tx, event.bot), grows=False, guarded=True)
+
+    # -- telling ---------------------------------------------------------------------------------------------------
+
+    def journal(self, entry: Mapping[str, Any]) -> None:
+        """One line of `disaster-recovery.jsonl`."""
+        self._host.journal("disaster-recovery").append(entry)
+
+    def _tell(self, notes: list[tuple[Callable[..., Any], tuple[Any, ...]]], actor: Any) -> None:
+        emit = self._host.events.emit
+        for make, parts in notes:
+            emit(make(actor, *parts))
+
+    @property
+    def host(self) -> Host:
+        return self._host
+
+    def complaints(self) -> list[str]:
+        """What is wrong, in sentences; nothing: nothing is known to be wrong, and proofs are young enough."""
+        found = []
+        if self.engine.failure:
+            found.append(f"the last write failed: {self.engine.failure}")
+        if self.engine.low_on_space:
+            found.append("disk space is low: new entries and tasks get 507")
+        found.extend(f"{what}: {why}" for what, why in sorted(self.backups.problems.items()))
+        found.extend(f"{one.file} page {one.page} {one.detail}" for one in self.engine.checkpoints.problems[:3])
+        if self.problem:
+            found.append(self.problem)
+        if self.generation is not None and self._old(self._proven_at()):
+            found.append("no restore was proven for longer than recovery.proven_limit")
+        return found
+
+    def _proven_at(self) -> float:
+        return self.backups.known_proofs.last_rehearsal
+
+    def _old(self, proven: float) -> bool:
+        limit = float(self.settings.proven_limit)
+        now = self._host.clock.wall()
+        return now - max(proven, self._started) > limit
+
+    def figures(self) -> dict[str, Any]:
+        """Numbers for health and metrics."""
+        proven = self._proven_at() if self.generation is not None else 0.0
+        now = self._host.clock.wall()
+        return {
+            "position": self.engine.peek(),
+            "commits": self.engine.groups,
+            "writes": self.engine.writes,
+            "proven_restore_age": now - proven if proven else None,
+        }
+
+    def status(self) -> dict[str, Any]:
+        """Everything that `recovery status` shows. Blocks."""
+        opened = self._shared.opened
+        generation = self.generation
+        shipped = read_shipped(self.root)
+        proofs = self.backups.proofs()
+        return {
+            "verdict": None if opened is None else opened.verdict.kind,
+            "evidence": "" if opened is None else opened.verdict.evidence,
+            "restored_at_start": bool(opened and opened.restored),
+            "generation": None if generation is None else generation.number,
+            "store": None if generation is None else generation.store,
+            "position": self.engine.peek(),
+            "shipped": None if shipped is None else shipped.position,
+            "snapshots": len(self.backups.catalog().ids()) if generation is not None else 0,
+            "proven_restore": proofs.last_rehearsal or None,
+            "scrubbed": proofs.scrubbed or None,
+            "problems": self.complaints(),
+        }
+
+    @property
+    def verdict(self) -> Verdict | None:
+        """How the last run ended."""
+        return None if self._shared.opened is None else self._shared.opened.verdict
+
+
+def _after_fork() -> None:
+    global _lock
+    _lock = threading.Lock()
+    _shared.clear()
+
+
+os.register_at_fork(after_in_child=_after_fork)

@@ -1,0 +1,310 @@
+"""The plugin on a running app: what was acknowledged is there after a stop, a crash, a loss."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+
+from deia_hardening import protect
+from deia_hardening.context import SYSTEM
+from deia_hardening.operations import Call
+from deia_hardening.surface import Surface
+from deia_hardening.testing import PluginConformance, running
+from deia_recovery import Assignments, Registry, StateUnavailable, TaskQueue, transaction
+from deia_recovery.service import DisasterRecovery
+
+
+@attrs.frozen
+class Bot:
+    name: str
+
+
+bots = Registry("bots", Bot)
+jobs: TaskQueue[dict[str, Any]] = TaskQueue("jobs", dict)
+assignments = Assignments()
+
+
+class TestRecovery(PluginConformance):
+    name = "recovery"
+
+
+async def app(scope: Any, receive: Any, send: Any) -> None:
+    if scope["type"] != "http":
+        return
+    await receive()
+    if scope["path"] == "/put":
+        await bots.put("b1", Bot("one"))
+        async with transaction():
+            await jobs.submit({"n": 1}, key="k")
+            await assignments.assign("t", "b1")
+    found = await bots.get("b1")
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": (found.name if found else "-").encode()})
+
+
+def settings(home: Path, **more: Any) -> dict[str, Any]:
+    return {"home": str(home), "recovery": {"reserve": "0", "idle": "200ms", **more}}
+
+
+def journal(home: Path) -> list[dict[str, Any]]:
+    path = home / "logs" / "disaster-recovery.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+async def invoke(up: Any, name: str, given: Any = None) -> Any:
+    surface = up.core.services.get(Surface)
+    last = None
+    operation = surface.operations()[name]
+    async for item in surface.invoke(name, given if given is not None else operation.input(), Call(SYSTEM)):
+        last = item
+    return last
+
+
+async def test_module_level_handles_find_the_app_and_keep_what_it_wrote(home: Path) -> None:
+    async with running(app, settings(home)) as up:
+        assert (await up.get("/get")).body == b"-"
+        assert (await up.get("/put")).body == b"one"
+    async with running(app, settings(home)) as up:
+        assert (await up.get("/get")).body == b"one"
+        recovery = up.service(DisasterRecovery)
+        assert recovery.verdict.kind == "clean"
+        assert (await jobs.stats()).ready == 1
+        assert [a.bot for a in await assignments.all()] == ["b1"]
+
+
+async def test_an_app_that_uses_no_state_makes_none(home: Path) -> None:
+    async with running(app, settings(home)):
+        pass
+    assert not (home / "state" / "recovery").exists()
+
+
+CHILD = textwrap.dedent(
+    """
+    import asyncio, os, sys
+    from deia_hardening.testing import running
+    from deia_recovery import Registry, TaskQueue
+    from pathlib import Path
+
+    numbers = Registry("numbers", int)
+    jobs = TaskQueue("jobs", dict)
+
+    async def app(scope, receive, send): ...
+
+    async def main():
+        async with running(app, {"home": sys.argv[1], "recovery": {"reserve": "0"}}):
+            await jobs.submit({"n": 1})
+            await jobs.claim("w")
+            for i in range(100000):
+                await numbers.put(str(i), i)
+                print(i, flush=True)
+    asyncio.run(main())
+    """
+)
+
+
+async def test_after_kill_9_all_that_was_acknowledged_is_there_and_the_verdict_is_crash(home: Path) -> None:
+    import anyio
+
+    def crash() -> int:
+        child = subprocess.Popen([sys.executable, "-c", CHILD, str(home)], stdout=subprocess.PIPE, text=True)
+        assert child.stdout is not None
+        last = -1
+        for line in child.stdout:
+            last = int(line)
+            if last >= 200:
+                break
+        child.kill()
+        for line in child.stdout.read().splitlines():
+            last = int(line)
+        child.wait()
+        child.stdout.close()
+        return last
+
+    last = await anyio.to_thread.run_sync(crash)
+    numbers: Registry[int] = Registry("numbers", int)
+    async with running(app, settings(home)) as up:
+        recovery = up.service(DisasterRecovery)
+        assert recovery.verdict.kind == "crash"
+        assert up.core.verdict == "crash"
+        found = dict(await numbers.items(limit=100_000))
+        assert all(found.get(str(i)) == i for i in range(last + 1))
+        task = await jobs.claim("w2")
+        assert task is not None, "what was in flight is leased again"
+        assert task.attempt == 2
+    assert [e["verdict"] for e in journal(home) if e.get("kind") == "recovery.opened"] == ["first", "crash"]
+
+
+async def test_snapshots_are_taken_on_schedule_verified_and_listed(home: Path) -> None:
+    more = {"snapshots": [{"what": ["registry"], "every": "1s"}, {"what": ["all"], "every": "1d"}]}
+    async with running(app, settings(home, **more)) as up:
+        await up.get("/put")
+        deadline = time.monotonic() + 60
+        kinds: set[str] = set()
+        while kinds != {"all", "registry"} and time.monotonic() < deadline:
+            await __import__("anyio").sleep(0.1)
+            kinds = {",".join(e["what"]) for e in journal(home) if e.get("kind") == "recovery.snapshot"}
+        assert kinds == {"all", "registry"}
+        listed = (await invoke(up, "recovery.list")).snapshots
+        assert all(one["verified"] > 0 for one in listed)
+
+
+async def test_a_lost_state_is_restored_at_start_and_never_begun_empty(home: Path) -> None:
+    async with running(app, settings(home)) as up:
+        await up.get("/put")
+        await invoke(up, "recovery.take")
+        await bots.put("b2", Bot("shipped"))
+        await up.core.plugins["recovery"].host.blocking(up.service(DisasterRecovery).backups.ship)
+    shutil.rmtree(home / "state" / "recovery")
+    async with running(app, settings(home)) as up:
+        assert (await up.get("/get")).body == b"one"
+        assert await bots.get("b2") == Bot("shipped")
+        recovery = up.service(DisasterRecovery)
+        assert recovery.opened.restored
+        assert recovery.generation.number == 2
+    (entry,) = [e for e in journal(home) if e.get("kind") == "recovery.restored"]
+    assert "missing" in entry
+
+
+async def test_a_damaged_state_is_restored_beside_and_kept(home: Path) -> None:
+    async with running(app, settings(home)) as up:
+        await up.get("/put")
+        await invoke(up, "recovery.take")
+    database = home / "state" / "recovery" / "g000001" / "state.db"
+    data = bytearray(database.read_bytes())
+    data[len(data) // 2] ^= 1
+    database.write_bytes(data)
+    async with running(app, settings(home)) as up:
+        assert (await up.get("/get")).body == b"one"
+        assert up.service(DisasterRecovery).opened.restored
+    assert database.read_bytes() == bytes(data)
+
+
+async def test_damage_without_a_backup_refuses_to_start_and_says_what_to_do(home: Path) -> None:
+    async with running(app, settings(home)) as up:
+        await up.get("/put")
+    shutil.rmtree(home / "backups")
+    database = home / "state" / "recovery" / "g000001" / "state.db"
+    data = bytearray(database.read_bytes())
+    data[5000] ^= 1
+    database.write_bytes(data)
+    with pytest.raises(Exception, match="no backup to restore it from"):
+        async with running(app, settings(home)):
+            pass
+    assert database.read_bytes() == bytes(data)
+
+
+async def test_with_another_key_nothing_is_touched_and_the_start_says_so(home: Path) -> None:
+    async with running(app, settings(home)) as up:
+        await up.get("/put")
+        await invoke(up, "recovery.take")
+    shutil.rmtree(home / "state" / "recovery")
+    (home / "keys" / "recovery.key").write_text("00" * 32)
+    with pytest.raises(Exception, match="right key"):
+        async with running(app, settings(home)):
+            pass
+
+
+async def test_restoring_while_serving_goes_back_to_a_point_in_time(home: Path) -> None:
+    import datetime as dt
+
+    async with running(app, settings(home)) as up:
+        await up.get("/put")
+        await invoke(up, "recovery.take")
+        await bots.put("b1", Bot("wanted"))
+        recovery = up.service(DisasterRecovery)
+        await __import__("anyio").sleep(0.02)
+        at = dt.datetime.fromtimestamp(recovery.host.clock.wall(), dt.UTC)
+        await __import__("anyio").sleep(0.02)
+        await bots.put("b1", Bot("by mistake"))
+        from deia_recovery.operations import RestoreInput
+
+        dry = await invoke(up, "recovery.restore", RestoreInput(at=at.isoformat(), dry_run=True))
+        assert dry.result["dry_run"]
+        assert await bots.get("b1") == Bot("by mistake")
+        done = await invoke(up, "recovery.restore", RestoreInput(at=at.isoformat()))
+        assert done.result["generation"] == 2
+        assert await bots.get("b1") == Bot("wanted")
+        await bots.put("b3", Bot("after"))
+    async with running(app, settings(home)) as up:
+        assert await bots.get("b1") == Bot("wanted")
+        assert await bots.get("b3") == Bot("after")
+
+
+async def test_rehearsal_and_verification_prove_and_are_remembered(home: Path) -> None:
+    async with running(app, settings(home)) as up:
+        await up.get("/put")
+        await invoke(up, "recovery.take")
+        assert (await invoke(up, "recovery.verify")).ok
+        report = (await invoke(up, "recovery.rehearse")).result
+        assert report["rows"]["registry"] == 1
+        status = (await invoke(up, "recovery.status")).result
+        assert status["proven_restore"]
+        assert (await invoke(up, "recovery.scrub")).result["problems"] == []
+        health = up.core.health()["recovery"]
+        assert health.state == "ok", health
+
+
+async def test_protected_objects_come_back(home: Path) -> None:
+    kept: dict[str, bytes] = {"value": b"before"}
+    protect("counter", dump=lambda: kept["value"], load=lambda data: kept.update(value=data))
+    async with running(app, settings(home)) as up:
+        await up.get("/put")
+        await invoke(up, "recovery.take")
+    kept["value"] = b"lost in the crash"
+    async with running(app, settings(home)):
+        assert kept["value"] == b"before"
+
+
+async def test_nothing_is_written_while_the_folder_is_read_only(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("deia_recovery.opening.writable", lambda folder: False)
+    async with running(app, settings(home)):
+        with pytest.raises(StateUnavailable, match="can't be written"):
+            await bots.put("a", Bot("x"))
+
+
+async def test_files_folders_and_databases_come_back_on_a_new_machine(home: Path, tmp_path: Path) -> None:
+    import sqlite3
+
+    import anyio
+
+    data = tmp_path / "data"
+    (data / "sub").mkdir(parents=True)
+    (data / "sub" / "a.bin").write_bytes(b"x" * 3_000_000)
+    (data / "link").symlink_to("sub/a.bin")
+
+    def fill() -> None:
+        connection = sqlite3.connect(tmp_path / "app.db")
+        connection.execute("CREATE TABLE t(x)")
+        connection.execute("INSERT INTO t VALUES(7)")
+        connection.commit()
+        connection.close()
+
+    await anyio.to_thread.run_sync(fill)
+    more = {"protect": [{"name": "data", "path": str(data)}, {"name": "app", "path": str(tmp_path / "app.db")}]}
+    async with running(app, settings(home, **more)) as up:
+        await up.get("/put")
+        await invoke(up, "recovery.take")
+    shutil.rmtree(data)
+    (tmp_path / "app.db").unlink()
+    shutil.rmtree(home / "state")
+    async with running(app, settings(home, **more)):
+        assert (data / "sub" / "a.bin").read_bytes() == b"x" * 3_000_000
+        assert (data / "link").read_bytes() == b"x" * 3_000_000
+
+        def look() -> Any:
+            connection = sqlite3.connect(tmp_path / "app.db")
+            try:
+                return connection.execute("SELECT x FROM t").fetchall()
+            finally:
+                connection.close()
+
+        assert await anyio.to_thread.run_sync(look) == [(7,)]
