@@ -19,7 +19,7 @@ import msgspec
 
 from deia_hardening.control import codec, openapi
 from deia_hardening.control.auth import Authentication, Caller, require
-from deia_hardening.control.http import Request, Response, Way, json_response, problem_response
+from deia_hardening.control.http import SAFE_HEADERS, Request, Response, Way, json_response, problem_response
 from deia_hardening.control.settings import ControlSettings
 from deia_hardening.errors import NotEnabled, NotStarted, ReloadRefused, SettingsError
 from deia_hardening.ids import uuid7
@@ -34,6 +34,7 @@ logger = logging.getLogger("deia_hardening.control")
 _LONGEST_REASON: Final = 500
 _SSE: Final = "text/event-stream"
 PROBES: Final = ("/livez", "/readyz")
+FIXED: Final = ("/health", "/metrics", "/operations", "/openapi.json")
 
 
 class Api:
@@ -43,6 +44,12 @@ class Api:
         self._host = host
         self._authentication = authentication
         self._settings = settings
+        self._fixed = {
+            "/health": self._health,
+            "/metrics": self._metrics,
+            "/operations": self._listed,
+            "/openapi.json": self._openapi,
+        }
         self._running: set[asyncio.Task[None]] = set()
 
     @property
@@ -83,7 +90,7 @@ class Api:
         caller = await self._authentication.caller(request)
         if path == "/session":
             return await self._session(request, caller)
-        fixed = {"/health": self._health, "/operations": self._listed, "/openapi.json": self._openapi}.get(path)
+        fixed = self._fixed.get(path)
         if fixed is not None:
             allow(request, "GET", "HEAD")
             require(caller, Role.VIEWER)
@@ -111,6 +118,12 @@ class Api:
             "store": list(self._host.store.health()),
         }
         return json_response(codec.encode(body))
+
+    def _metrics(self, request: Request) -> Response:
+        from deia_hardening.metrics.prometheus import CONTENT_TYPE, render
+
+        body = render({self.app_name: self._host.metrics})
+        return Response(200, [("content-type", CONTENT_TYPE), ("content-length", str(len(body))), *SAFE_HEADERS], body)
 
     # ---- what there is
 

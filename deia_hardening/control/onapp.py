@@ -11,7 +11,7 @@ import contextlib
 
 import anyio
 
-from deia_hardening.control.api import PROBES, Api
+from deia_hardening.control.api import FIXED, PROBES, Api
 from deia_hardening.control.forward import forward
 from deia_hardening.control.http import Peer, Request, Response, Way, gather_headers, problem_response
 from deia_hardening.control.settings import ControlSettings
@@ -56,7 +56,7 @@ class OnApp:
             return rest
         if not self._whole:
             return None
-        if rest in ("/health", "/operations", "/openapi.json"):
+        if rest in FIXED:
             return rest
         offered = rest.count("/") == 2 and rest[1:].replace("/", ".") in self._api.operations_for(Way.APP)
         return rest if offered else None

@@ -40,6 +40,14 @@ def document(operations: Mapping[str, Operation], prefix: str, *, sessions: bool
         f"{prefix}/livez": _fixed("livez", "Whether the process answers at all.", probe=True),
         f"{prefix}/readyz": _fixed("readyz", "Whether requests should be sent here.", probe=True),
         f"{prefix}/health": _fixed("health", "Each plugin: what is wrong, and since when."),
+        f"{prefix}/metrics": {
+            "get": _entry(
+                "metrics",
+                "The service's metrics, as Prometheus reads them.",
+                [],
+                {"200": {"description": "Done.", "content": {"text/plain": {"schema": {"type": "string"}}}}},
+            )
+        },
         f"{prefix}/operations": _fixed("operations", "What can be called here."),
         f"{prefix}/openapi.json": _fixed("openapi", "This document."),
     }

@@ -43,7 +43,7 @@ from deia_hardening.store.filesystem import boot_id
 from deia_hardening.store.held import hold_in_thread
 from deia_hardening.store.idle import reaper
 from deia_hardening.store.settings import StoreSettings
-from deia_hardening.store.sqlite_file import Opened, open_file, set_aside
+from deia_hardening.store.sqlite_file import Opened, open_file, replace_copy, set_aside
 from deia_hardening.store.transaction import PAGE_PREFIX, Transaction
 
 T = TypeVar("T")
@@ -93,6 +93,7 @@ class SqliteStore:
         self._reader: Opened | None = None
         self._used = 0.0
         self._suspect = False
+        self._sync_failed = False
         self._checked = False
         self._mirrored = ""
 
@@ -269,7 +270,7 @@ class SqliteStore:
 
     def _opened_for_reading(self) -> Opened:
         with self._write_lock:
-            if self._suspect:
+            if self._suspect or self._sync_failed:
                 self._drop(writer=True)  # checked anew, and replaced if it is damaged, before anybody goes on
             self._writer = self._writer or self._open_or_rebuild()
         return self._open()
@@ -378,7 +379,11 @@ class SqliteStore:
             self._notes.pop("page", None)
 
     def _open_or_rebuild(self) -> Opened:
+        """The writer's connection; the caller holds the write lock."""
         try:
+            if self._sync_failed and self.path.exists():
+                replace_copy(self.path, self._settings, self._clock)
+            self._sync_failed = False
             return self._open()
         except StoreDamaged as damage:
             counters = self._page.counters() if self._page is not None else 0
@@ -400,8 +405,7 @@ class SqliteStore:
             self._suspect = True
             return StoreDamaged(f"{self.path}: {error}; it is checked, and set aside if damaged, at the next use")
         if code == sqlite3.SQLITE_IOERR:
-            # The kernel may have dropped what a failed sync did not write: what is on disk is read and checked anew.
-            self._suspect = True
+            self._sync_failed = True
         return StoreUnavailable(f"{self.path}: {error}; nothing was acknowledged")
 
 

@@ -13,7 +13,7 @@ import secrets
 import sqlite3
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -27,6 +27,7 @@ from deia_hardening.store.settings import StoreSettings
 
 FORMAT: Final = 1
 _APPLICATION_ID: Final = 0x64656961  # "deia"
+_TABLES: Final = ("meta", "entries", "leases")
 _SCHEMA: Final = """
 CREATE TABLE meta (name TEXT PRIMARY KEY, value) WITHOUT ROWID;
 CREATE TABLE entries (key TEXT PRIMARY KEY, value BLOB, revision INTEGER NOT NULL, at REAL NOT NULL) WITHOUT ROWID;
@@ -136,14 +137,34 @@ def set_aside(path: Path, settings: StoreSettings, clock: Clock, *, why: str, ab
                 _verify(connection, path, check=True)
                 return None
         now = clock.wall()
-        stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(now))
-        kept = path.with_name(f"{path.name}.damaged-{stamp}-{secrets.token_hex(4)}")
-        for suffix in ("-wal", "-shm", ""):
-            with contextlib.suppress(FileNotFoundError):
-                Path(f"{path}{suffix}").rename(f"{kept}{suffix}")
+        kept = _move_aside(path, f"damaged-{_stamp(now)}")
         done = Rebuilt(now, str(kept), why)
         _create(path, clock, settings, rebuilt=done, above=above)
         return done
+    finally:
+        os.close(lock)
+
+
+def replace_copy(path: Path, settings: StoreSettings, clock: Clock) -> None:
+    """Put a freshly written and synced copy in the file's place, after a sync of it has failed.
+
+    A failed sync may have lost what it was to write, and a later one that succeeds does not bring it back
+    (fsyncgate): what can be read now is written anew, and the old file is kept aside. Identity and revisions stay.
+    Raises StoreError; then the old file is still in place.
+    """
+    lock = _open_lock(path, settings)
+    try:
+        _flock(lock, path, settings.busy_timeout)
+        with contextlib.closing(_connect(path, settings)) as old:
+            _verify(old, path, check=True)
+            rows = {table: old.execute(f"SELECT * FROM {table}").fetchall() for table in _TABLES}  # noqa: S608
+        beside = _write_new(path, rows)
+        _move_aside(path, f"failed-sync-{_stamp(clock.wall())}")
+        _move_in(beside, path)
+    except sqlite3.Error as error:
+        raise StoreUnavailable(f"{path}: {error}; nothing was changed") from error
+    except OSError as error:
+        raise StoreUnavailable(f"{path}: {error.strerror or error}; nothing was acknowledged") from error
     finally:
         os.close(lock)
 
@@ -162,7 +183,21 @@ def _open_lock(path: Path, settings: StoreSettings) -> int:
 
 
 def _create(path: Path, clock: Clock, settings: StoreSettings, *, rebuilt: Rebuilt | None, above: int) -> None:
-    """Make the file beside, whole and synced, and move it in; the caller holds the lock."""
+    """Make an empty file; the caller holds the lock."""
+    meta: list[tuple[object, ...]] = [
+        ("format", FORMAT),
+        ("identity", secrets.token_hex(8)),
+        # Above what any earlier file of this home can have reached: a thousand writes a second would have to last.
+        ("revision", max(int(clock.wall() * 1000), above + 1_000_000 if above else 0)),
+        ("horizon", 0),
+    ]
+    if rebuilt is not None:
+        meta.append(("rebuilt", msgspec.json.encode(rebuilt)))
+    _move_in(_write_new(path, {"meta": meta}), path)
+
+
+def _write_new(path: Path, rows: Mapping[str, Sequence[tuple[object, ...]]]) -> Path:
+    """Write a file beside, whole and synced; returns its name. The caller holds the lock."""
     beside = path.with_name(f".{path.name}.new")
     for suffix in ("", "-wal", "-shm"):
         Path(f"{beside}{suffix}").unlink(missing_ok=True)
@@ -172,24 +207,35 @@ def _create(path: Path, clock: Clock, settings: StoreSettings, *, rebuilt: Rebui
         connection.execute("PRAGMA synchronous=FULL")
         connection.execute(f"PRAGMA application_id={_APPLICATION_ID}")
         connection.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} COMMIT;")
-        rows: list[tuple[str, object]] = [
-            ("format", FORMAT),
-            ("identity", secrets.token_hex(8)),
-            # Above what any earlier file of this home can have reached: a million writes a second would have to last.
-            ("revision", max(int(clock.wall() * 1000), above + 1_000_000 if above else 0)),
-            ("horizon", 0),
-        ]
-        if rebuilt is not None:
-            rows.append(("rebuilt", msgspec.json.encode(rebuilt)))
-        connection.executemany("INSERT INTO meta (name, value) VALUES (?, ?)", rows)
+        connection.execute("BEGIN")
+        for table, content in rows.items():
+            for row in content:
+                connection.execute(f"INSERT INTO {table} VALUES ({', '.join('?' * len(row))})", row)  # noqa: S608
+        connection.execute("COMMIT")
         (mode,) = connection.execute("PRAGMA journal_mode=WAL").fetchone()
     finally:
         connection.close()
     if mode != "wal":
         raise StoreError(f"SQLite can't keep a write-ahead log in {path.parent} (it chose '{mode}'): use a local disk")
     _sync(beside)
+    return beside
+
+
+def _move_in(beside: Path, path: Path) -> None:
     beside.rename(path)
     _sync(path.parent)
+
+
+def _move_aside(path: Path, label: str) -> Path:
+    kept = path.with_name(f"{path.name}.{label}-{secrets.token_hex(4)}")
+    for suffix in ("-wal", "-shm", ""):
+        with contextlib.suppress(FileNotFoundError):
+            Path(f"{path}{suffix}").rename(f"{kept}{suffix}")
+    return kept
+
+
+def _stamp(now: float) -> str:
+    return time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(now))
 
 
 def _sync(path: Path) -> None:

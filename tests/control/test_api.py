@@ -68,6 +68,13 @@ async def test_health_names_each_plugin_and_what_is_wrong_since_when(service: An
     }  # fmt: skip
 
 
+async def test_metrics_are_there_for_a_scraper_with_a_token(service: Any) -> None:
+    service.run.core.metrics.counter("tries", "tries made").inc()
+    answer = await service.ask("GET", "/deia/metrics")
+    assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
+    assert 'deia_tries_total{app="fresh"} 1' in answer.body.decode()
+
+
 async def test_a_query_becomes_a_typed_input(service: Any) -> None:
     query = "text=7&limit=3&colours=red&colours=blue&since=5m&exact=true&window=%7B%22first%22%3A2%7D"
     answer = await service.ask("GET", f"/deia/probe/read?{query}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -197,6 +198,55 @@ def test_a_worker_with_the_old_file_open_moves_to_the_new_one(sqlite: SqliteStor
     sqlite.put("l", b"1")
     assert other.get("l") is not None
     other.close()
+
+
+@pytest.mark.fault
+def test_after_a_failed_sync_all_goes_on_in_a_file_written_anew(sqlite: SqliteStore) -> None:
+    strace = shutil.which("strace")
+    if strace is None:
+        pytest.skip("no strace to make fdatasync fail")
+    sqlite.put("k", b"acknowledged")
+    lease = sqlite.lease_take("backup", 1000, "x")
+    sqlite.close()
+    program = """
+        store = SqliteStore(Path(sys.argv[1]))
+        store.get("k")
+        try:
+            store.put("k", b"never acknowledged")
+        except Exception as error:
+            print(type(error).__name__, flush=True)
+        print(store.put("k", b"after"))
+        store.close()
+    """
+    head = "import os, sys\nfrom pathlib import Path\nfrom deia_hardening.store.sqlite import SqliteStore\n"
+    inode = sqlite.path.stat().st_ino
+    done = subprocess.run(
+        [strace, "-f", "-qq", "-e", "trace=fdatasync", "-e", "inject=fdatasync:error=EIO:when=1", "-o", "/dev/null",
+         sys.executable, "-c", head + textwrap.dedent(program), str(sqlite.path)],
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    if "ptrace" in done.stderr:
+        pytest.skip("strace may not trace here")
+    assert done.stdout.splitlines()[0] == "StoreUnavailable", done.stderr
+    entry = sqlite.get("k")
+    assert entry is not None and entry.value == b"after"
+    assert sqlite.path.stat().st_ino != inode
+    assert list(sqlite.path.parent.glob("store.db.failed-sync-*"))
+    assert lease is not None and sqlite.lease_renew(lease, 1000)
+
+
+def test_a_full_disk_is_an_error_and_heals(sqlite: SqliteStore) -> None:
+    sqlite.put("k", b"1")
+    assert sqlite._writer is not None
+    execute = sqlite._writer.connection.execute
+    (pages,) = execute("PRAGMA page_count").fetchone()
+    execute(f"PRAGMA max_page_count={pages}")
+    with pytest.raises(StoreUnavailable, match="full"):
+        for number in range(100):
+            sqlite.put(f"k/{number}", bytes(10_000))
+    assert sqlite.get("k") is not None
+    sqlite.close()
+    assert sqlite.put("k", b"2") > 0
 
 
 def test_a_file_of_another_program_is_left_alone(tmp_path: Path) -> None:
