@@ -33,6 +33,7 @@ class Connection(ResponseReader, asyncio.Protocol):
     watched = False
     lost = False
     refused = False
+    queued = False
     sending_paused = False
     error: BaseException | None = None
     task: asyncio.Task[None] | None = None
@@ -96,6 +97,33 @@ class Connection(ResponseReader, asyncio.Protocol):
         self._release_flow()
 
     # a call uses these
+
+    def write_first(self, data: bytes) -> None:
+        """Write the beginning of a request, straight to the socket where that can be done.
+
+        It tells at once when the other side takes nothing: then `refused` is set and the connection has failed. A
+        connection whose transport was ever given bytes to keep is written through it for good, so that nothing
+        overtakes what is still in there.
+        """
+        sock = self.sock
+        if sock is None or self.queued:
+            self.transport.write(data)
+            return
+        try:
+            sent = sock.send(data)
+        except (BlockingIOError, InterruptedError):
+            sent = 0
+        except OSError as error:
+            self.refused = True
+            self.fail(error)
+            return
+        if sent < len(data):
+            self.write(data[sent:])
+
+    def write(self, data: bytes) -> None:
+        """Write more of a request, through the transport's buffer."""
+        self.queued = True
+        self.transport.write(data)
 
     async def wait(self) -> None:
         """Wait for the next event or the end. The caller looks again at `events`, `done` and `error`."""

@@ -117,10 +117,10 @@ class Exchange:
         connection.watched = connection.refused = False
         connection.context = copy_context()
         if head.length == 0:
-            connection.transport.write(head.data + b"\r\n")
+            connection.write_first(head.data + b"\r\n")
         elif head.expect and head.length != UNKNOWN:
             connection.uploaded = False
-            connection.transport.write(head.framed(head.length, expect=True))
+            connection.write_first(head.framed(head.length, expect=True))
             self._start_upload(connection, head.length, head.length == CHUNKED, expect=True)
             return True
         elif not await self._write_with_body(connection):
@@ -161,17 +161,15 @@ class Exchange:
             connection.done = connection.reusable = True
             raise BadRequest("a body that is not as long as its Content-Length")
         data = head.framed(length)
-        transport = connection.transport
         if more and length == CHUNKED:
             body = chunk(body)
         if len(body) < _JOIN_BELOW:
-            transport.write(data + body)
-            connection.refused = transport.is_closing()
+            connection.write_first(data + body)
         else:
-            transport.write(data)
-            connection.refused = transport.is_closing()
-            transport.write(body)
-        if more:
+            connection.write_first(data)
+            if not connection.refused:
+                connection.write(body)
+        if more and not connection.refused:
             connection.uploaded = False
             self._start_upload(connection, CHUNKED if length == CHUNKED else length - len(body), length == CHUNKED)
         return True
@@ -210,7 +208,7 @@ class Exchange:
                 if connection.lost:
                     return
                 if body:
-                    connection.transport.write(chunk(body) if chunked else body)
+                    connection.write(chunk(body) if chunked else body)
                 if not more:
                     break
                 if connection.sending_paused:
@@ -219,7 +217,7 @@ class Exchange:
                     await connection.writable()
                     connection.deadline = 0.0
             if chunked:
-                connection.transport.write(b"0\r\n\r\n")
+                connection.write(b"0\r\n\r\n")
             connection.uploaded = True
             if limit and not connection.started:
                 connection.deadline = loop.time() + limit

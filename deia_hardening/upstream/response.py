@@ -67,9 +67,6 @@ class ResponseReader:
         self._want_trailers = False
         self._parser = httptools.HttpResponseParser(self)
         self._renew = False
-        self._fresh()
-
-    def _fresh(self) -> None:
         self._headers: list[tuple[bytes, bytes]] = []
         self._trailers: list[tuple[bytes, bytes]] | None = None
         self._seen = 0
@@ -83,10 +80,12 @@ class ResponseReader:
             self._parser = httptools.HttpResponseParser(self)
             self._renew = False
         self.done = self.started = self.fed = self.continued = self.reusable = False
+        self._chunked = self._sized = False
         self._head_request = head
         self._want_trailers = trailers
         self._early_hints = early_hints
-        self._fresh()
+        self._trailers = self._nominated = None
+        self._seen = 0
 
     def feed(self, data: bytes) -> None:
         """Take bytes from the connection. Raises Malformed; nothing after that is to be believed."""
