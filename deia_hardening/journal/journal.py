@@ -330,13 +330,9 @@ class Journal(Inlet):
             self.drain(_EXIT_TIMEOUT)
 
 
-def open_journal(
-    path: str | Path, settings: JournalSettings | None = None, *, clock: Clock = SYSTEM_CLOCK
-) -> Journal:
+def open_journal(path: str | Path, settings: JournalSettings | None = None, *, clock: Clock = SYSTEM_CLOCK) -> Journal:
     """The journal at `path`. Opens no file and starts no thread: the first record does.
 
     Opening one path twice in a process works as two processes would; better share one.
     """
     return Journal(Path(path).absolute(), settings if settings is not None else JournalSettings(), clock)
-
-

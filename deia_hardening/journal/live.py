@@ -406,7 +406,4 @@ def _older(found: Found, known: Known) -> bool:
     header = found.header
     if header.origin != known.origin:
         return True
-    return header.segment < known.segment or (
-        header.segment == known.segment and found.tail.next_seq < known.next_seq
-    )
-
+    return header.segment < known.segment or (header.segment == known.segment and found.tail.next_seq < known.next_seq)

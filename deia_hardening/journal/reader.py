@@ -382,5 +382,3 @@ def _bisect(text: SegmentText, before: Callable[[int, int], bool]) -> int:
         else:
             high = middle
     return best
-
-

@@ -117,6 +117,4 @@ def segment_at(path: Path) -> Segment:
     if match is None:
         raise ValueError(f"{path.name} is not the name of a sealed segment")
     status = path.stat()
-    return Segment(
-        int(match[1]), int(match[2]), path, status.st_size, match[3] is not None, False, status.st_mtime
-    )
+    return Segment(int(match[1]), int(match[2]), path, status.st_size, match[3] is not None, False, status.st_mtime)

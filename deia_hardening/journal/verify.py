@@ -101,9 +101,7 @@ def verify(reader: JournalReader) -> Verdict:
             what = f"the log begins at record {through + 1}, and no record says why"
             check.problems.insert(0, Problem("pruned", segments[0].number, 0, 0, what))
     head = bytes.fromhex(check.prev.decode()) if check.records else b""
-    return Verdict(
-        not check.problems, tuple(check.problems), check.records, max(check.first, 0), check.seq - 1, head
-    )
+    return Verdict(not check.problems, tuple(check.problems), check.records, max(check.first, 0), check.seq - 1, head)
 
 
 def _segment(check: _Check, segment: Segment, text: SegmentText, *, last: bool) -> None:
@@ -206,5 +204,3 @@ def _own(check: _Check, segment: Segment, line: bytes, offset: int, seq: int) ->
         check.pruned.append((event.get("through", -1), event.get("hash", ""), event.get("segment", -1)))
     elif event.get("kind") == "journal.created" and seq == 0 and event.get("origin") != check.origin:
         check.report("header", segment, offset, "the header names another origin than record 0", 0)
-
-

@@ -108,6 +108,9 @@ class Writer:
         except SyncFailed as failed:
             self._fence(failed.error)
             return False
+        except OSError as error:  # no descriptor could be had
+            self._failed(error)
+            return False
         self.counts.syncs += 1
         self._durable(through)
         return True
@@ -317,5 +320,3 @@ def _gap_event(gap: Gap) -> dict[str, object]:
         "kind": "journal.gap", "count": gap.count, "bytes": gap.bytes,
         "from": format_time(gap.first_ns), "to": format_time(gap.last_ns),
     }  # fmt: skip
-
-
