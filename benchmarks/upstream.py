@@ -247,7 +247,8 @@ def main() -> int:
     good = True
     with tempfile.TemporaryDirectory() as folder:
         child = f"{folder}/child.sock"
-        with uvicorn("app", "--uds", child):
+        # as a `process:` child is run
+        with uvicorn("app", "--uds", child, "--no-date-header", "--no-server-header"):
             if shutil.which("wrk"):
                 good &= rate_table(child, 1 if short else 4)
             else:

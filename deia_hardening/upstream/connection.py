@@ -48,7 +48,8 @@ class Connection(ResponseReader, asyncio.Protocol):
         self.local = local
         self._limit = settings.buffer
         self._reading_paused = False
-        self._waiter: asyncio.Future[None] | None = None
+        self.waiter: asyncio.Future[None] | None = None
+        """Set by a call that waits for the next event; it then looks again at `events`, `done` and `error`."""
         self._flow: asyncio.Future[None] | None = None
 
     # the transport calls these
@@ -71,9 +72,9 @@ class Connection(ResponseReader, asyncio.Protocol):
         if self.buffered > self._limit and not self._reading_paused and not self.done:
             self._reading_paused = True
             self.transport.pause_reading()
-        waiter = self._waiter
+        waiter = self.waiter
         if waiter is not None:
-            self._waiter = None
+            self.waiter = None
             if not waiter.done():
                 waiter.set_result(None)
         if self._flow is not None and not self.sending_paused:  # an upload that waits for its 100
@@ -125,11 +126,6 @@ class Connection(ResponseReader, asyncio.Protocol):
         self.queued = True
         self.transport.write(data)
 
-    async def wait(self) -> None:
-        """Wait for the next event or the end. The caller looks again at `events`, `done` and `error`."""
-        waiter = self._waiter = self.pool.loop.create_future()
-        await waiter
-
     def taken(self, size: int) -> None:
         """`size` bytes of a body went on to the client; read further where that had stopped."""
         self.buffered -= size
@@ -176,9 +172,9 @@ class Connection(ResponseReader, asyncio.Protocol):
         return False
 
     def _wake(self) -> None:
-        waiter = self._waiter
+        waiter = self.waiter
         if waiter is not None:
-            self._waiter = None
+            self.waiter = None
             if not waiter.done():
                 waiter.set_result(None)
         self._release_flow()

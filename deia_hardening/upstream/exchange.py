@@ -240,7 +240,8 @@ class Exchange:
                     return self._judge(connection, reused, started)
                 if connection.done:
                     return True
-                await connection.wait()
+                waiter = connection.waiter = connection.pool.loop.create_future()
+                await waiter
                 continue
             if connection.done and connection.uploaded and connection.error is None:
                 # The answer is all here: the connection need not wait for the client to take it.

@@ -95,28 +95,13 @@ class HttpUpstream:
             raise NotSent(self._name, "stopped", "it has been stopped")
         self.in_flight += 1  # asyncio and trio threads alike: one bytecode-atomic step under the GIL
         try:
-            if scope["type"] == "http":
-                await self._http(scope, receive, send)
-            elif scope["type"] == "websocket":
-                from deia_hardening.upstream.websocket import bridge
-
-                await bridge(self, scope, receive, send)
-            else:
-                raise NotSent(self._name, "error", f"a {scope['type']} scope can't be sent there")
-        finally:
-            self.in_flight -= 1
-
-    async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
+            if scope["type"] != "http":
+                await self._other(scope, receive, send)
+                return
             target = request.encode_target(scope, self.route.prefix)
             extensions = scope.get("extensions")
-            head = request.encode(
-                scope,
-                self.route,
-                target,
-                self.signed(scope, target),
-                trailers=extensions is not None and "http.response.trailers" in extensions,
-            )
+            trailers = extensions is not None and "http.response.trailers" in extensions
+            head = request.encode(scope, self.route, target, self.signed(scope, target), trailers=trailers)
             loop = _asyncio_loop()
             if loop is None:
                 from deia_hardening.upstream.streamed import StreamedExchange
@@ -129,6 +114,15 @@ class HttpUpstream:
             await Exchange(self._name, pool, head, scope, receive, send, self._repeatable(scope)).run()
         except BadRequest as error:
             await refuse(send, str(error))
+        finally:
+            self.in_flight -= 1
+
+    async def _other(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "websocket":
+            raise NotSent(self._name, "error", f"a {scope['type']} scope can't be sent there")
+        from deia_hardening.upstream.websocket import bridge
+
+        await bridge(self, scope, receive, send)
 
     def signed(self, scope: Scope, target: bytes) -> tuple[bytes, ...]:
         """The line that tells a child about the request; nothing where there is no key."""
