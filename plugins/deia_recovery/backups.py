@@ -236,7 +236,7 @@ class Backups:
     def _read_proofs(self) -> Proofs:
         try:
             return msgspec.json.decode((self._recovery.root / "proofs.json").read_bytes(), type=Proofs)
-        except (FileNotFoundError, msgspec.DecodeError):
+        except (FileNotFoundError, msgspec.DecodeError, ValueError):
             return Proofs()
 
     def _prove(self, **news: Any) -> None:

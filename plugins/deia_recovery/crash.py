@@ -85,7 +85,7 @@ class Ownership:
             return msgspec.json.decode(self._path.read_bytes(), type=Marker)
         except FileNotFoundError:
             return None
-        except (msgspec.DecodeError, OSError):
+        except (msgspec.DecodeError, ValueError, OSError):
             return Marker("loose", "", 0.0)
 
     def enter(self, now: float, *, lifespan: bool) -> Verdict:

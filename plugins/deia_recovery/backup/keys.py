@@ -37,7 +37,7 @@ class KeyRing:
         return hmac.new(self._mac, data, hashlib.sha256).hexdigest()
 
     def verify(self, data: bytes, mac: str) -> bool:
-        return hmac.compare_digest(self.mac(data), mac)
+        return hmac.compare_digest(self.mac(data).encode(), mac.encode("utf-8", "replace"))
 
     def name(self, plain: bytes) -> str:
         """A chunk's name: its SHA-256, keyed when encrypted, so that names tell nothing of the content."""

@@ -121,7 +121,7 @@ def read_manifest(data: bytes, keys: KeyRing, where: str) -> Manifest:
     body, _, rest = data.partition(b"\n")
     try:
         shown = msgspec.json.decode(body, type=_Shown)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, ValueError) as error:
         raise BackupError(f"{where} is not a manifest: {error}") from error
     if shown.key_id != keys.id:
         raise WrongKey(

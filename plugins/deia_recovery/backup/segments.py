@@ -82,7 +82,7 @@ def read_segment(data: bytes, keys: KeyRing, where: str) -> Segment:
     mac, _, body = rest.partition(b"\n")
     try:
         head = msgspec.json.decode(line, type=SegmentHead)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, ValueError) as error:
         raise BackupError(f"{where} is not a segment: {error}") from error
     if head.key_id != keys.id:
         raise WrongKey(f"{where} was made with the key {head.key_id!r}, the present one is {keys.id!r}")

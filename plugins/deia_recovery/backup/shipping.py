@@ -43,7 +43,7 @@ def read_shipped(root: Path) -> Shipped | None:
     """What was shipped last, as far as this machine knows."""
     try:
         return msgspec.json.decode((root / "shipped.json").read_bytes(), type=Shipped)
-    except (FileNotFoundError, msgspec.DecodeError):
+    except (FileNotFoundError, msgspec.DecodeError, ValueError):
         return None
 
 

@@ -1,0 +1,247 @@
+"""Kills, power cuts and failed system calls: nothing acknowledged is lost, nothing is half there, nothing is silent.
+
+The short slices run always, seeded and printed; the campaigns of thousands are marked slow (DEIA_CAMPAIGN sets how many).
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sqlite3
+import sys
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from deia_hardening.testing import faults
+from deia_recovery.engine.connections import apart
+from deia_recovery.engine.engine import Engine
+from deia_recovery.engine.generation import create_first
+from deia_recovery.engine.options import EngineOptions
+from deia_recovery.engine.pages import verify_live
+from deia_recovery.engine.pending import Pending
+from deia_recovery.engine.transaction import Tx
+
+pytestmark = pytest.mark.fault
+
+OPTIONS = EngineOptions(reserve=0, log_limit=48 << 10, log_reserve=32 << 10, idle=0.05)
+
+CAMPAIGN = int(os.environ.get("DEIA_CAMPAIGN", "10000"))
+
+
+def step(tx: Tx) -> int:
+    """One write that would show any loss, half or double: a counter, a log entry, and a pair that must agree."""
+    row = tx.one("SELECT value FROM registry WHERE store = 's' AND key = 'n'")
+    number = int(row[0] if row else b"0") + 1
+    text = b"%d" % number
+    tx.put_registry("s", "n", text)
+    tx.put_registry("s", f"entry-{number:08d}", text * 20)
+    tx.put_registry("s", "left", text)
+    tx.put_registry("s", "right", text)
+    return number
+
+
+def work(folder: Path, count: int, together: int) -> Callable[[Callable[[str], None]], None]:
+    def run(acknowledge: Callable[[str], None]) -> None:
+        engine = Engine(folder, OPTIONS)
+        waiting: list[Pending[int]] = []
+        for _ in range(count):
+            waiting.append(engine.write(step))
+            if len(waiting) >= together:
+                acknowledge(str(max(one.result(30) for one in waiting)))
+                waiting.clear()
+        engine.close()
+
+    return run
+
+
+def check(database: Path, acknowledged: int, where: str) -> int:
+    """The state verifies, holds everything acknowledged, whole and once. Returns how far it goes."""
+    verdict = verify_live(database)
+    assert verdict.ok, f"{where}: a good state does not verify: {verdict.problems}"
+    with apart(database) as connection:
+        rows = dict(connection.execute("SELECT key, value FROM registry"))
+        assert connection.execute("PRAGMA integrity_check").fetchone()[0] == "ok", where
+    number = int(rows.get("n", b"0"))
+    assert number >= acknowledged, f"{where}: {acknowledged} was acknowledged, the state ends at {number}"
+    entries = sorted(key for key in rows if key.startswith("entry-"))
+    assert entries == [f"entry-{i:08d}" for i in range(1, number + 1)], where
+    assert all(rows[key] == b"%d" % int(key[6:]) * 20 for key in entries), where
+    assert rows.get("left") == rows.get("right") == rows.get("n"), where
+    return number
+
+
+def kills(folder: Path, rounds: int) -> None:
+    seed = faults.seed()
+    generation = create_first(folder)
+    killed = number = 0
+    for turn in range(rounds):
+        together = 1 + (seed + turn) % 5
+        run = faults.fork_and_kill(
+            work(generation.folder, 400, together), seed=seed + turn, after=(0, 40), jitter=0.004
+        )
+        killed += run.killed
+        acknowledged = max([int(line) for line in run.acknowledged], default=0)
+        where = f"seed {seed} round {turn}: {run.stderr}"
+        number = check(generation.folder / "state.db", max(acknowledged, number), where)
+        if number > 3000:
+            shutil.rmtree(folder)
+            generation, number = create_first(folder), 0
+    assert killed > rounds / 2
+
+
+@pytest.mark.blocking
+def test_killed_at_any_instant_it_keeps_what_it_acknowledged(root: Path) -> None:
+    kills(root, 40)
+
+
+@pytest.mark.slow
+@pytest.mark.blocking
+def test_ten_thousand_kills(root: Path) -> None:
+    kills(root, CAMPAIGN)
+
+
+CHILD = textwrap.dedent(
+    """
+    import sys
+    from pathlib import Path
+    sys.path.insert(0, sys.argv[2])
+    from deia_recovery.engine.engine import Engine
+    from deia_recovery.engine.generation import create_first, read_current
+    from test_faults import OPTIONS, step
+    root = Path(sys.argv[1])
+    generation = read_current(root) or create_first(root)
+    engine = Engine(generation.folder, OPTIONS)
+    print(0, flush=True)
+    for turn in range(int(sys.argv[3])):
+        try:
+            number = max(one.result(30) for one in [engine.write(step) for _ in range(1 + turn % 3)])
+        except Exception as error:
+            print("refused", type(error).__name__, flush=True)
+        else:
+            print(number, flush=True)
+        if turn % 10 == 9:
+            try:
+                engine.checkpoints.run(wait=True)
+            except Exception as error:
+                print("no checkpoint", type(error).__name__, flush=True)
+    engine.close()
+    """
+)
+
+
+def cuts(tmp_path: Path, count: int, turns: int) -> None:
+    faults.need("strace")
+    seed = faults.seed()
+    folder = tmp_path / "recorded"
+    folder.mkdir()
+    argv = [sys.executable, "-c", CHILD, str(folder / "state"), str(Path(__file__).parent), str(turns)]
+    trace = faults.record_child(argv, folder)
+    seen = 0
+    for cut in faults.power_cuts(trace, count=count, seed=seed):
+        target = tmp_path / "cut"
+        shutil.rmtree(target, ignore_errors=True)
+        cut.restore(target)
+        numbers = [int(mark) for mark in cut.marks if str(mark).isdigit()]
+        database = target / "state" / "g000001" / "state.db"
+        if not numbers:
+            continue  # the state was not begun, as far as anybody was told
+        seen += 1
+        check(database, max(numbers), cut.describe())
+    assert seen > count / 3
+
+
+@pytest.mark.blocking
+def test_a_power_cut_at_any_instant_loses_nothing_acknowledged(tmp_path: Path) -> None:
+    cuts(tmp_path, 60, 40)
+
+
+@pytest.mark.slow
+@pytest.mark.blocking
+def test_ten_thousand_power_cuts(tmp_path: Path) -> None:
+    cuts(tmp_path, CAMPAIGN, 120)
+
+
+def failures(tmp_path: Path, calls: tuple[str, ...], limit: int) -> None:
+    faults.need("strace")
+    root = tmp_path / "state"
+    script = "import shutil, sys; shutil.rmtree(sys.argv[1], ignore_errors=True)\n" + CHILD
+    argv = [sys.executable, "-c", script, str(root), str(Path(__file__).parent), "12"]
+    tried = refused = 0
+    for failure in faults.each_failure(argv, calls=calls, errors=("EIO", "ENOSPC"), below=root, limit=limit):
+        tried += 1
+        where = f"{failure.call} {failure.error} {failure.nth}: {failure.stdout[-300:]} {failure.stderr[-600:]}"
+        lines = failure.stdout.split("\n")
+        numbers = [int(line) for line in lines if line.isdigit()]
+        refused += any(line.startswith(("refused", "no checkpoint")) for line in lines)
+        if not numbers:
+            assert failure.returncode != 0, f"{where}: nothing was acknowledged and nothing was said"
+            continue
+        check(root / "g000001" / "state.db", max(numbers), where)
+    assert tried
+    assert refused
+
+
+@pytest.mark.blocking
+def test_a_failed_system_call_is_never_silent(tmp_path: Path) -> None:
+    failures(tmp_path, ("fdatasync",), 2)
+
+
+@pytest.mark.slow
+@pytest.mark.blocking
+def test_every_failed_system_call_is_never_silent(tmp_path: Path) -> None:
+    failures(tmp_path, ("fdatasync", "fsync", "pwrite64", "write", "openat", "ftruncate", "rename"), 1000)
+
+
+@pytest.mark.blocking
+def test_planted_mistakes_are_caught(root: Path) -> None:
+    """The checks above are worth something: a lost, a doubled and a half write are all seen."""
+    generation = create_first(root)
+    engine = Engine(generation.folder, OPTIONS)
+    for _ in range(5):
+        engine.write(step).result(10)
+    engine.close()
+    database = generation.folder / "state.db"
+    assert check(database, 5, "good") == 5
+    with pytest.raises(AssertionError, match="acknowledged"):
+        check(database, 6, "lost")
+    for sql in (
+        "UPDATE registry SET value = '4' WHERE key = 'left'",
+        "DELETE FROM registry WHERE key = 'entry-00000003'",
+        "INSERT INTO registry VALUES('s', 'entry-00000009', '9', 9, 9)",
+    ):
+        with apart(database) as connection:
+            connection.execute("PRAGMA query_only=OFF")
+            connection.execute("SAVEPOINT planted")
+            connection.execute(sql)
+            rows = dict(connection.execute("SELECT key, value FROM registry"))
+            connection.execute("ROLLBACK TO planted")
+            connection.execute("RELEASE planted")
+        number = int(rows["n"])
+        good = sorted(k for k in rows if k.startswith("entry-")) == [f"entry-{i:08d}" for i in range(1, number + 1)]
+        assert not (good and rows["left"] == rows["right"] == rows["n"])
+    assert isinstance(sqlite3.sqlite_version, str)
+
+
+@pytest.mark.blocking
+def test_a_full_disk_refuses_reads_on_and_heals(tmp_path: Path) -> None:
+    faults.need("tmpfs")
+    from deia_recovery.errors import StateUnavailable
+
+    with faults.small_disk(mib=6) as folder:
+        generation = create_first(folder / "state")
+        engine = Engine(generation.folder, EngineOptions(reserve=0, log_reserve=0, log_limit=1 << 30))
+        engine.write(step).result(10)
+        faults.fill(folder)
+        with pytest.raises(StateUnavailable) as caught:
+            for _ in range(3000):
+                engine.write(step).result(10)
+        assert "full" in str(caught.value)
+        before = engine.read_here(lambda c: c.execute("SELECT count(*) FROM registry").fetchone()[0])
+        assert before >= 4
+        faults.release(folder)
+        number = engine.write(step).result(10)
+        engine.close()
+        assert check(generation.folder / "state.db", number, "after the disk had room again") == number
