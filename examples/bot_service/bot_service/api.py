@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from collections.abc import AsyncIterator
@@ -12,7 +13,7 @@ from fastapi.responses import StreamingResponse
 
 from bot_service import scaling
 from bot_service.hub import hub
-from bot_service.models import Bot, BotSpec, Job, Message, Scaling, Task, TaskRequest
+from bot_service.models import Bot, BotSpec, Job, Mailbox, Message, Scaling, Task, TaskRequest
 from bot_service.settings import Limits
 from bot_service.state import assignments, bots, mailboxes, tasks
 from bot_service.work import workers
@@ -140,13 +141,13 @@ async def send_message(message: Message, bot: Annotated[Bot, Depends(known)], li
     """Put a message into a bot's mailbox."""
     now = time.time()
 
-    def add(box: list[Message] | None) -> list[Message]:
-        fresh = [one for one in box or [] if one.at > now - float(limits.message_ttl)]
+    def add(box: Mailbox | None) -> Mailbox:
+        fresh = [one for one in (box or Mailbox()).messages if one.at > now - float(limits.message_ttl)]
         if len(fresh) >= limits.mailbox_size:
             raise HTTPException(507, f"the mailbox of {bot.id!r} is full")
-        return [*fresh, message.model_copy(update={"at": now})]
+        return Mailbox(messages=[*fresh, message.model_copy(update={"at": now})])
 
-    return {"waiting": len(await mailboxes.update(bot.id, add))}
+    return {"waiting": len((await mailboxes.update(bot.id, add)).messages)}
 
 
 @router.get("/bots/{bot_id}/messages")
@@ -154,9 +155,9 @@ async def read_messages(bot: Annotated[Bot, Depends(known)], limits: Settings) -
     """Read a bot's mailbox, which empties it: a GET with effects, so `requests.effects` names it."""
     taken: list[Message] = []
 
-    def take(box: list[Message] | None) -> list[Message]:
-        taken[:] = box or []
-        return []
+    def take(box: Mailbox | None) -> Mailbox:
+        taken[:] = (box or Mailbox()).messages
+        return Mailbox()
 
     await mailboxes.update(bot.id, take)
     oldest = time.time() - float(limits.message_ttl)
@@ -171,8 +172,17 @@ async def events(websocket: WebSocket) -> None:
         await websocket.close(code=1013, reason="too many listeners")
         return
     await websocket.accept()
-    try:
+
+    async def tell() -> None:
         async for event in hub.listen(limits.listener_backlog):
             await websocket.send_json(event)
-    except WebSocketDisconnect:
+
+    telling = asyncio.create_task(tell())
+    try:
+        while True:
+            await websocket.receive()  # nothing is expected but the client's leaving
+    except (WebSocketDisconnect, RuntimeError):
         return
+    finally:
+        telling.cancel()
+        await asyncio.gather(telling, return_exceptions=True)

@@ -63,6 +63,12 @@ class Message(BaseModel):
     at: float = 0.0
 
 
+class Mailbox(BaseModel):
+    """What waits for one bot."""
+
+    messages: list[Message] = []
+
+
 class Scaling(BaseModel):
     """What scaling sees and suggests."""
 

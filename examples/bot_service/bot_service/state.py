@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from bot_service.models import Bot, Job, Message
+from bot_service.models import Bot, Job, Mailbox
 from deia_recovery import Assignments, Registry, TaskQueue
 
 bots = Registry("bots", Bot)
-mailboxes = Registry("mailboxes", list[Message])
+mailboxes = Registry("mailboxes", Mailbox)
 tasks = TaskQueue("tasks", Job)
 assignments = Assignments("assignments")
