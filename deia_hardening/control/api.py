@@ -17,7 +17,7 @@ from urllib.parse import unquote
 import attrs
 import msgspec
 
-from deia_hardening.control import codec, openapi
+from deia_hardening.control import codec, console, openapi
 from deia_hardening.control.auth import Authentication, Caller, require
 from deia_hardening.control.http import SAFE_HEADERS, Request, Response, Way, json_response, problem_response
 from deia_hardening.control.settings import ControlSettings
@@ -87,6 +87,9 @@ class Api:
         if path in PROBES:
             allow(request, "GET", "HEAD")
             return self._probe(path)
+        if path in console.PATHS and request.peer.way is Way.LISTENER and self._settings().console:
+            allow(request, "GET", "HEAD")
+            return await self._host.blocking(console.page, path)
         caller = await self._authentication.caller(request)
         if path == "/session":
             return await self._session(request, caller)

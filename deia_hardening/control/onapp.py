@@ -8,6 +8,7 @@ the app's pages shares its origin.
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Awaitable
 
 import anyio
 
@@ -33,15 +34,14 @@ class OnApp:
         self._prefix = settings.prefix + "/"
         self._whole = settings.on_app != "probes"
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or self._prefix not in scope["path"]:
-            await self._app(scope, receive, send)
-            return
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+        # No coroutine of our own around a request that is the app's: that saves half of this layer's 0.4 µs.
+        if self._prefix not in scope["path"] or scope["type"] != "http":
+            return self._app(scope, receive, send)
         path = self._own_path(scope)
         if path is None:
-            await self._app(scope, receive, send)
-            return
-        await self._answer(path, scope, receive, send)
+            return self._app(scope, receive, send)
+        return self._answer(path, scope, receive, send)
 
     def _own_path(self, scope: Scope) -> str | None:
         """The path after the prefix when it is ours to answer, else None."""

@@ -27,6 +27,7 @@ class ControlSettings:
     listen: str = setting(
         "", "an address of its own, as `127.0.0.1:8444` or `[::1]:8444`", le=262, file_only=True, restart=True
     )
+    console: bool = setting(True, "serve the console, a page for people, at `listen`", file_only=True)
     hosts: tuple[str, ...] = setting(
         (), "names that a browser may reach `listen` by, besides its address and localhost", le=64, file_only=True
     )
