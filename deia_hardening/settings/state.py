@@ -104,17 +104,22 @@ def read_last_good(home: Path) -> LastGood | None:
         return None
 
 
-def write_last_good(home: Path, snapshot: Snapshot, digest: str, *, start_from_it: bool) -> None:
-    """Keep the files of the revision in force. Blocking. Raises OSError; then the old file is untouched."""
+def encode_last_good(snapshot: Snapshot, digest: str, *, at: float, start_from_it: bool) -> bytes:
+    """The content of the file `last_good_path`, for `replace_file`. Pure."""
     content = {
         "format": FORMAT,
-        "at": time.time(),
+        "at": at,
         "digest": digest,
         "start_from_it": start_from_it,
         "root": str(snapshot.root),
         "files": [[file.name, base64.b64encode(file.data).decode()] for file in snapshot.files],
     }
-    replace_file(home / "state" / LAST_GOOD, json.dumps(content).encode() + b"\n")
+    return json.dumps(content).encode() + b"\n"
+
+
+def last_good_path(home: Path) -> Path:
+    """Where a home keeps the files of its last good revision."""
+    return home / "state" / LAST_GOOD
 
 
 def replace_file(path: Path, data: bytes) -> None:

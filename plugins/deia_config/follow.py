@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 from deia_config.flags import FlagSet, compile_flags
 from deia_config.service import ConfigManager
 from deia_config.settings import ConfigSettings
-from deia_config.settling import Patience, Refuse, Take, judge
+from deia_config.settling import Patience, Refuse, Take, Verdict, Wait, judge
 from deia_config.watch import Watch, folders_of
 from deia_hardening.errors import ReloadRefused, SettingsError
 from deia_hardening.events import RevisionRefused
@@ -24,7 +25,6 @@ from deia_hardening.plugin import SYSTEM, Host
 from deia_hardening.settings import Snapshot, take_snapshot
 from deia_hardening.settings.files import withdraw
 from deia_hardening.settings.problems import Problems
-from deia_hardening.settings.state import write_last_good
 
 logger = logging.getLogger("deia_config")
 
@@ -73,7 +73,7 @@ class Follower:
             await self._rewatch()
         # Notifications are on, so what came between harden() and here is seen now, and what comes later is hinted.
         await self._look_safely()
-        await self._keep_last_good()
+        self._manager.keep_last_good()
         if settings.watch:
             await self._follow()
 
@@ -167,7 +167,7 @@ class Follower:
             return False
         if await manager.take(seen, reason="the settings files changed"):
             self._refused = ""
-            await self._keep_last_good()
+            manager.keep_last_good()
             return True
         self._refused = seen.digest
         return False
@@ -211,41 +211,51 @@ class Follower:
         if force:
             patience = Patience(settings.settle, 0, 0, "apply")
         clock = self._host.clock
+        baseline = None if force else accepted
         began = since = clock.monotonic()
         told = False
-        seen: Snapshot = await self._host.blocking(read)
-        while not known(seen):
-            unchanged = clock.monotonic() - since
-            # off the loop: it may parse a file of 1 MiB
-            verdict = await self._host.blocking(judge, None if force else accepted, seen, unchanged, patience)
-            if isinstance(verdict, Take):
-                return seen, ""
+        seen: Snapshot | None = None
+        while True:
+            # Reads and the short wait between them in one visit to a thread: each change of threads may take 5 ms
+            # while requests keep the interpreter busy.
+            again, verdict = await self._host.blocking(
+                settled, read, known, seen, clock.monotonic() - since, baseline, patience
+            )
+            if verdict is None or isinstance(verdict, Take):
+                return again, ""
             if isinstance(verdict, Refuse):
-                return seen, verdict.why
-            await clock.sleep(min(verdict.seconds, max(settings.settle, settings.unfinished_wait)))
-            again: Snapshot = await self._host.blocking(read)
-            if again.digest != seen.digest:
+                return again, verdict.why
+            if seen is None or again.digest != seen.digest:
                 since = clock.monotonic()
             seen = again
+            await clock.sleep(min(verdict.seconds, max(settings.settle, settings.unfinished_wait)))
             if not told and clock.monotonic() - began > settings.settle_limit:
                 told = True
                 logger.warning("the settings files keep changing since %s: nothing is taken up", settings.settle_limit)
-        return seen, ""
 
-    async def _keep_last_good(self) -> None:
-        accepted = self._manager.accepted
-        if accepted is None:
-            return
-        allowed = self._settings().start_from_last_good
-        digest: str = self._host.revisions.current.digest
 
-        def write() -> None:
-            write_last_good(self._host.home, accepted, digest, start_from_it=allowed)
-
-        try:
-            await self._host.blocking(write)
-        except OSError as error:
-            logger.warning("the last good settings can't be kept: %s", error)
+def settled(
+    read: Callable[[], Snapshot],
+    known: Callable[[Snapshot], bool],
+    seen: Snapshot | None,
+    unchanged_for: float,
+    accepted: Snapshot | None,
+    patience: Patience,
+) -> tuple[Snapshot, Verdict | None]:
+    """Read, wait, read again and judge. No verdict for content that is in force already. Blocking."""
+    first = read()
+    if known(first):
+        return first, None
+    same = seen is not None and seen.digest == first.digest
+    if not same or unchanged_for < patience.settle:
+        time.sleep(patience.settle)
+        second = read()
+        if known(second):
+            return second, None
+        if second.digest != first.digest:
+            return second, Wait(patience.settle, "the files are being written")
+        unchanged_for = (unchanged_for if same else 0.0) + patience.settle
+    return first, judge(accepted, first, unchanged_for, patience)
 
 
 def flag_paths(settings: ConfigSettings, home: Path) -> list[Path]:

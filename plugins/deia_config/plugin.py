@@ -30,15 +30,12 @@ class ConfigPlugin(Plugin[ConfigSettings]):
 
     async def check(self, settings: ConfigSettings) -> None:
         """Refuse settings whose flag files are broken."""
-        running = self.manager.flag_set
         self.manager.offered = settings
+        if settings.flags == self.manager.settings().flags and self.follower is not None:
+            return  # the same files, which are followed by themselves
         snapshot = await self.host.blocking(flag_snapshot, settings, self.host.home)
-        if snapshot.digest != running.digest or self._generation_differs(settings):
-            flags = await self.host.blocking(compiled, snapshot, settings.flags.fractional)
-            self._checked = (settings, flags)
-
-    def _generation_differs(self, settings: ConfigSettings) -> bool:
-        return self.manager.settings().flags != settings.flags
+        flags = await self.host.blocking(compiled, snapshot, settings.flags.fractional)
+        self._checked = (settings, flags)
 
     def layers(self, settings: ConfigSettings) -> Sequence[Layer]:
         """None: it works beside the requests."""

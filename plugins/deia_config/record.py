@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ class Recorder:
 
     def __init__(self, host: Host) -> None:
         self._host = host
-        self._pending: dict[Path, bytes] = {}
+        self._pending: dict[Path, Callable[[], bytes]] = {}
         self._lock = threading.Lock()
 
     def applied(self, entry: Entry, before: Entry | None, changes: Mapping[str, tuple[Any, Any]]) -> None:
@@ -76,19 +76,19 @@ class Recorder:
         self._once(f"flags-refused:{digest}", {"action": "flags-refused", "problems": list(problems), "digest": digest})
         self._host.events.emit(FlagsRefused(problems=problems))
 
-    def keep(self, path: Path, data: bytes) -> None:
-        """Write a file in the background; of several in a row only the newest."""
+    def keep(self, path: Path, content: Callable[[], bytes]) -> None:
+        """Write a file in the background; of several in a row only the newest is even encoded."""
         with self._lock:
             waiting = path in self._pending
-            self._pending[path] = data
+            self._pending[path] = content
         if not waiting:
             self._host.runtime.submit(self._write, path)
 
     async def _write(self, path: Path) -> None:
         def write() -> None:
             with self._lock:
-                data = self._pending.pop(path)
-            replace_file(path, data)
+                content = self._pending.pop(path)
+            replace_file(path, content())
 
         try:
             await self._host.blocking(write)

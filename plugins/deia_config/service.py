@@ -11,6 +11,7 @@ import contextlib
 import inspect
 import logging
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import attrs
@@ -26,7 +27,14 @@ from deia_hardening.events import RevisionApplied, RevisionRefused
 from deia_hardening.plugin import SYSTEM, Actor, Host, Problem
 from deia_hardening.settings import Snapshot, take_snapshot
 from deia_hardening.settings.files import stand_in, withdraw
-from deia_hardening.settings.state import Override, Overrides, read_overrides, write_overrides
+from deia_hardening.settings.state import (
+    Override,
+    Overrides,
+    encode_last_good,
+    last_good_path,
+    read_overrides,
+    write_overrides,
+)
 
 logger = logging.getLogger("deia_config")
 
@@ -446,6 +454,20 @@ class ConfigManager:
         self.accepted = snapshot
         stand_in(self, snapshot)
 
+    def keep_last_good(self) -> None:
+        """Have the accepted files written to the home, in the background."""
+        if self.accepted is not None:
+            self._recorder.keep(
+                last_good_path(self._host.home),
+                partial(
+                    encode_last_good,
+                    self.accepted,
+                    self._host.revisions.current.digest,
+                    at=self._host.clock.wall(),
+                    start_from_it=self.settings().start_from_last_good,
+                ),
+            )
+
     async def load_state(self) -> None:
         """Read overrides and history from the home, and note the revision that is in force."""
         self._overrides = await self._host.blocking(read_overrides, self._host.home)
@@ -492,7 +514,7 @@ class ConfigManager:
             else _flat_overrides(self._host.revisions.overrides),
         )
         self.history = self.history.add(entry, self.settings().history)
-        self._recorder.keep(path_in(self._host.home), encode(self.history))
+        self._recorder.keep(path_in(self._host.home), partial(encode, self.history))
         return entry
 
 

@@ -25,7 +25,7 @@ async def test_a_rename_and_a_save_in_place_are_taken_up(start: Any) -> None:
         service.save(with_bots(3))
         await service.until_bots(3)
         assert (await service.body())["max_bots"] == 3
-        assert service.manager.status().revision == 3
+        await service.until(lambda: service.manager.status().revision == 3)
         await service.until(lambda: len(service.journal()) == 2)
         record = (await service.records())[-1]
         assert record["changes"] == {"app.max_bots": {"old": 2, "new": 3}}
