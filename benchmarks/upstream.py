@@ -116,14 +116,16 @@ def wrk(port: str, connections: int, seconds: int, *, strict: bool = True) -> tu
     return rate, connections / rate
 
 
-def cpu_seconds(pid: int) -> float:
+def cpu_seconds(pid: int) -> tuple[float, float]:
+    """What a process has used so far, in user and in system mode."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    tick = os.sysconf("SC_CLK_TCK")
+    return int(fields[11]) / tick, int(fields[12]) / tick
 
 
 def rate_table(child: str, seconds: int) -> bool:
     """Direct, through an upstream, through httpx; interleaved twice, the better run of each counts."""
-    results: dict[str, list[tuple[float, float, float]]] = {}
+    results: dict[str, list[tuple[float, float, float, float]]] = {}
     arrangements = {
         "direct (the app in the front)": ("app", {}),
         "deia upstream, unix:": ("front", {"UPSTREAM_SOCKET": child}),
@@ -138,15 +140,21 @@ def rate_table(child: str, seconds: int) -> bool:
                 _, latency = wrk(port, 1, seconds, strict=strict)
                 before = cpu_seconds(process.pid)
                 rate, _ = wrk(port, 32, seconds, strict=strict)
-                cpu = (cpu_seconds(process.pid) - before) / (rate * seconds)
-                results.setdefault(name, []).append((latency, rate, cpu))
-    best = {n: (min(r[0] for r in rs), max(r[1] for r in rs), min(r[2] for r in rs)) for n, rs in results.items()}
+                used = cpu_seconds(process.pid)
+                user, system = ((used[i] - before[i]) / (rate * seconds) for i in (0, 1))
+                results.setdefault(name, []).append((latency, rate, user, system))
+    best = {
+        name: (min(r[0] for r in rows), max(r[1] for r in rows), *min((r[2], r[3]) for r in rows))
+        for name, rows in results.items()
+    }
     base = best["direct (the app in the front)"]
-    print(f"{'':32}{'1 connection':>14}{'added':>10}{'32 connections':>17}{'of direct':>11}{'front CPU':>12}")
-    for name, (latency, rate, cpu) in best.items():
+    print(
+        f"{'':32}{'1 connection':>14}{'added':>10}{'32 connections':>17}{'of direct':>11}{'CPU user+sys':>18}{'of':>6}"
+    )
+    for name, (latency, rate, user, system) in best.items():
         print(
-            f"{name:32}{latency * 1e6:11.0f} µs{(latency - base[0]) * 1e6:7.0f} µs"
-            f"{rate:13.0f} r/s{rate / base[1]:10.0%}{cpu * 1e6:9.1f} µs"
+            f"{name:32}{latency * 1e6:11.0f} µs{(latency - base[0]) * 1e6:7.0f} µs{rate:13.0f} r/s"
+            f"{rate / base[1]:10.0%}{user * 1e6:9.1f} +{system * 1e6:4.1f} µs{(base[2] + base[3]) / (user + system):11.0%}"
         )
     ours = best["deia upstream, unix:"]
     added, share = (ours[0] - base[0]) * 1e6, ours[1] / base[1]
@@ -243,6 +251,8 @@ def main() -> int:
         run = uvloop.run
     except ImportError:
         run = asyncio.run
+    if os.getloadavg()[0] > 1:
+        print("This machine is busy with other things: take the times with care, the CPU figures less so.")
     print(f"Python {sys.version.split()[0]}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
     good = True
     with tempfile.TemporaryDirectory() as folder:
