@@ -154,7 +154,8 @@ def rate_table(child: str, seconds: int) -> bool:
     for name, (latency, rate, user, system) in best.items():
         print(
             f"{name:32}{latency * 1e6:11.0f} µs{(latency - base[0]) * 1e6:7.0f} µs{rate:13.0f} r/s"
-            f"{rate / base[1]:10.0%}{user * 1e6:9.1f} +{system * 1e6:4.1f} µs{(base[2] + base[3]) / (user + system):11.0%}"
+            f"{rate / base[1]:10.0%}{user * 1e6:9.1f} +{system * 1e6:4.1f} µs"
+            f"{(base[2] + base[3]) / (user + system):11.0%}"
         )
     ours = best["deia upstream, unix:"]
     added, share = (ours[0] - base[0]) * 1e6, ours[1] / base[1]
