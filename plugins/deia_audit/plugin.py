@@ -6,9 +6,11 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import ClassVar
 
+from deia_audit.endpoint import LogsEndpoint
 from deia_audit.keeper import Keeper
 from deia_audit.middleware import AuditMiddleware
 from deia_audit.policy import Policy
+from deia_audit.query.search import Search
 from deia_audit.service import AuditLogger
 from deia_audit.settings import AuditSettings
 from deia_hardening.errors import NotEnabled
@@ -38,7 +40,10 @@ class AuditPlugin(Plugin[AuditSettings]):
         def record(app: ASGIApp) -> ASGIApp:
             return AuditMiddleware(app, self.logger, settings, policy)
 
-        return [Layer(Position.OBSERVE, record)]
+        def serve(app: ASGIApp) -> ASGIApp:
+            return LogsEndpoint(app, self.host, self.logger.query, settings.path, settings.query_limit)
+
+        return [Layer(Position.OBSERVE, record), Layer(Position.CONTROL, serve)]
 
     async def adopted(self, old: AuditSettings | None, new: AuditSettings) -> None:
         self.logger.configure(new)
@@ -49,6 +54,10 @@ class AuditPlugin(Plugin[AuditSettings]):
         settings = self._settings()
         self.logger.configure(settings)
         await self.keeper.start(settings)
+        sealer = self.keeper.sealer
+        search = self.logger.search = Search(
+            sealer.layout, lambda: sealer.checkpoint, connections=settings.query_connections
+        )
         withdraw = self.host.services.provide(AuditLogger, self.logger)
         subscription = self.host.events.subscribe(Event, self.logger.record_event, inline=True)
         try:
@@ -57,6 +66,8 @@ class AuditPlugin(Plugin[AuditSettings]):
             subscription.cancel()
             self.logger.flush_flood()
             withdraw()
+            self.logger.search = None
+            await self.host.blocking(search.close)
             await self.host.blocking(self.logger.journal.drain, 5.0)
             await self.keeper.stop()
 

@@ -8,19 +8,24 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from typing import Any
+from urllib.parse import parse_qsl
 
 import attrs
 
 from deia_audit.flood import FloodGate
+from deia_audit.query.grammar import Query, parse_query
+from deia_audit.query.search import Page, Search
 from deia_audit.records import Assembler
 from deia_audit.settings import AuditSettings
 from deia_hardening.context import SYSTEM, RequestContext, context_variable
+from deia_hardening.errors import NotStarted
 from deia_hardening.journal import Journal, Receipt
 from deia_hardening.plugin import Actor, Event, Host, Target
 
 logger = logging.getLogger("deia_audit")
 
 TRACE_NOTE = "audit.trace"
+_IDLE = 10.0
 RESERVED_PREFIX = "audit."
 _BASE_FIELDS = frozenset(field.name for field in attrs.fields(Event))
 
@@ -37,6 +42,9 @@ class AuditLogger:
         self._journal: Journal | None = None
         self.assembler = Assembler()
         self.flood = FloodGate(50.0, 200, host.clock.monotonic())
+        self.search: Search | None = None
+        self._searched = 0.0
+        self._closing = False
 
     @property
     def journal(self) -> Journal:
@@ -139,6 +147,36 @@ class AuditLogger:
         if reason:
             members["reason"] = reason
         return self.journal.append(self.assembler.event(members, actor or SYSTEM))
+
+    # -- reading --
+
+    async def query(self, query: Query | str) -> Page:
+        """Find records; `query` is in the grammar of `GET /api/audit/logs` (`"actor=alice&status=500..599"`).
+
+        Awaitable from any loop. Raises QueryError (a ValueError that names the field), NotStarted before the start.
+        """
+        if isinstance(query, str):
+            query = parse_query(
+                parse_qsl(query, keep_blank_values=True), most=10_000, now_ns=self._host.clock.wall_ns()
+            )
+        search = self.search
+        if search is None:
+            raise NotStarted("the audit trail can be searched once the app has started")
+        page = await self._host.blocking(search.run, query)
+        self._searched = self._host.clock.monotonic()
+        if not self._closing:
+            self._closing = True
+            self._host.runtime.submit(self._close_idle, search)
+        return page
+
+    async def _close_idle(self, search: Search) -> None:
+        """Give the files of the search back when no query came for a while."""
+        try:
+            while (idle := self._host.clock.monotonic() - self._searched) < _IDLE:
+                await self._host.clock.sleep(_IDLE - idle + 0.01)
+        finally:
+            self._closing = False
+        await self._host.blocking(search.close)
 
     # -- floods --
 

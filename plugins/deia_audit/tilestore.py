@@ -100,6 +100,14 @@ class TileNodes:
             raise TileError(f"hash {index} of level {level} is beyond a tree of {self.size}")
         return found
 
+    def grow(self, size: int) -> None:
+        """Go on with a larger tree: what was partial is forgotten."""
+        if size != self.size:
+            self.size = size
+            whole = TILE_WIDTH * HASH_SIZE
+            for key in [key for key, rows in self._tiles.items() if len(rows[0]) != whole]:
+                del self._tiles[key]
+
     def leaf(self, index: int) -> bytes:
         """Return the stored leaf hash of entry `index`."""
         return self.node(0, index)

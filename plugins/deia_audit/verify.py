@@ -532,7 +532,7 @@ class _Verification:
             if head.size > self.next:
                 raise _Found(
                     Verdict.STALE,
-                    f"log and evidence end at {self.next} records, a head held elsewhere is of {head.size}: an old copy",
+                    f"log and evidence end at {self.next} records, a head from elsewhere is of {head.size}: an old one",
                     self.next,
                 )
             if head.size >= self.first and tree.root(head.size) != head.root:

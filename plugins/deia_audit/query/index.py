@@ -1,0 +1,232 @@
+"""One SQLite file per sealed segment (memory for the live one): which records hold a term. Never trusted.
+
+Blocking. A sealed segment's index is written once, beside its digest, and opened read-only; a lost or damaged one is
+made anew from the segment. What it offers is read again from the log and checked there.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from hashlib import sha256
+from pathlib import Path
+
+import msgspec
+
+from deia_audit.files import make_folders, replace_file, sync_file
+from deia_audit.query.terms import LISTED, record_terms, term
+from deia_hardening.journal import Segment
+from deia_hardening.journal.lines import parse_prefix, parse_time
+from deia_hardening.journal.reader import SegmentText
+
+VERSION = 1
+LISTED_MOST = 4096
+_SLACK_NS = 2_000_000_000
+_SCHEMA = """
+CREATE TABLE rows (n INTEGER PRIMARY KEY, at INTEGER NOT NULL, us INTEGER NOT NULL);
+CREATE TABLE terms (hash INTEGER PRIMARY KEY, id INTEGER NOT NULL, count INTEGER NOT NULL);
+CREATE TABLE postings (term INTEGER NOT NULL, n INTEGER NOT NULL, PRIMARY KEY (term, n)) WITHOUT ROWID;
+CREATE TABLE listed (field TEXT NOT NULL, value TEXT NOT NULL, PRIMARY KEY (field, value)) WITHOUT ROWID;
+CREATE TABLE meta (name TEXT PRIMARY KEY, value) WITHOUT ROWID;
+"""
+
+
+class IndexDamaged(Exception):  # noqa: N818 - a state of a file, seen and repaired
+    """An index is missing, damaged or of another release: it is made anew."""
+
+
+class IndexWriter:
+    """Adds records to an index under construction. `n` counts from the segment's first record."""
+
+    def __init__(self, connection: sqlite3.Connection, first: int) -> None:
+        self.connection = connection
+        self.first = first
+        self._ids: dict[int, int] = {}
+        self._counts: Counter[int] = Counter()
+        self._listed: dict[str, set[str]] = {field: set() for field in LISTED}
+        self._rows: list[tuple[int, int, int]] = []
+        self._postings: list[tuple[int, int]] = []
+
+    def add(self, seq: int, offset: int, line: bytes) -> None:
+        """Take the record `seq`, whose line begins at `offset` of the segment's text."""
+        prefix = parse_prefix(line)
+        if prefix is None:
+            return
+        number = seq - self.first
+        self._rows.append((number, offset, parse_time(prefix.time) // 1000))
+        try:
+            record = msgspec.json.decode(line, type=dict)
+        except msgspec.DecodeError:
+            return
+        for field, value in record_terms(record):
+            key = term(field, value)
+            found = self._ids.get(key)
+            if found is None:
+                found = self._ids[key] = len(self._ids)
+            self._counts[key] += 1
+            self._postings.append((found, number))
+            listed = self._listed.get(field)
+            if listed is not None and len(listed) <= LISTED_MOST:
+                listed.add(value)
+
+    def flush(self) -> None:
+        """Write what was added."""
+        self._postings.sort()
+        with self.connection:
+            self.connection.executemany("INSERT OR REPLACE INTO rows VALUES (?, ?, ?)", self._rows)
+            self.connection.executemany("INSERT OR IGNORE INTO postings VALUES (?, ?)", self._postings)
+            self.connection.executemany(
+                "INSERT OR REPLACE INTO terms VALUES (?, ?, ?)",
+                sorted((key, self._ids[key], self._counts[key]) for key in self._ids),
+            )
+            for field, values in self._listed.items():
+                few = sorted(values) if len(values) <= LISTED_MOST else []
+                self.connection.execute("DELETE FROM listed WHERE field = ?", (field,))
+                self.connection.executemany("INSERT INTO listed VALUES (?, ?)", [(field, value) for value in few])
+            whole = [field for field, values in self._listed.items() if len(values) <= LISTED_MOST]
+            self.connection.execute("INSERT OR REPLACE INTO meta VALUES ('listed', ?)", (",".join(whole),))
+        self._rows.clear()
+        self._postings.clear()
+
+
+def lines_of(text: SegmentText, offset: int) -> Iterator[tuple[int, bytes]]:
+    """Yield the whole lines from `offset` on, with where each begins; a header is not one of them."""
+    rest = b""
+    at = offset
+    while chunk := text.read(at + len(rest), 1 << 20):
+        data = rest + chunk
+        pieces = data.split(b"\n")
+        rest = pieces.pop()
+        for line in pieces:
+            if at or not line.startswith(b'{"format":'):
+                yield at, line
+            at += len(line) + 1
+
+
+def index_path(folder: Path, segment: Segment) -> Path:
+    """Return where the index of a sealed segment is."""
+    return folder / f"{segment.number:06d}.{segment.first:012d}.sqlite"
+
+
+def build(segment: Segment, folder: Path) -> Path:
+    """Make the index of a sealed segment, durable, with its digest beside it; an old one is replaced."""
+    make_folders(folder)
+    target = index_path(folder, segment)
+    beside = target.with_suffix(".new")
+    beside.unlink(missing_ok=True)
+    connection = sqlite3.connect(beside, isolation_level="DEFERRED")
+    try:
+        connection.executescript("PRAGMA page_size=8192; PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF;" + _SCHEMA)
+        writer = IndexWriter(connection, segment.first)
+        with SegmentText(segment) as text:
+            for number, (offset, line) in enumerate(lines_of(text, 0)):
+                writer.add(segment.first + number, offset, line)
+        writer.flush()
+        with connection:
+            connection.execute("INSERT OR REPLACE INTO meta VALUES ('version', ?)", (VERSION,))
+    finally:
+        connection.close()
+    with beside.open("rb+") as file:
+        digest = sha256(file.read()).hexdigest()
+        sync_file(file.fileno())
+    beside.rename(target)
+    replace_file(target.with_suffix(".digest"), f"{digest}\n".encode())
+    return target
+
+
+def sound(path: Path) -> bool:
+    """Return whether an index file is the one that was made (its digest fits)."""
+    try:
+        wanted = path.with_suffix(".digest").read_text("ascii").strip()
+        return sha256(path.read_bytes()).hexdigest() == wanted
+    except (OSError, UnicodeDecodeError):
+        return False
+
+
+class SegmentIndex:
+    """Looks terms up in one index. One thread at a time."""
+
+    def __init__(self, connection: sqlite3.Connection, first: int) -> None:
+        self.connection = connection
+        self.first = first
+
+    @classmethod
+    def open(cls, path: Path, first: int) -> SegmentIndex:
+        """Open a sealed segment's index. Raises IndexDamaged."""
+        if not sound(path):
+            raise IndexDamaged(f"the index {path.name} is missing or damaged")
+        connection = sqlite3.connect(f"file:{path}?mode=ro&immutable=1", uri=True, check_same_thread=False)
+        try:
+            version = connection.execute("SELECT value FROM meta WHERE name = 'version'").fetchone()
+        except sqlite3.DatabaseError as error:
+            connection.close()
+            raise IndexDamaged(f"the index {path.name}: {error}") from error
+        if version != (VERSION,):
+            connection.close()
+            raise IndexDamaged(f"the index {path.name} is of another release")
+        return cls(connection, first)
+
+    def close(self) -> None:
+        self.connection.close()
+
+    def lookup(self, field: str, value: str) -> tuple[int, int] | None:
+        """Return a term's id and how many records hold it, or None."""
+        found = self.connection.execute("SELECT id, count FROM terms WHERE hash = ?", (term(field, value),)).fetchone()
+        return None if found is None else (found[0], found[1])
+
+    def listed(self, field: str) -> list[str] | None:
+        """Return the distinct values of a field, or None where there were too many to list."""
+        whole = self.connection.execute("SELECT value FROM meta WHERE name = 'listed'").fetchone()
+        if whole is None or field not in whole[0].split(","):
+            return None
+        found = self.connection.execute("SELECT value FROM listed WHERE field = ?", (field,))
+        return [value for (value,) in found]
+
+    def numbers(
+        self, driver: int | None, also: Iterable[tuple[int, ...]], low: int, high: int, *, newest_first: bool
+    ) -> Iterator[int]:
+        """Yield the numbers in `[low, high)` of records that hold `driver` and one term of each group in `also`."""
+        also = tuple(also)
+        order = "DESC" if newest_first else "ASC"
+        source, base = "rows", "p.n >= ? AND p.n < ?"
+        if driver is not None:
+            source, base = "postings", f"p.term = ? AND {base}"
+        arguments: list[int] = [low, high] if driver is None else [driver, low, high]
+        parts = [base]
+        for group in also:
+            marks = ",".join("?" * len(group))
+            parts.append(f"EXISTS (SELECT 1 FROM postings o WHERE o.term IN ({marks}) AND o.n = p.n)")  # noqa: S608
+            arguments += group
+        where = " AND ".join(parts)
+        sql = f"SELECT p.n FROM {source} p WHERE {where} ORDER BY p.n {order}"  # noqa: S608 - only question marks
+        for (number,) in self.connection.execute(sql, arguments):
+            yield number
+
+    def count(self, driver: int | None, also: Iterable[tuple[int, ...]], low: int, high: int) -> int:
+        return sum(1 for _ in self.numbers(driver, also, low, high, newest_first=False))
+
+    def offset(self, number: int) -> int | None:
+        found = self.connection.execute("SELECT at FROM rows WHERE n = ?", (number,)).fetchone()
+        return None if found is None else int(found[0])
+
+    def after(self, ns: int) -> int:
+        """Return the first number that may be at or after a time, with slack for clocks that were set back."""
+        us = (ns - _SLACK_NS) // 1000
+        last = self.connection.execute("SELECT max(n) FROM rows").fetchone()[0]
+        low, high = 0, (last + 1 if last is not None else 0)
+        while low < high:
+            middle = (low + high) // 2
+            found = self.connection.execute("SELECT us FROM rows WHERE n = ?", (middle,)).fetchone()
+            if found is None or found[0] < us:
+                low = middle + 1
+            else:
+                high = middle
+        return low
+
+
+def memory_index(first: int) -> tuple[SegmentIndex, IndexWriter]:
+    """Return an empty index in memory, for the live segment."""
+    connection = sqlite3.connect(":memory:", check_same_thread=False)
+    connection.executescript(_SCHEMA)
+    return SegmentIndex(connection, first), IndexWriter(connection, first)

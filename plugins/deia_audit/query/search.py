@@ -1,0 +1,301 @@
+"""Answers a query: the index offers records, the log is read again, every line is checked against the tree.
+
+Blocking and serialised by a lock; holds index files and segments open only while queries come (`close` gives them
+back). Pages of one query share the tree size of the first, so they never shift.
+"""
+
+from __future__ import annotations
+
+import heapq
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import attrs
+import msgspec
+
+from deia_audit.checkpoint import Checkpoint
+from deia_audit.layout import Layout
+from deia_audit.proof import TlogProof
+from deia_audit.query.build import build_elsewhere
+from deia_audit.query.grammar import Cursor, Query, QueryError
+from deia_audit.query.index import (
+    IndexDamaged,
+    IndexWriter,
+    SegmentIndex,
+    build,
+    index_path,
+    lines_of,
+    memory_index,
+)
+from deia_audit.tilestore import TileNodes, TileStore
+from deia_audit.tree import inclusion_proof, leaf_hash
+from deia_hardening.journal import JournalReader, Segment
+from deia_hardening.journal.lines import LONGEST_LINE, parse_prefix, parse_time
+from deia_hardening.journal.reader import SegmentText
+
+_FIRST_READ = 1536
+
+
+@attrs.frozen
+class Row:
+    """One record that was found: its number, its exact line, and a proof where one was asked for and can be had."""
+
+    seq: int
+    line: bytes
+    proof: str = ""
+
+
+@attrs.frozen
+class Page:
+    """A page of a query.
+
+    `size` is the tree size that it is pinned to; `damaged` are records that failed the check.
+    """
+
+    rows: tuple[Row, ...]
+    size: int
+    next: str = ""
+    count: int | None = None
+    damaged: tuple[int, ...] = ()
+
+
+@attrs.define
+class _Live:
+    """The live segment's index in memory, and how far it has been read."""
+
+    segment: Segment
+    index: SegmentIndex
+    writer: IndexWriter
+    at: int = 0
+    next: int = 0
+
+
+class Search:
+    """The search over one trail. Callable from any thread; one query at a time."""
+
+    def __init__(
+        self,
+        layout: Layout,
+        checkpoint: Callable[[], Checkpoint | None],
+        *,
+        connections: int = 128,
+        elsewhere: Callable[[Segment, Path], bool] = build_elsewhere,
+    ) -> None:
+        self._layout = layout
+        self._checkpoint = checkpoint
+        self._connections = connections
+        self._elsewhere = elsewhere
+        self._reader = JournalReader(layout.log)
+        self._nodes = TileNodes(TileStore(layout.evidence), 0, limit=2048)
+        self._lock = threading.Lock()
+        self._indexes: OrderedDict[int, SegmentIndex] = OrderedDict()
+        self._texts: OrderedDict[int, SegmentText] = OrderedDict()
+        self._live: _Live | None = None
+        self.rebuilt = 0
+
+    def run(self, query: Query) -> Page:
+        """Answer a query. Raises QueryError for a cursor that this log can't have given."""
+        with self._lock:
+            return self._run(query)
+
+    def close(self) -> None:
+        """Give back every descriptor; the next query opens them again."""
+        with self._lock:
+            for index in self._indexes.values():
+                index.close()
+            for text in self._texts.values():
+                text.close()
+            self._indexes.clear()
+            self._texts.clear()
+            if self._live is not None:
+                self._live.index.close()
+                self._live = None
+
+    # -- one query --
+
+    def _run(self, query: Query) -> Page:
+        segments = self._reader.segments()
+        checkpoint = self._checkpoint()
+        self._nodes.grow(checkpoint.head.size if checkpoint is not None else 0)
+        end = self._catch_up(segments)
+        cursor = query.cursor
+        if cursor is not None and cursor.size > end:
+            raise QueryError("cursor", "the cursor is of a longer log than this one")
+        size = cursor.size if cursor is not None else end
+        low, high = 0, size
+        if cursor is not None:
+            low, high = (0, cursor.last) if query.newest_first else (cursor.last + 1, size)
+        rows: list[Row] = []
+        damaged: list[int] = []
+        count = 0
+        more = False
+        for seq, line in self._candidates(query, segments, low, high, size, damaged):
+            prefix = parse_prefix(line)
+            if prefix is None or not query.matches(msgspec.json.decode(line), parse_time(prefix.time)):
+                continue
+            count += 1
+            if len(rows) < query.limit:
+                rows.append(Row(seq, line, self._proof(seq, checkpoint) if query.proof else ""))
+            else:
+                more = True
+                if not query.count:
+                    break
+        following = Cursor(size, rows[-1].seq, query.digest).encode() if more and rows else ""
+        return Page(tuple(rows), size, following, count if query.count else None, tuple(damaged))
+
+    def _candidates(
+        self, query: Query, segments: list[Segment], low: int, high: int, size: int, damaged: list[int]
+    ) -> Iterator[tuple[int, bytes]]:
+        bounds = [*(segment.first for segment in segments[1:]), size]
+        pairs = list(zip(segments, bounds, strict=True))
+        for segment, stop in reversed(pairs) if query.newest_first else pairs:
+            start = max(segment.first, 0)
+            if start >= high or stop <= low or start >= stop:
+                continue
+            index = self._index(segment)
+            lowest, highest = max(low, start) - start, min(high, stop) - start
+            if query.since is not None:
+                lowest = max(lowest, index.after(query.since))
+            for number in self._numbers(query, index, lowest, highest):
+                offset = index.offset(number)
+                line = self._line(segment, offset) if offset is not None else b""
+                seq = start + number
+                if self._sound(seq, line):
+                    yield seq, line
+                else:
+                    damaged.append(seq)
+
+    def _numbers(self, query: Query, index: SegmentIndex, low: int, high: int) -> Iterator[int]:
+        """Yield what the index offers, in order: the rarest group of terms drives, the others must hold too."""
+        groups: list[tuple[int, tuple[int, ...]]] = []
+        for one in query.filters:
+            if one.negated:
+                continue
+            values: Iterable[str] = one.values
+            if not one.exact:
+                listed = index.listed(one.field)
+                if listed is None:
+                    continue
+                values = [value for value in listed if one.accepts(value)]
+            found = [hit for value in values if (hit := index.lookup(one.field, value)) is not None]
+            groups.append((sum(count for _, count in found), tuple(key for key, _ in found)))
+        for word in query.words:
+            hit = index.lookup("q", word)
+            groups.append((hit[1], (hit[0],)) if hit is not None else (0, ()))
+        if any(not keys for _, keys in groups):
+            return iter(())
+        groups.sort()
+        if not groups:
+            return index.numbers(None, (), low, high, newest_first=query.newest_first)
+        drivers, also = groups[0][1], [keys for _, keys in groups[1:]]
+        streams = [index.numbers(key, also, low, high, newest_first=query.newest_first) for key in drivers]
+        if len(streams) == 1:
+            return streams[0]
+        return _distinct(heapq.merge(*streams, reverse=query.newest_first))
+
+    def _sound(self, seq: int, line: bytes) -> bool:
+        """Whether a line is the record that it should be: its number, and its hash in the tree where it is there."""
+        prefix = parse_prefix(line)
+        if prefix is None or prefix.seq != seq:
+            return False
+        if seq >= self._nodes.size:
+            return True
+        try:
+            return self._nodes.leaf(seq) == leaf_hash(line)
+        except LookupError:
+            return True  # no tile to compare with; `audit verify` tells that
+
+    def _proof(self, seq: int, checkpoint: Checkpoint | None) -> str:
+        if checkpoint is None or seq >= checkpoint.head.size:
+            return ""
+        try:
+            path = inclusion_proof(self._nodes, seq, checkpoint.head.size)
+        except LookupError:
+            return ""
+        return str(TlogProof(seq, tuple(path), checkpoint))
+
+    # -- files --
+
+    def _index(self, segment: Segment) -> SegmentIndex:
+        live = self._live
+        if segment.live and live is not None:
+            return live.index
+        index = self._indexes.get(segment.number)
+        if index is None:
+            index = self._open_index(segment)
+            self._indexes[segment.number] = index
+            while len(self._indexes) > self._connections:
+                self._indexes.popitem(last=False)[1].close()
+        else:
+            self._indexes.move_to_end(segment.number)
+        return index
+
+    def _open_index(self, segment: Segment) -> SegmentIndex:
+        path = index_path(self._layout.index, segment)
+        try:
+            return SegmentIndex.open(path, segment.first)
+        except IndexDamaged:
+            self.rebuilt += 1
+            if not self._elsewhere(segment, self._layout.index):
+                build(segment, self._layout.index)
+            return SegmentIndex.open(path, segment.first)
+
+    def _text(self, segment: Segment) -> SegmentText:
+        text = self._texts.get(segment.number)
+        if text is not None and (text.segment.path != segment.path):
+            text.close()
+            text = None
+        if text is None:
+            text = self._texts[segment.number] = SegmentText(segment)
+            while len(self._texts) > self._connections:
+                self._texts.popitem(last=False)[1].close()
+        else:
+            self._texts.move_to_end(segment.number)
+        return text
+
+    def _line(self, segment: Segment, offset: int) -> bytes:
+        text = self._text(segment)
+        try:
+            line, newline, _ = text.read(offset, _FIRST_READ).partition(b"\n")
+            if not newline:
+                line, newline, _ = text.read(offset, LONGEST_LINE).partition(b"\n")
+        except (OSError, ValueError):
+            return b""
+        return line if newline else b""
+
+    def _catch_up(self, segments: list[Segment]) -> int:
+        """Index what came into the live segment, and return how many records the log holds."""
+        if not segments:
+            return 0
+        segment = segments[-1]
+        live = self._live
+        if live is not None and (not segment.live or live.segment.number != segment.number):
+            live.index.close()
+            stale = self._texts.pop(live.segment.number, None)
+            if stale is not None:
+                stale.close()
+            live = self._live = None
+        if not segment.live:
+            last = self._reader.last()
+            return last.seq + 1 if last is not None else 0
+        if live is None:
+            index, writer = memory_index(max(segment.first, 0))
+            live = self._live = _Live(segment, index, writer, 0, max(segment.first, 0))
+        before = live.next
+        for offset, line in lines_of(self._text(segment), live.at):
+            live.writer.add(live.next, offset, line)
+            live.at = offset + len(line) + 1
+            live.next += 1
+        if live.next != before:
+            live.writer.flush()
+        return live.next
+
+
+def _distinct(numbers: Iterable[int]) -> Iterator[int]:
+    last = -1
+    for number in numbers:
+        if number != last:
+            last = number
+            yield number

@@ -1,0 +1,90 @@
+"""What of a record can be searched: the values of its fields and its words, and the numbers that stand for them.
+
+Pure. The index and the final check of every record use the same functions, so the index can only miss or offer too
+much, never decide.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from hashlib import blake2b
+from typing import Any, Final
+
+_WORD = re.compile(r"[\w.\-]{2,64}")
+_TEXTS: Final = ("action", "reason", "ticket", "policy", "error", "q")
+LISTED: Final = ("action", "actor", "ip", "status", "target", "tool", "model", "conversation", "trace", "request")
+"""Fields whose distinct values an index lists where there are few, for globs and ranges."""
+INDEXED: Final = (
+    "actor", "action", "op", "target", "outcome", "status", "ip", "trace", "tool", "model", "conversation", "mode",
+    "version", "kind", "request",
+)  # fmt: skip
+
+
+def values_of(record: Mapping[str, Any], field: str) -> list[str]:
+    """Return the texts that a filter on `field` may match: an actor by id and by `type:id`, and so on."""
+    if field == "actor" or field == "target":
+        part = record.get(field)
+        if not isinstance(part, Mapping):
+            return []
+        kind, name = part.get("type"), part.get("id")
+        if name is None:
+            return [str(kind)]
+        return [str(name), f"{kind}:{name}"]
+    if field == "status":
+        return _inside(record, "http", "status")
+    if field == "ip":
+        return _inside(record, "src", "ip")
+    if field == "tool":
+        return _inside(record, "tool", "name")
+    if field == "model":
+        return _inside(record, "model", "name")
+    if field == "conversation":
+        return _inside(record, "model", "conversation")
+    if field == "request":
+        found = [record[name] for name in ("request", "id") if name in record]
+        return [str(value) for value in found]
+    value = record.get(field)
+    return [] if value is None else [str(value)]
+
+
+def _inside(record: Mapping[str, Any], outer: str, inner: str) -> list[str]:
+    part = record.get(outer)
+    value = part.get(inner) if isinstance(part, Mapping) else None
+    return [] if value is None else [str(value)]
+
+
+def words_of(record: Mapping[str, Any]) -> set[str]:
+    """Return the words of a record's texts, in lower case: action, path, target, reason, error, detail."""
+    texts = [value for name in _TEXTS if isinstance(value := record.get(name), str)]
+    http = record.get("http")
+    if isinstance(http, Mapping) and isinstance(path := http.get("path"), str):
+        texts.append(path)
+    target = record.get("target")
+    if isinstance(target, Mapping):
+        texts.append(str(target.get("id", "")))
+    _collect(record.get("detail"), texts, 0)
+    return set(_WORD.findall(" ".join(texts).lower()))
+
+
+def _collect(value: Any, texts: list[str], depth: int) -> None:
+    if isinstance(value, str):
+        texts.append(value)
+    elif isinstance(value, Mapping) and depth < 4:
+        for inner in value.values():
+            _collect(inner, texts, depth + 1)
+    elif isinstance(value, list) and depth < 4:
+        for inner in value[:64]:
+            _collect(inner, texts, depth + 1)
+
+
+def term(field: str, value: str) -> int:
+    """Return the 48-bit number that stands for a field's value in an index."""
+    return int.from_bytes(blake2b(f"{field}={value}".encode("utf-8", "replace"), digest_size=6).digest(), "big")
+
+
+def record_terms(record: Mapping[str, Any]) -> set[tuple[str, str]]:
+    """Return every (field, value) by which a record can be found; words have the field `q`."""
+    found = {(field, value) for field in INDEXED for value in values_of(record, field)}
+    found.update(("q", word) for word in words_of(record))
+    return found

@@ -1,0 +1,251 @@
+"""Records are found again, as the exact bytes that were written, whatever state the index is in."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from starlette.applications import Starlette
+from starlette.responses import PlainTextResponse
+from starlette.routing import Route
+from starlette.testclient import TestClient
+
+from deia_audit.notes import VerifierKey
+from deia_audit.proof import TlogProof, check_proof
+from deia_audit.query.grammar import Cursor, QueryError, parse_query
+from deia_audit.query.index import build, index_path, sound
+from deia_audit.query.search import Page, Search
+from deia_hardening import harden
+from deia_hardening.journal import JournalSettings
+from deia_hardening.settings import Bytes
+
+NOW = 1_800_000_000_000_000_000
+ACTORS = ["alice", "bob", "carol"]
+ACTIONS = ["GET /bots", "POST /bots/{id}", "bot.assigned"]
+
+
+def parse(text: str) -> Any:
+    pairs = [part.partition("=")[::2] for part in text.split("&") if part]
+    return parse_query(pairs, most=1000, now_ns=NOW)
+
+
+@pytest.fixture
+def filled(make_trail: Callable[..., Any]) -> tuple[Any, Search, list[dict[str, Any]]]:
+    """A trail of several segments, and its records as dicts."""
+    settings = JournalSettings(durability="sync", compression="none", segment_bytes=Bytes("32KiB"))
+    trail = make_trail(settings=settings)
+    chance = random.Random(11)
+    for number in range(600):
+        status = chance.choice([200, 200, 200, 404, 500, 503])
+        trail.journal.append(
+            {
+                "id": f"id-{number}",
+                "kind": "http",
+                "action": chance.choice(ACTIONS),
+                "actor": {"type": "user", "id": chance.choice(ACTORS)},
+                "http": {"method": "GET", "status": status, "path": f"/bots/{number % 17}"},
+                "src": {"ip": f"10.0.{number % 3}.{number % 7}"},
+                "outcome": "success" if status < 400 else "failure",
+                "trace": f"{number % 50:032x}",
+                "reason": "nightly load test" if number % 10 == 0 else "",
+            }
+        )
+        if number % 50 == 49:
+            assert trail.journal.drain(30)
+    trail.sealer.finish()
+    assert (
+        len(trail.sealer._journal.path.parent.glob("*") and list(trail.layout.log.parent.glob("audit-trail.jsonl.*")))
+        > 2
+    )
+    search = Search(trail.layout, lambda: trail.sealer.checkpoint, elsewhere=lambda *what: False)
+    records = [json.loads(row.line) for row in all_rows(search, "limit=1000&order=asc")]
+    yield trail, search, records  # type: ignore[misc]
+    search.close()
+
+
+def all_rows(search: Search, text: str) -> list[Any]:
+    rows: list[Any] = []
+    cursor = ""
+    while True:
+        page = search.run(parse(text + cursor))
+        rows += page.rows
+        if not page.next:
+            return rows
+        cursor = f"&cursor={page.next}"
+
+
+def status(record: dict[str, Any]) -> int:
+    return int(record.get("http", {}).get("status", 0))
+
+
+def actor(record: dict[str, Any]) -> str:
+    return str(record.get("actor", {}).get("id", ""))
+
+
+QUERIES: list[tuple[str, Callable[[dict[str, Any]], bool]]] = [
+    ("actor=alice", lambda one: actor(one) == "alice"),
+    ("actor=user:bob", lambda one: actor(one) == "bob"),
+    ("actor=alice&actor=bob", lambda one: actor(one) in ("alice", "bob")),
+    ("-actor=alice&kind=http", lambda one: one["kind"] == "http" and actor(one) != "alice"),
+    ("actor=-alice&kind=http", lambda one: one["kind"] == "http" and actor(one) != "alice"),
+    ("status=500..599", lambda one: 500 <= status(one) <= 599),
+    ("status=404&status=503&actor=carol", lambda one: status(one) in (404, 503) and actor(one) == "carol"),
+    ("action=bot.*", lambda one: str(one.get("action")).startswith("bot.")),
+    ("action=GET /bots&outcome=failure", lambda one: one.get("action") == "GET /bots" and one["outcome"] == "failure"),
+    ("ip=10.0.1.0/24", lambda one: str(one.get("src", {}).get("ip")).startswith("10.0.1.")),
+    ("ip=10.0.2.3", lambda one: one.get("src", {}).get("ip") == "10.0.2.3"),
+    ("trace=" + f"{7:032x}", lambda one: one.get("trace") == f"{7:032x}"),
+    ("q=nightly&actor=bob", lambda one: "nightly" in one.get("reason", "") and actor(one) == "bob"),
+    ("q=load test&-q=nightly", lambda one: False),
+    ("actor=nobody", lambda one: False),
+    ("request=id-77", lambda one: one.get("id") == "id-77"),
+]
+
+
+@pytest.mark.parametrize(("text", "wanted"), QUERIES, ids=[text for text, _ in QUERIES])
+def test_a_query_finds_exactly_what_it_asks_for(filled: Any, text: str, wanted: Callable[[Any], bool]) -> None:
+    _trail, search, records = filled
+    expected = [one["seq"] for one in records if wanted(one)]
+    for order in ("asc", "desc"):
+        found = [row.seq for row in all_rows(search, f"{text}&limit=7&order={order}")]
+        assert found == (expected if order == "asc" else expected[::-1])
+    assert search.run(parse(f"{text}&count=1&limit=1")).count == len(expected)
+
+
+def test_pages_never_shift_while_records_come(filled: Any) -> None:
+    trail, search, records = filled
+    first = search.run(parse("kind=http&limit=10"))
+    trail.add(30)
+    second = search.run(parse(f"kind=http&limit=10&cursor={first.next}"))
+    assert first.size == second.size
+    http = [one["seq"] for one in records if one["kind"] == "http"][::-1]
+    assert [row.seq for row in (*first.rows, *second.rows)] == http[:20]
+    assert search.run(parse("kind=test")).rows
+
+
+def test_time_bounds(filled: Any) -> None:
+    _trail, search, records = filled
+    middle = records[300]["time"]
+    found = [row.seq for row in all_rows(search, f"since={middle}&limit=500&order=asc")]
+    assert found == [one["seq"] for one in records if one["time"] >= middle]
+    found = [row.seq for row in all_rows(search, f"until={middle}&limit=500&order=asc")]
+    assert found == [one["seq"] for one in records if one["time"] < middle]
+
+
+def test_each_row_can_carry_a_proof_that_is_checked_offline(filled: Any) -> None:
+    trail, search, _records = filled
+    key = VerifierKey.parse(trail.layout.vkey.read_text())
+    page = search.run(parse("actor=alice&proof=1&limit=20"))
+    assert len(page.rows) == 20
+    for row in page.rows:
+        assert check_proof(row.line, TlogProof.parse(row.proof), [key]) == []
+
+
+@pytest.mark.parametrize("how", ["missing", "damaged", "emptied", "lying"])
+def test_an_index_that_is_lost_or_damaged_is_made_anew(filled: Any, how: str) -> None:
+    trail, search, records = filled
+    search.run(parse("actor=alice&count=1"))
+    search.close()
+    for path in trail.layout.index.glob("*.sqlite"):
+        if how == "missing":
+            path.unlink()
+        elif how == "damaged":
+            data = bytearray(path.read_bytes())
+            data[len(data) // 2] ^= 1
+            path.write_bytes(data)
+        elif how == "emptied":
+            path.write_bytes(b"")
+        else:
+            import sqlite3
+
+            with sqlite3.connect(path) as connection:
+                connection.execute("DELETE FROM postings WHERE n % 2 = 0")
+    expected = [one["seq"] for one in records if actor(one) == "alice"]
+    assert [row.seq for row in all_rows(search, "actor=alice&order=asc")] == expected
+    assert search.rebuilt
+
+
+def test_a_changed_line_is_reported_and_not_shown(filled: Any) -> None:
+    trail, search, _records = filled
+    page: Page = search.run(parse("actor=alice&order=asc&limit=3"))
+    search.close()
+    seq = page.rows[1].seq
+    segment = trail.layout.log.parent / next(
+        path.name for path in sorted(trail.layout.log.parent.glob("audit-trail.jsonl.*"))
+    )
+    line = page.rows[1].line
+    segment.write_bytes(segment.read_bytes().replace(line, line.replace(b"alice", b"alicE")))
+    changed = search.run(parse("actor=alice&order=asc&limit=3"))
+    assert seq in changed.damaged
+    assert seq not in [row.seq for row in changed.rows]
+
+
+def test_an_index_is_small(filled: Any) -> None:
+    trail, _search, _records = filled
+    segment = trail.sealer and next(one for one in _segments(trail) if not one.live)
+    path = build(segment, trail.layout.index)
+    assert path == index_path(trail.layout.index, segment)
+    assert sound(path)
+
+
+def _segments(trail: Any) -> Any:
+    from deia_hardening.journal import JournalReader
+
+    return JournalReader(trail.layout.log).segments()
+
+
+@pytest.mark.parametrize(
+    ("text", "field"),
+    [
+        ("stauts=1", "stauts"), ("status=x", "status"), ("status=5..x", "status"), ("ip=1.2.3", "ip"),
+        ("limit=0", "limit"), ("limit=99999", "limit"), ("cursor=AAAA", "cursor"), ("order=up", "order"),
+        ("since=yesterday", "since"), ("proof=maybe", "proof"), ("limit=1&limit=2", "limit"),
+        ("actor=" + "x" * 600, "actor"), ("-limit=3", "limit"),
+    ],
+)  # fmt: skip
+def test_a_bad_filter_is_named(text: str, field: str) -> None:
+    with pytest.raises(QueryError) as error:
+        parse(text)
+    assert error.value.field == field
+
+
+def test_a_cursor_belongs_to_its_query() -> None:
+    query = parse("actor=alice")
+    cursor = Cursor(10, 4, query.digest).encode()
+    assert parse(f"actor=alice&cursor={cursor}").cursor == Cursor(10, 4, query.digest)
+    with pytest.raises(QueryError):
+        parse(f"actor=bob&cursor={cursor}")
+
+
+def test_the_trail_is_read_over_http_with_a_token(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async def hello(request: Any) -> PlainTextResponse:
+        return PlainTextResponse("hello")
+
+    app = harden(Starlette(routes=[Route("/hello", hello)]), {"home": str(tmp_path), "audit": {}})
+    with TestClient(app) as client:
+        assert client.get("/api/audit/logs").status_code == 401
+        path = tmp_path / "keys" / "bootstrap-token"
+        for _ in range(1000):  # it is made in the background, while requests are served
+            if "a first token" in caplog.text:
+                break
+            client.get("/nothing")
+        token = path.read_text().strip()
+        headers = {"authorization": f"Bearer {token}"}
+        client.get("/hello")
+        client.get("/hello")
+        answer = client.get("/api/audit/logs?action=GET%20/hello&count=1", headers=headers)
+        assert answer.status_code == 200, answer.text
+        page = answer.json()
+        assert page["count"] == 2
+        assert [one["action"] for one in page["records"]] == ["GET /hello"] * 2
+        bad = client.get("/api/audit/logs?stauts=5", headers=headers)
+        assert (bad.status_code, bad.json()["field"]) == (400, "stauts")
+        assert "status" in bad.json()["detail"]
+        assert client.post("/api/audit/logs", headers=headers).status_code == 405
+        reads = client.get("/api/audit/logs?action=GET%20/api/audit/logs", headers=headers).json()["records"]
+        assert [one["http"]["status"] for one in reads] == [400, 200, 401]
+        assert reads[1]["actor"]["id"]
