@@ -303,7 +303,7 @@ def main() -> None:
     try:
         sync = bare(folder, LINE, 0.5)
         print(
-            f"{platform.python_implementation()} {platform.python_version()}, {platform.system()} {platform.release()}, "
+            f"Python {platform.python_version()}, {platform.system()} {platform.release()}, "
             f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}"
         )
         print(

@@ -38,13 +38,19 @@ class _Log(Protocol):
     def append(self, event: Mapping[str, object], *, now_ns: int | None = None) -> _Receipt: ...
 
 
-def maintain(log: _Log, settings: JournalSettings, clock: Clock, held: Callable[[Segment], bool]) -> None:
-    """Prune, then compress. Blocks for as long as that takes; raises OSError, leaving whole files."""
+def maintain(
+    log: _Log,
+    settings: JournalSettings,
+    clock: Clock,
+    held: Callable[[Segment], bool],
+    stop: Callable[[], bool] = lambda: False,
+) -> None:
+    """Prune, then compress. Blocks until done, or until `stop()`; raises OSError, leaving whole files."""
     prune(log, settings, clock, held)
     if settings.compression == "gzip":
         for segment in list_sealed(log.path):
             if not segment.compressed:
-                compress(segment)
+                compress(segment, stop)
     _prune_aside(log.path)
 
 
@@ -113,7 +119,7 @@ def live_header(path: Path) -> Header | None:
         return None
 
 
-def compress(segment: Segment) -> bool:
+def compress(segment: Segment, stop: Callable[[], bool] = lambda: False) -> bool:
     """Replace a sealed segment by its compressed form. False when another process is at it, or it is gone."""
     target = segment.path.with_name(segment.path.name + ".gz")
     working = target.with_name(target.name + ".new")
@@ -130,7 +136,7 @@ def compress(segment: Segment) -> bool:
             return False
         with _lower_priority():
             working.unlink(missing_ok=True)
-            compress_file(segment.path, working)
+            compress_file(segment.path, working, stop=stop)
         os.utime(working, (segment.modified, segment.modified))
         os.chmod(working, FILE_MODE)
         os.rename(working, target)

@@ -133,6 +133,8 @@ class Journal(Inlet):
                 receipt._error = JournalClosed(f"{self.path} was closed before the record was known to be on disk")
         wake_all(waiters)
         self._rouse()
+        with self._housekeeping:
+            pass  # it stops soon when it sees that the journal is closed
 
     def seal(self) -> bool:
         """Write what is queued, seal the live segment and begin a new one. False when there was nothing to seal."""
@@ -180,20 +182,31 @@ class Journal(Inlet):
     def maintain(self) -> None:
         """Compress sealed segments and let retention delete. Blocks; done after each rotation by itself."""
         with self._housekeeping:
-            housekeeping.maintain(self, self.settings, self._clock, lambda s: any(held(s) for held in self._holds))
+            self._maintain()
+
+    def _maintain(self) -> None:
+        def held(segment: Segment) -> bool:
+            return any(hold(segment) for hold in self._holds)
+
+        with contextlib.suppress(InterruptedError, JournalClosed):
+            housekeeping.maintain(self, self.settings, self._clock, held, lambda: self._closed or self._exiting)
 
     def _maintain_later(self) -> None:
-        if self._exiting or self._housekeeping.locked():
+        if self._exiting or self._closed or not self._housekeeping.acquire(blocking=False):
             return
-        with contextlib.suppress(RuntimeError):  # at the interpreter's exit: the next start does it
-            _thread.start_new_thread(self._maintain_quietly, ())
-
-    def _maintain_quietly(self) -> None:
         try:
-            self.maintain()
+            _thread.start_new_thread(self._maintain_quietly, (self._housekeeping,))
+        except RuntimeError:  # at the interpreter's exit: the next start does it
+            self._housekeeping.release()
+
+    def _maintain_quietly(self, taken: _thread.LockType) -> None:
+        try:
+            self._maintain()
         except Exception as error:
             self._listeners.failures += 1
             self._listeners.last_failure = f"compression and retention: {error}"
+        finally:
+            taken.release()
 
     # -- the thread
 

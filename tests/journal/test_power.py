@@ -17,7 +17,7 @@ SMALL = JournalSettings(
 )
 
 
-def scenario(folder: Path, seed: int, trace: faults.Trace) -> None:
+def scenario(folder: Path, seed: int, trace: faults.Trace | faults.BlockDevice) -> None:
     """A journal's life: batches, waits, seals, other processes' writes, closing and opening; told in marks."""
     rng = random.Random(seed)
     path = folder / "logs" / "a.jsonl"
@@ -52,6 +52,10 @@ def scenario(folder: Path, seed: int, trace: faults.Trace) -> None:
 
 def check(cut: faults.PowerCut, folder: Path) -> None:
     cut.restore(folder)
+    check_folder(cut, folder)
+
+
+def check_folder(cut: faults.PowerCut | faults.BlockCut, folder: Path) -> None:
     path = folder / "logs" / "a.jsonl"
     journal = open_journal(path, attrs.evolve(SMALL, compression="none"))
     assert journal.append({"kind": "after"}).wait(30), cut.describe()
@@ -104,3 +108,19 @@ def test_planted_mistakes_are_caught(tmp_path: Path, monkeypatch: pytest.MonkeyP
             monkeypatch.setattr(module, "sync_folder", lambda folder: None)
     with pytest.raises(AssertionError):
         campaign(tmp_path, 1, lives=4, cuts=40)
+
+
+@pytest.mark.fault
+@pytest.mark.slow
+def test_power_cuts_below_a_real_file_system(tmp_path: Path) -> None:
+    faults.need("fuse")
+    seed = faults.seed()
+    done = 0
+    for life in range(5):
+        with faults.block_device(mib=16) as device:
+            scenario(device.folder, seed + life, device)
+        for cut in device.power_cuts(count=20, seed=seed + life):
+            with cut.mounted() as folder:
+                check_folder(cut, folder)
+            done += 1
+    assert done == 100

@@ -4,6 +4,7 @@ For tests only. A fault that this machine can't cause raises `Unavailable`, or s
 """
 
 from deia_hardening.testing.faults.basics import SEED_VARIABLE, Unavailable, available, need, seed
+from deia_hardening.testing.faults.block import BlockCut, BlockDevice, block_device
 from deia_hardening.testing.faults.disk import PowerCut, power_cuts
 from deia_hardening.testing.faults.fulldisk import fill, release, small_disk
 from deia_hardening.testing.faults.kill import Killed, fork_and_kill, run_and_kill
@@ -14,12 +15,15 @@ from deia_hardening.testing.faults.tracing import record_child
 
 __all__ = [
     "SEED_VARIABLE",
+    "BlockCut",
+    "BlockDevice",
     "Failure",
     "Killed",
     "PowerCut",
     "Trace",
     "Unavailable",
     "available",
+    "block_device",
     "count_calls",
     "each_failure",
     "fill",
