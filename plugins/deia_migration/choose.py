@@ -8,9 +8,10 @@ from __future__ import annotations
 import hmac
 import time
 from collections.abc import Callable
+from typing import Any
 
 from deia_hardening.plugin import RequestContext, Scope
-from deia_migration.keys import Found, compile_key, cookie, headers_of, pick
+from deia_migration.keys import LONGEST, Found, Source, compile_key, cookie, headers_of, pick
 from deia_migration.sessions import SessionTable, fingerprint
 from deia_migration.settings import MigrationSettings
 from deia_migration.sources import SessionSource, compile_session
@@ -21,14 +22,17 @@ _now = time.time
 NOT_JUDGED = -1.0
 """The weight of a request that was not assigned by chance: an override, a session of unknown birth."""
 
-Choice = tuple[bool, float]
-"""Whether the candidate answers, and the probability with which that was decided."""
+
+_HEADER, _ACTOR, _OTHER = range(3)
 
 
 class Chooser:
     """One revision's way to choose. Callable from any thread; raises nothing."""
 
-    __slots__ = ("_client_made", "_key", "_override", "_sources", "_table", "_wanted", "learners", "looks_at_bodies")
+    __slots__ = (
+        "_key", "_override", "_plan", "_prefixes", "_sources", "_table", "_wanted", "client_made",
+        "header_names", "learners", "looks_at_bodies",
+    )  # fmt: skip
 
     def __init__(self, settings: MigrationSettings, table: SessionTable) -> None:
         """Raises ImportError, AttributeError or TypeError for a resolver that is not there."""
@@ -36,18 +40,60 @@ class Chooser:
         self._sources: tuple[SessionSource, ...] = sources
         self._table = table
         self._key = compile_key(settings.key, ipv4=settings.network_ipv4, ipv6=settings.network_ipv6)
+        self._plan = tuple(_step(text, settings) for text in settings.key)
         self._override = _compile_override(settings)
         wanted = headers_of(settings.key).union(*(source.headers for source in sources))
         if self._override is not None:
             wanted |= headers_of((f"header:{settings.override.header}",)) if settings.override.header else frozenset()
             wanted |= frozenset({b"cookie"}) if settings.override.cookie else frozenset()
         self._wanted = wanted
+        # A request that carries none of the wanted headers, on none of these paths, has no session.
+        self._prefixes = (
+            tuple(source.prefix for source in sources if not source.headers)
+            if all(source.headers or source.prefix for source in sources)
+            else ("",)
+        )
+        self.client_made = tuple(source for source in sources if not source.issued)
         self.learners = tuple(source for source in sources if source.from_headers is not None)
+        self.header_names = frozenset(name for source in self.learners for name in source.answers)
         self.looks_at_bodies = tuple(source for source in sources if source.from_body is not None)
 
     def choose(self, live: Live, scope: Scope, context: RequestContext) -> tuple[bool, float, SessionSource | None]:
         """Whether the candidate answers, at which probability, and the session source that decided it (or None)."""
-        found: Found = pick(scope, self._wanted)
+        wanted = self._wanted
+        found: Found | None = None
+        for name, value in scope["headers"]:
+            if name in wanted:
+                if found is None:
+                    found = {name: value}
+                elif name not in found:
+                    found[name] = value
+        weight = live.weight
+        if found is None:
+            if scope["path"].startswith(self._prefixes):
+                return self._choose(live, scope, context, {})
+            key: str | bytes | None = None
+            for kind, what in self._plan:
+                if kind == _ACTOR:
+                    key = context.actor.id
+                elif kind == _OTHER:
+                    key = _ask(what, scope, context, {})
+                if key:
+                    break
+        elif self._override is None and len(found) == 1 and self._plan[0][0] == _HEADER and self._plan[0][1] in found:
+            if scope["path"].startswith(self._prefixes):
+                return self._choose(live, scope, context, found)
+            key = found[self._plan[0][1]][:LONGEST]
+        else:
+            return self._choose(live, scope, context, found)
+        if live.split.new(key or None, weight):
+            return (True, weight, None) if live.candidate.ready else (False, NOT_JUDGED, None)
+        return False, weight, None
+
+    def _choose(
+        self, live: Live, scope: Scope, context: RequestContext, found: Found
+    ) -> tuple[bool, float, SessionSource | None]:
+        """The whole way: override, session, key."""
         override = self._override
         if override is not None:
             forced = override(live, scope, context, found)
@@ -86,6 +132,20 @@ class Chooser:
         """The sticky key of a request, or None."""
         return self._key(scope, context, pick(scope, self._wanted))
 
+    def bind_running(self, version: int, scope: Scope, context: RequestContext) -> None:
+        """With no rollout: note the sessions that clients make up, so that a later one leaves them alone."""
+        found = pick(scope, self._wanted)
+        for source in self.client_made:
+            try:
+                session = source.read(scope, context, found)
+            except Exception:  # noqa: S112 - the team's resolver: its bug must not fail a request
+                continue
+            if session:
+                number = fingerprint(source.tag, session)
+                bound = self._table.find(number, int(_now()))
+                if bound is None or bound.version != version:
+                    self._table.bind(number, version, NOT_JUDGED, int(_now()))
+
     def learn(self, source: SessionSource, session: str | bytes, version: int, weight: float) -> None:
         """A version has issued a session."""
         self._table.bind(fingerprint(source.tag, session), version, weight, int(_now()))
@@ -95,6 +155,21 @@ class Chooser:
         session = source.read(scope, context, pick(scope, self._wanted))
         if session:
             self._table.forget(fingerprint(source.tag, session))
+
+
+def _step(text: str, settings: MigrationSettings) -> tuple[int, Any]:
+    kind, _, rest = text.partition(":")
+    if kind == "header":
+        return _HEADER, rest.lower().encode("latin-1")
+    if text == "actor":
+        return _ACTOR, None
+    if kind == "cookie":
+        return _HEADER, None
+    return _OTHER, compile_key((text,), ipv4=settings.network_ipv4, ipv6=settings.network_ipv6)
+
+
+def _ask(source: Source, scope: Scope, context: RequestContext, found: Found) -> str | bytes | None:
+    return source(scope, context, found)
 
 
 Override = Callable[[Live, Scope, RequestContext, Found], "bool | None"]

@@ -12,6 +12,7 @@ import contextlib
 import logging
 import os
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +119,7 @@ class Engine:
     async def close(self) -> None:
         """Stop everything that runs here; the log says how to go on."""
         self._running = False
+        self._wake.set()  # before 3.12, wait_for may swallow a cancellation that comes with its result
         self.router.state = lambda: None
         self.router.seen = None
         for task in list(self._tasks):
@@ -220,6 +222,7 @@ class Engine:
         self.watcher = Watcher(self.settings, state.plan, self.poke_from_anywhere)
         if self._mirror is not None:
             self._mirror.reset()
+        self.watcher.condemned = partial(self.router.latch, state.id)
         self.gates = Gates(self.host, self.settings, state.plan, self._mirror)
         self.router.live = Live(
             rollout=state.id,
@@ -306,11 +309,11 @@ class Engine:
 
     async def _drive(self, rollout: str) -> None:
         """Look, decide, act, until the rollout is over: by one worker at a time, whoever holds the lease."""
-        while self.active and self.rollout is not None and self.rollout.id == rollout:
+        while self._running and self.active and self.rollout is not None and self.rollout.id == rollout:
             try:
                 async with self.host.store.lease("migration", float(self.settings.lease)) as lease:
                     self.driving = True
-                    while self.active and not lease.lost:
+                    while self._running and self.active and not lease.lost:
                         await self._look()
                         with contextlib.suppress(TimeoutError):
                             await asyncio.wait_for(self._wake.wait(), float(self.settings.tick))
@@ -387,9 +390,9 @@ class Engine:
         if waited < limit:
             return
         now = self.host.clock.monotonic()
-        for flight in list(leaving.flights):
-            if not flight.cutting and now - flight.context.received >= limit:
-                flight.cut()
+        for task, (context, _) in list(leaving.flights.items()):
+            if now - context.received >= limit:
+                leaving.cut(task)
 
     # -- acting ---------------------------------------------------------------------------------------------
 
@@ -566,7 +569,7 @@ class Engine:
             self.base = Base(state.stable, state.stable_target, state.stable_digest)
             if state.cut:
                 await self.host.blocking(self.table.drop, live.candidate.number)
-                live.candidate.cut()
+                live.candidate.cut_all()
         elif state.phase.over:
             leaves = live.candidate if state.latched else live.stable
             stays = live.stable if state.latched else live.candidate
@@ -576,7 +579,7 @@ class Engine:
             hosted = self.hosts.get(leaves.name)
             if hosted is not None and hosted.version is leaves:
                 del self.hosts[leaves.name]
-                leaves.cut()
+                leaves.cut_all()
                 await hosted.stop()
             if self.gates is not None:
                 await self.gates.close()

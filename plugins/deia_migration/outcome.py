@@ -5,31 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import attrs
 import msgspec
 
-from deia_hardening.plugin import Exchange, Message, Scope, Send
+from deia_hardening.plugin import Exchange, Message, RequestContext, Scope, Send
 from deia_migration.keys import load
 from deia_migration.settings import FailureSettings
-from deia_migration.traffic import Flight
 
 _MISSING: Any = object()
 
 
-@attrs.frozen
-class Outcome:
-    """One answered request, as the judge takes it.
+Outcome = tuple[bool, float, str, bool, bool, float]
+"""One answered request, as the judge takes it: (new, weight, who, network, failed, waited). A plain tuple: it is made
+for each request.
 
-    `who` is an authenticated actor's id or a network prefix's address; `waited` seconds until the answer began, or
-    a negative number where latency is of no interest (WebSockets, long routes, failures).
-    """
-
-    new: bool
-    weight: float
-    who: str
-    network: bool
-    failed: bool
-    waited: float
+`who` is an authenticated actor's id or, when `network`, the client's address; `waited` is seconds until the answer
+began, or negative where latency is of no interest (WebSockets, long routes, failures).
+"""
 
 
 def failed(exchange: Exchange, error: BaseException | None, statuses: frozenset[int]) -> bool | None:
@@ -44,32 +35,13 @@ def failed(exchange: Exchange, error: BaseException | None, statuses: frozenset[
     return error is not None or status != 101  # raised, cut off in the middle, or never answered
 
 
-def outcome_of_flight(
-    flight: Flight, error: BaseException | None, statuses: frozenset[int], bad_body: bool, long: bool
-) -> Outcome | None:
-    """What the judge is told about a flight that has ended, or None when it says nothing."""
-    if flight.counted or flight.cutting:
-        return None
-    context = flight.context
-    exchange = context.exchange
-    verdict = failed(exchange, error, statuses)
-    if verdict is None:
-        return None
-    verdict = verdict or bad_body
-    waited = -1.0
-    if not verdict and not long and exchange.status != 101:
-        waited = (exchange.first_byte or exchange.started) - flight.arrived
-    return told(flight, verdict, waited)
-
-
-def told(flight: Flight, verdict: bool, waited: float) -> Outcome:
-    """The outcome of a flight, with who asked."""
-    context = flight.context
+def told(context: RequestContext, new: bool, weight: float, bad: bool, waited: float) -> Outcome:
+    """The outcome of a request, with who asked."""
     actor = context.actor
     if actor.auth and actor.id:
-        return Outcome(flight.new, flight.weight, actor.id, False, verdict, waited)
+        return (new, weight, actor.id, False, bad, waited)
     client = context.scope.get("client")
-    return Outcome(flight.new, flight.weight, client[0] if client else "", True, verdict, waited)
+    return (new, weight, client[0] if client else "", True, bad, waited)
 
 
 class BodyCheck:

@@ -52,6 +52,7 @@ class SessionTable:
         self._buckets = self._slots // _WAYS
         self._lock = threading.Lock()
         self._map: mmap.mmap | None = None
+        self._descriptor = -1
         self._keys: memoryview = memoryview(b"")
         self._versions: memoryview = memoryview(b"")
         self._used: memoryview = memoryview(b"")
@@ -74,14 +75,18 @@ class SessionTable:
             self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
+                # A record lock, not flock: it belongs to the process, so a forked worker does not share it.
+                fcntl.lockf(descriptor, fcntl.LOCK_EX)
                 if os.fstat(descriptor).st_size != self.size or os.pread(descriptor, 8, 0) != _MAGIC:
                     os.ftruncate(descriptor, 0)
                     # Written out in full: a hole would turn a full disk into SIGBUS at the first session.
                     os.pwrite(descriptor, _MAGIC + bytes(self.size - len(_MAGIC)), 0)
                 self._map = mmap.mmap(descriptor, self.size)
+                fcntl.lockf(descriptor, fcntl.LOCK_UN)
+                self._descriptor = descriptor
             finally:
-                os.close(descriptor)
+                if self._map is None:
+                    os.close(descriptor)
             whole = memoryview(self._map)
             parts: list[memoryview] = []
             at = _HEAD
@@ -96,6 +101,9 @@ class SessionTable:
         """Forget the mapping; the file stays for the next process."""
         with self._lock:
             self._map = None
+            descriptor, self._descriptor = self._descriptor, -1
+            if descriptor >= 0:
+                os.close(descriptor)
             self._keys = self._versions = self._used = self._weights = memoryview(b"")
 
     def find(self, key: int, now: int) -> Bound | None:
@@ -125,12 +133,8 @@ class SessionTable:
                 return False
             keys = self._keys
             start = (key % self._buckets) * _WAYS
+            fcntl.lockf(self._descriptor, fcntl.LOCK_EX)
             try:
-                descriptor = os.open(self._path, os.O_RDWR | os.O_CLOEXEC)
-            except OSError:
-                return False
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
                 ways = keys[start : start + _WAYS].tolist()
                 if key in ways:
                     slot = start + ways.index(key)
@@ -144,7 +148,7 @@ class SessionTable:
                 self._weights[slot] = _WEIGHT if weight < 0 else round(weight * 10_000)
                 keys[slot] = key
             finally:
-                os.close(descriptor)
+                fcntl.lockf(self._descriptor, fcntl.LOCK_UN)
         return True
 
     def forget(self, key: int) -> None:

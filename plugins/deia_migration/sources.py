@@ -32,6 +32,7 @@ class SessionSource:
         read: the id that a request carries.
         headers: header fields that `read` needs.
         issued: whether the version issues the ids (else the client makes them up).
+        answers: header fields of an answer that `from_headers` looks at.
         from_headers: finds a new id in an answer's headers.
         from_body: finds a new id in an answer's first body bytes, or in a WebSocket's first message.
         prefix: only answers on paths below this are looked into for `from_body`.
@@ -42,6 +43,7 @@ class SessionSource:
     read: Reader
     headers: frozenset[bytes] = frozenset()
     issued: bool = True
+    answers: frozenset[bytes] = frozenset()
     from_headers: HeaderLearner | None = None
     from_body: BodyLearner | None = None
     prefix: str = ""
@@ -71,13 +73,14 @@ def compile_session(text: str) -> SessionSource:
     tag = text.encode() + b"\x00"
     if kind == "client":
         inner = compile_session(rest)
-        return attrs.evolve(inner, issued=False, from_headers=None, from_body=None)
+        return attrs.evolve(inner, issued=False, answers=frozenset(), from_headers=None, from_body=None)
     if kind == "header":
         name = rest.lower().encode("latin-1")
         return SessionSource(
             tag=tag,
             read=lambda scope, context, found: found.get(name),
             headers=frozenset({name}),
+            answers=frozenset({name}),
             from_headers=lambda headers: next((value for key, value in headers if key.lower() == name), None),
             ends=True,
         )
@@ -87,6 +90,7 @@ def compile_session(text: str) -> SessionSource:
             tag=tag,
             read=lambda scope, context, found: cookie(found.get(b"cookie"), wanted),
             headers=frozenset({b"cookie"}),
+            answers=frozenset({b"set-cookie"}),
             from_headers=lambda headers: _set_cookie(headers, wanted),
         )
     if kind == "query":

@@ -21,68 +21,65 @@ APP = ""
 """The name of the version that is the wrapped app itself."""
 
 
-class Flight:
-    """One request in progress on a version; `cut()` ends it from any thread."""
-
-    __slots__ = ("arrived", "context", "counted", "cutting", "key", "new", "task", "token", "weight")
-
-    def __init__(self, context: RequestContext, arrived: float, new: bool, weight: float) -> None:
-        self.context = context
-        self.arrived = arrived
-        self.new = new
-        self.weight = weight
-        self.cutting = False
-        self.counted = False
-        self.task: asyncio.Task[Any] | None = None
-        self.token: Any = None
-
-    def cut(self) -> None:
-        """End it: the app is cancelled, its client gets the end of the stream or close code 1012."""
-        self.cutting = True
-        try:
-            if self.task is not None:
-                self.task.get_loop().call_soon_threadsafe(self._cancel)
-            elif self.token is not None:
-                trio_token, scope = self.token
-                trio_token.run_sync_soon(scope.cancel)
-        except RuntimeError:  # its loop is gone, and so is it
-            pass
-
-    def _cancel(self) -> None:
-        if self.task is not None and self.cutting and not self.context.exchange.ended:
-            self.task.cancel()
-
-
 class Version:
     """Something that answers requests. `answer` is None for the wrapped app: the layer then calls inward.
 
-    `flights` holds what is in progress in this process; `ready` whether it may be given new requests.
+    `flights` holds what is in progress in this process: the task that serves it, with its context and the
+    probability at which it was assigned (below 0: not by chance). `ready`: it may be given new requests.
     """
+
+    __slots__ = (
+        "_trio", "answer", "counted", "cutting", "digest", "flights", "label", "name", "number", "ready", "target"
+    )  # fmt: skip
 
     def __init__(self, name: str, number: int, answer: ASGIApp | None, *, target: str = "", digest: str = "") -> None:
         self.name = name
+        self.label = name or "app"
         self.number = number
         self.answer = answer
         self.target = target
         self.digest = digest
         self.ready = answer is None
-        self.flights: dict[Flight, None] = {}
-
-    @property
-    def label(self) -> str:
-        """Its name for people; the wrapped app is called `app`."""
-        return self.name or "app"
+        self.flights: dict[Any, tuple[RequestContext, float]] = {}
+        self.cutting: set[Any] = set()
+        self.counted: set[Any] = set()
+        self._trio: dict[Any, tuple[Any, Any]] = {}
 
     def in_flight(self) -> int:
         """Requests, streams and WebSockets in progress on it, in this process."""
         return len(self.flights)
 
-    def cut(self) -> int:
+    def cut(self, task: Any) -> None:
+        """End one request, from any thread: its client gets the end of the stream or close code 1012."""
+        if task in self.cutting:
+            return
+        self.cutting.add(task)
+        try:
+            if isinstance(task, asyncio.Task):
+                task.get_loop().call_soon_threadsafe(self._cancel, task)
+            elif task in self._trio:
+                token, scope = self._trio[task]
+                token.run_sync_soon(scope.cancel)
+        except RuntimeError:  # its loop is gone, and so is it
+            pass
+
+    def _cancel(self, task: asyncio.Task[Any]) -> None:
+        if task in self.flights and not self.flights[task][0].exchange.ended:
+            task.cancel()
+
+    def cut_all(self) -> int:
         """End everything in progress; returns how much that was."""
-        flights = list(self.flights)
-        for flight in flights:
-            flight.cut()
-        return len(flights)
+        tasks = list(self.flights)
+        for task in tasks:
+            self.cut(task)
+        return len(tasks)
+
+    def on_trio(self, task: Any, handle: tuple[Any, Any] | None) -> None:
+        """How to cut a request that trio serves: its token and cancel scope; None when it has ended."""
+        if handle is None:
+            self._trio.pop(task, None)
+        else:
+            self._trio[task] = handle
 
 
 def number_of(name: str, target: str, digest: str) -> int:

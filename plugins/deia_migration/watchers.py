@@ -1,14 +1,16 @@
 """What a rollout knows of its candidate: the judge's evidence, readiness, the error budget, requests that hang.
 
-Fed by the layers from any thread through a bounded queue, read on the background loop. A failure wakes the rollout at
-once; everything else waits for the next look.
+Fed by the layers from any thread. A failure is judged where it happens, so the request that condemns a version is the
+last one that it gets in this process; everything else goes through a bounded queue to the background loop.
 """
 
 from __future__ import annotations
 
 import math
+import threading
+import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from hashlib import blake2b
 
 import attrs
@@ -19,6 +21,8 @@ from deia_migration.outcome import Outcome, told
 from deia_migration.plan import Guards, Plan
 from deia_migration.settings import MigrationSettings
 from deia_migration.traffic import Version
+
+_monotonic = time.monotonic
 
 P99_SAMPLES = 300
 """Answers of the old version after which its p99 is frozen: its standard error is then some 0.6 percentage points."""
@@ -46,74 +50,77 @@ class Watcher:
         self._judge = Judge(plan.judge.rules(settings.judged_keys))
         self._queue: deque[Outcome] = deque(maxlen=settings.outcomes)
         self._wake = wake
-        self._salt = b""
+        self._lock = threading.Lock()  # held for some microseconds, on failures and per outcome taken in
+        self.condemned: Callable[[], None] = lambda: None
         self._old_waits: list[float] = []
         self._window: deque[tuple[float, int, bool]] = deque()
         self.frozen_p99 = 0.0
         self.counts = Counts()
-        self.told_to: Callable[[Outcome], None] | None = None
 
     def tell(self, outcome: Outcome) -> None:
-        """Take one outcome: a deque's append, and a wake-up when it is a failure."""
+        """Take one outcome: a deque's append; a failure is judged at once, and calls `condemned` when it decides."""
+        if outcome[4]:
+            with self._lock:
+                changed = self._take(outcome, _monotonic())
+                decided = changed and self._judge.verdict().decision is Decision.ROLL_BACK
+            if decided:
+                self.condemned()
+            self._wake()
+            return
         queue = self._queue
         if len(queue) == queue.maxlen:
             self.counts.dropped += 1
         queue.append(outcome)
-        if outcome.failed:
-            self._wake()
 
-    def hung(self, versions: Iterable[Version], now: float) -> None:
-        """Count requests that have had no answer for too long, once each, on either version."""
+    def hung(self, versions: tuple[Version, Version], now: float) -> None:
+        """Count requests that have had no answer for too long, once each, on stable or candidate."""
         limit = self._guards.hang
         if not limit:
             return
-        for version in versions:
-            for flight in list(version.flights):
+        for new, version in enumerate(versions):
+            for task, (context, weight) in list(version.flights.items()):
                 if (
-                    not flight.counted
-                    and flight.weight >= 0
-                    and not flight.context.exchange.status
-                    and now - flight.context.received > limit
+                    weight >= 0
+                    and task not in version.counted
+                    and not context.exchange.status
+                    and now - context.received > limit
                 ):
-                    flight.counted = True
-                    self._queue.append(told(flight, True, -1.0))
+                    version.counted.add(task)
+                    self.tell(told(context, bool(new), weight, True, -1.0))
 
     def judge(self, now: float) -> Verdict:
         """Take in what has come, and decide."""
         queue = self._queue
         while queue:
-            try:
-                outcome = queue.popleft()
-            except IndexError:
-                break
-            self._take(outcome, now)
-            if outcome.failed and self._judge.verdict().decision is Decision.ROLL_BACK:
-                break  # decided: what is still waiting can't change a rollback
-        return self._judge.verdict()
+            with self._lock:
+                self._take(queue.popleft(), now)
+        with self._lock:
+            return self._judge.verdict()
 
-    def _take(self, outcome: Outcome, now: float) -> None:
+    def _take(self, outcome: Outcome, now: float) -> bool:
         counts = self.counts
         slow = False
-        waited = outcome.waited
-        if outcome.new:
+        new, weight, who, network, bad, waited = outcome
+        if new:
             counts.new += 1
-            counts.new_failed += outcome.failed
+            counts.new_failed += bad
         else:
             counts.old += 1
-            counts.old_failed += outcome.failed
+            counts.old_failed += bad
         if waited >= 0:
-            if outcome.new:
+            if new:
                 counts.new_waited += (waited - counts.new_waited) / max(1, counts.new - counts.new_failed)
             else:
                 counts.old_waited += (waited - counts.old_waited) / max(1, counts.old - counts.old_failed)
                 if not self.frozen_p99:
                     self._learn_p99(waited)
             slow = 0 < self.frozen_p99 < waited
-        key = self.key_of(outcome)
-        if 0 < outcome.weight < 1:
-            self._judge.record(key=key, new=outcome.new, weight=outcome.weight, failed=outcome.failed, slow=slow)
-        elif outcome.new:
-            self._window.append((now, key, outcome.failed))
+        key = self.key_of(who, network)
+        if 0 < weight < 1:
+            return self._judge.record(key=key, new=new, weight=weight, failed=bad, slow=slow)
+        if new:
+            self._window.append((now, key, bad))
+        return False
 
     def _learn_p99(self, waited: float) -> None:
         waits = self._old_waits
@@ -123,20 +130,21 @@ class Watcher:
             self.frozen_p99 = waits[math.ceil(0.99 * len(waits)) - 1]
             waits.clear()
 
-    def key_of(self, outcome: Outcome) -> int:
+    def key_of(self, who: str, network: bool) -> int:
         """The judged key: an authenticated actor, else a network prefix, as a 64-bit hash."""
-        who = outcome.who
-        if outcome.network:
+        if network:
             who = network_of((who,), self._settings.network_ipv4, self._settings.network_ipv6) or "nobody"
-        digest = blake2b(
-            who.encode("utf-8", "surrogatepass"), digest_size=8, person=b"net" if outcome.network else b"act"
-        )
-        return int.from_bytes(digest.digest(), "big")
+        kind = b"net" if network else b"act"
+        return int.from_bytes(blake2b(who.encode("utf-8", "surrogatepass"), digest_size=8, person=kind).digest(), "big")
 
     def over_budget(self, now: float) -> str:
         """At 100%: why the error budget is gone, or ""."""
         guards = self._guards
-        window = self._window
+        with self._lock:
+            window = self._window
+            return self._over_budget(guards, window, now)
+
+    def _over_budget(self, guards: Guards, window: deque[tuple[float, int, bool]], now: float) -> str:
         while window and (now - window[0][0] > guards.budget_window or len(window) > self._settings.outcomes):
             window.popleft()
         if not any(failed for _, _, failed in window):

@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from deia_hardening import harden
+from deia_hardening.runtime import runtime
 from deia_hardening.testing import Running, running
 from deia_hardening.types import ASGIApp, Receive, Scope, Send
 
@@ -78,7 +80,9 @@ class Pair:
 
     @asynccontextmanager
     async def up(self, app: ASGIApp | None = None, **migration: Any) -> AsyncIterator[Running]:
-        async with running(app or self.old, self.settings(**migration)) as live:
+        # Reading the settings blocks, so it is done where a service does it: off the loop.
+        hardened = await runtime().blocking(harden, app or self.old, self.settings(**migration))
+        async with running(hardened, {}) as live:
             yield live
 
 

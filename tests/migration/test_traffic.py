@@ -1,0 +1,387 @@
+"""Traffic during a rollout: the judge, sessions, streams, overrides, the shield, versions that misbehave."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import anyio
+import pytest
+
+from deia_hardening.plugin import Actor
+from deia_hardening.settings import Ratio, Seconds
+from deia_hardening.testing import ASGIRecorder, http_scope, websocket_scope
+from deia_hardening.types import Receive, Scope, Send
+from deia_migration import Guards, JudgePlan, Limits, MigrationManager, Plan, Probe, Step
+
+NO_HANG = Guards(every=Seconds("20ms"))
+
+
+def plan(weight: str = "50%", **changes: Any) -> Plan:
+    return Plan(steps=(Step(weight=Ratio(weight), gate="manual"),), promote="manual", **{"guards": NO_HANG, **changes})
+
+
+async def begin(live: Any, until: Any, weight: str = "50%", **changes: Any) -> MigrationManager:
+    manager: MigrationManager = live.service(MigrationManager)
+    await manager.start("v2", plan=plan(weight, **changes))
+    await until(lambda: manager.status().weight > 0, "the first step")
+    return manager
+
+
+def user(number: int) -> dict[str, Any]:
+    """A request of one user, from a network of its own."""
+    return {
+        "headers": [(b"x-user", str(number).encode())],
+        "client": (f"10.{number // 250}.{number % 250}.7", 4000),
+    }
+
+
+async def fails(scope: Scope, receive: Receive, send: Send) -> None:
+    await send({"type": "http.response.start", "status": 500, "headers": []})
+    await send({"type": "http.response.body", "body": b"broken"})
+
+
+# -- the judge -----------------------------------------------------------------------------------------------------
+
+
+async def test_a_version_that_fails_is_rolled_back_by_itself_and_gets_nothing_more(pair: Any, until: Any) -> None:
+    pair.new.behaviour = fails
+    async with pair.up() as live:
+        manager = await begin(live, until, "10%")
+        for number in range(400):
+            await live.post("/", **user(number))
+            if manager.status().latched:
+                break
+        await until(lambda: manager.status().latched, "a rollback")
+        assert pair.new.requests <= 10
+        before = pair.new.requests
+        for number in range(100):
+            assert (await live.post("/", **user(number))).body == b"old"
+        assert pair.new.requests == before
+        record = next(one for one in await manager.history() if one["event"] == "rollback")
+        assert record["verdict"] == "roll back"
+        assert record["evidence"]["failed_new"] >= 2
+        assert record["evidence"]["e_rollback"] >= 100
+
+
+async def test_a_fault_that_both_share_rolls_nothing_back(pair: Any, until: Any) -> None:
+    pair.new.behaviour = pair.old.behaviour = fails
+    async with pair.up() as live:
+        manager = await begin(live, until)
+        for number in range(300):
+            await live.post("/", **user(number))
+        await asyncio.sleep(0.05)
+        assert not manager.status().latched
+        assert manager.status().evidence["failed_new"] > 50
+
+
+async def test_cookies_rotated_by_one_network_condemn_nobody(pair: Any, until: Any) -> None:
+    pair.new.behaviour = fails
+    async with pair.up() as live:
+        manager = await begin(live, until, "10%")
+        for number in range(300):
+            request = user(number)
+            await live.post("/", headers=request["headers"], client=("10.0.0.7", 4000))
+        await asyncio.sleep(0.05)
+        assert not manager.status().latched
+        assert manager.status().evidence["failed_new"] + manager.status().evidence["failed_old"] <= 1
+
+
+async def test_a_200_that_says_success_false_is_a_failure(pair: Any, until: Any) -> None:
+    async def lies(scope: Scope, receive: Receive, send: Send) -> None:
+        headers = [(b"content-type", b"application/json")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": b'{"success": false}'})
+
+    pair.new.behaviour = lies
+    async with pair.up(failure={"json": {"success": False}}) as live:
+        manager = await begin(live, until, "10%")
+        for number in range(400):
+            await live.post("/", **user(number))
+        await until(lambda: manager.status().latched, "a rollback")
+
+
+async def test_a_version_that_hangs_is_rolled_back(pair: Any, until: Any) -> None:
+    async def hangs(scope: Scope, receive: Receive, send: Send) -> None:
+        await anyio.sleep_forever()
+
+    pair.new.behaviour = hangs
+    async with pair.up() as live:
+        guards = Guards(hang=Seconds("50ms"), every=Seconds("20ms"))
+        limits = Limits(drain=Seconds("100ms"))
+        manager = await begin(live, until, "10%", guards=guards, limits=limits)
+        async with anyio.create_task_group() as group:
+            for number in range(150):
+                group.start_soon(lambda number=number: live.post("/", **user(number)))
+            await until(lambda: manager.status().latched, "a rollback")
+            await until(lambda: manager.status().phase == "rolled-back", "its hanging requests were ended")
+
+
+# -- before any traffic --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("probe", "says"),
+    [
+        (Probe(path="/health", status=204), "answered 200, not 204"),
+        (Probe(path="/health", json={"ok": True}), "no JSON"),
+    ],
+)
+async def test_a_failed_probe_keeps_the_weight_at_zero(pair: Any, until: Any, probe: Probe, says: str) -> None:
+    async with pair.up() as live:
+        manager: MigrationManager = live.service(MigrationManager)
+        await manager.start("v2", plan=plan(probes=(probe,)))
+        await until(lambda: manager.status().phase == "rolled-back")
+        assert says in manager.status().reason
+        assert all(record["weight"] == 0 for record in await manager.history())
+        assert pair.new.requests == 1
+
+
+async def test_probes_that_pass_let_the_ramp_begin(pair: Any, until: Any) -> None:
+    async with pair.up() as live:
+        await begin(live, until, probes=(Probe(path="/a"), Probe(path="/b", method="POST", body={"x": 1})))
+        assert pair.new.requests == 2
+
+
+async def test_mirrored_answers_are_compared_and_never_seen(pair: Any, until: Any) -> None:
+    async def numbers(scope: Scope, receive: Receive, send: Send) -> None:
+        pair.new.sent = getattr(pair.new, "sent", 0) + 1
+        await send({"type": "http.response.start", "status": 404, "headers": []})
+        await send({"type": "http.response.body", "body": b"what?"})
+
+    pair.new.behaviour = numbers
+    async with pair.up(mirror={"routes": ["GET /read"]}) as live:
+        manager: MigrationManager = live.service(MigrationManager)
+        await manager.start("v2", plan=plan(mirror=Seconds("10s")))
+        await until(lambda: manager.status().phase == "mirroring")
+        for number in range(200):
+            assert (await live.get("/read", **user(number))).body == b"old"
+            assert (await live.get("/other", **user(number))).body == b"old"
+            await asyncio.sleep(0)
+            if manager.status().latched:
+                break
+        await until(lambda: manager.status().phase == "rolled-back", "differences")
+        assert "status" in manager.status().reason
+        assert 20 <= pair.new.sent <= 200
+
+
+# -- the shield ----------------------------------------------------------------------------------------------------
+
+
+async def test_a_get_that_fails_on_new_is_answered_by_old_and_counts(pair: Any, until: Any) -> None:
+    async def raises(scope: Scope, receive: Receive, send: Send) -> None:
+        raise RuntimeError("boom")
+
+    for behaviour in (fails, raises):
+        pair.new.behaviour = behaviour
+        async with pair.up() as live:
+            manager = await begin(live, until, judge=JudgePlan(distinct=1000))
+            for number in range(40):
+                answer = await live.get("/", **user(number))
+                assert (answer.status, answer.body) == (200, b"old")
+            await asyncio.sleep(0.05)
+            assert manager.status().evidence["failed_new"] >= 5
+            await manager.rollback(cut=True)
+            await until(lambda manager=manager: manager.status().phase == "rolled-back")
+
+
+async def test_what_changes_something_is_never_asked_twice(pair: Any, until: Any) -> None:
+    pair.new.behaviour = fails
+    async with pair.up() as live:
+        await begin(live, until, judge=JudgePlan(distinct=1000))
+        statuses = {(await live.post("/", **user(number))).status for number in range(40)}
+        assert statuses == {200, 500}
+        assert pair.old.requests + pair.new.requests == 40
+
+
+# -- sessions ------------------------------------------------------------------------------------------------------
+
+
+async def test_sessions_stay_with_the_version_that_issued_them_whatever_the_weight(pair: Any, until: Any) -> None:
+    """As the Streamable HTTP transport of MCP: an id in the first answer, in each request from then on."""
+    for service in (pair.old, pair.new):
+        known: set[bytes] = set()
+
+        async def behave(
+            scope: Scope, receive: Receive, send: Send, service: Any = service, known: Any = known
+        ) -> None:
+            session = dict(scope["headers"]).get(b"mcp-session-id")
+            headers = []
+            status = 200
+            if session is None:
+                session = f"{service.name}-{len(known)}".encode()
+                known.add(session)
+                headers = [(b"mcp-session-id", session)]
+            elif session not in known:
+                status = 404
+            await send({"type": "http.response.start", "status": status, "headers": headers})
+            await send({"type": "http.response.body", "body": service.name.encode()})
+
+        service.behaviour = behave
+    async with pair.up() as live:
+        sessions = [(await live.post("/mcp")).headers["mcp-session-id"] for _ in range(20)]  # before the rollout
+        manager = await begin(live, until, "30%")
+        sessions += [(await live.post("/mcp", **user(number))).headers["mcp-session-id"] for number in range(100)]
+        assert any(session.startswith("new") for session in sessions)
+        for weight in (0.7, 0.2, 0.9, 0.0, 1.0):
+            manager._router.set_weight(weight)
+            for session in sessions:
+                answer = await live.post("/mcp", headers=[(b"mcp-session-id", session.encode())])
+                assert answer.status == 200
+                assert session.startswith(answer.body.decode())
+
+
+async def test_a_version_is_kept_for_its_sessions_until_they_end(pair: Any, until: Any) -> None:
+    pair.new.headers = [(b"mcp-session-id", b"s-1")]
+    async with pair.up() as live:
+        manager = await begin(live, until, "100%")
+        assert (await live.post("/mcp")).headers["mcp-session-id"] == "s-1"
+        await manager.rollback()
+        await asyncio.sleep(0.05)
+        assert manager.status().phase == "rolling-back"
+        session = [(b"mcp-session-id", b"s-1")]
+        assert (await live.post("/mcp", headers=session)).body == b"new"
+        assert (await live.post("/mcp")).body == b"old"
+        assert (await live.call("DELETE", "/mcp", headers=session)).status == 200
+        await until(lambda: manager.status().phase == "rolled-back")
+
+
+async def test_ids_that_a_client_makes_up_are_bound_before_the_rollout_begins(pair: Any, until: Any) -> None:
+    async with pair.up(sessions=["client:query:session_hash"]) as live:
+        for number in range(20):
+            assert (await live.get("/queue", query=f"session_hash={number}")).body == b"old"
+        await begin(live, until, "90%")
+        for number in range(20):
+            assert (await live.get("/queue", query=f"session_hash={number}")).body == b"old"
+
+
+# -- overrides -----------------------------------------------------------------------------------------------------
+
+
+async def test_an_override_needs_the_secret_and_stays_out_of_the_statistics(pair: Any, until: Any) -> None:
+    async with pair.up(override={"secret": "letmein"}) as live:
+        manager = await begin(live, until, "1%", judge=JudgePlan())
+
+        async def ask(value: bytes) -> bytes:
+            return bytes((await live.post("/", headers=[(b"x-user", b"ann"), (b"x-deia-version", value)])).body)
+
+        assert await ask(b"letmein:new") == b"new"
+        assert await ask(b"letmein:v2") == b"new"
+        assert await ask(b"letmein:old") == b"old"
+        assert await ask(b"new") == b"old"
+        assert await ask(b"letmeout:new") == b"old"
+        await asyncio.sleep(0.05)
+        assert manager.status().requests["new"] == 0
+
+
+async def test_without_secret_or_role_nobody_overrides(pair: Any, until: Any) -> None:
+    async with pair.up() as live:
+        await begin(live, until, "1%")
+        answer = await live.post("/", headers=[(b"x-user", b"ann"), (b"x-deia-version", b"new")])
+        assert answer.body == b"old"
+
+
+# -- streams and WebSockets ----------------------------------------------------------------------------------------
+
+
+async def endless(scope: Scope, receive: Receive, send: Send) -> None:
+    if scope["type"] == "websocket":
+        await receive()
+        await send({"type": "websocket.accept"})
+    else:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"event", "more_body": True})
+    await anyio.sleep_forever()
+
+
+async def test_a_stream_stays_where_it_began_and_ends_at_the_deadline(pair: Any, until: Any) -> None:
+    pair.new.behaviour = endless
+    async with pair.up() as live:
+        manager = await begin(live, until, "100%", limits=Limits(drain=Seconds("150ms")))
+        stream = ASGIRecorder(live.app, http_scope("GET", "/events"), hang=True)
+        socket = ASGIRecorder(live.app, websocket_scope("/ws"), {"type": "websocket.connect"}, hang=True)
+        async with anyio.create_task_group() as group:
+            group.start_soon(live.app, stream.scope, stream.receive, stream.send)
+            group.start_soon(live.app, socket.scope, socket.receive, socket.send)
+            await until(lambda: len(stream.sent) == 2 and socket.sent, "both have begun")
+            await manager.rollback(reason="drain it")
+            assert (await live.post("/")).body == b"old"
+            await until(lambda: manager.status().phase == "rolled-back", "the drain")
+        assert socket.sent[-1]["type"] == "websocket.close"
+        assert socket.sent[-1]["code"] == 1012
+        assert stream.sent[-1] == {"type": "http.response.body", "body": b"", "more_body": False}
+
+
+async def test_cut_ends_streams_at_once(pair: Any, until: Any) -> None:
+    pair.new.behaviour = endless
+    async with pair.up() as live:
+        manager = await begin(live, until, "100%")
+        socket = ASGIRecorder(live.app, websocket_scope("/ws"), {"type": "websocket.connect"}, hang=True)
+        async with anyio.create_task_group() as group:
+            group.start_soon(live.app, socket.scope, socket.receive, socket.send)
+            await until(lambda: socket.sent, "it has begun")
+            await manager.rollback(cut=True)
+        assert socket.sent[-1]["code"] == 1012
+
+
+async def test_a_weight_change_does_not_touch_what_is_in_progress(pair: Any, until: Any) -> None:
+    release = anyio.Event()
+
+    async def slow(scope: Scope, receive: Receive, send: Send) -> None:
+        await release.wait()
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"old, in the end"})
+
+    pair.old.behaviour = slow
+    async with pair.up() as live:
+        found: list[bytes] = []
+
+        async def ask() -> None:
+            found.append((await live.post("/")).body)
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(ask)
+            await asyncio.sleep(0.01)
+            manager = await begin(live, until, "100%")
+            await manager.promote(full=True)
+            await asyncio.sleep(0.05)
+            assert manager.status().phase == "promoted"  # it waits for the old version's request
+            release.set()
+        await until(lambda: manager.status().phase == "done")
+        assert found == [b"old, in the end"]
+
+
+# -- tasks ---------------------------------------------------------------------------------------------------------
+
+
+async def test_claims_obey_the_same_bucket_and_stay_pinned(pair: Any, until: Any) -> None:
+    from deia_hardening.plugin import VersionSplit
+
+    async with pair.up() as live:
+        split: VersionSplit = live.service(VersionSplit)
+        assert split.may_claim("task", "", "")
+        manager = await begin(live, until, "50%")
+        keys = [str(number) for number in range(100)]
+        for key in keys:
+            answer = await live.post("/", headers=[(b"x-user", key.encode())])
+            version = "v2" if answer.body == b"new" else "app"
+            assert split.version_for(key) == version
+            assert split.may_claim(key, version, "")
+            assert not split.may_claim(key, "app" if version == "v2" else "v2", "")
+        assert split.may_claim("x", "v2", "v2")
+        assert not split.may_claim("x", "app", "v2")
+        await manager.rollback()
+        assert not split.may_claim("x", "app", "v2")  # not declared compatible
+        assert split.may_claim("x", "v2", "v2")  # finished by its own version
+
+
+def test_an_actor_is_the_judged_key_before_the_network() -> None:
+    from deia_hardening.context import Exchange, RequestContext
+    from deia_migration.outcome import told
+
+    context = RequestContext({"client": ("10.0.0.1", 1)}, None, Exchange(None, None))  # type: ignore[arg-type]
+    assert told(context, True, 0.1, False, 0.0)[2:4] == ("10.0.0.1", True)
+    context.actor = Actor("user", "ann")
+    assert told(context, True, 0.1, False, 0.0)[2:4] == ("10.0.0.1", True)  # only claimed
+    context.actor = Actor("user", "ann", auth="token")
+    assert told(context, True, 0.1, False, 0.0)[2:4] == ("ann", False)
