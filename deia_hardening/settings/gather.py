@@ -32,7 +32,7 @@ Reader = Callable[[Node, str, "Gather", FieldSpec], Any]
 class Gather:
     """One run of structuring. Not shared between threads."""
 
-    __slots__ = ("environment", "hidden", "limits", "problems")
+    __slots__ = ("environment", "hidden", "limits", "problems", "secrets")
 
     def __init__(self, problems: Problems, environment: MappingType[str, str], limits: DocumentLimits) -> None:
         self.problems = problems
@@ -40,6 +40,8 @@ class Gather:
         self.limits = limits
         self.hidden: dict[str, str] = {}
         """Key paths whose value must never be shown -> what to show instead (the reference, or a mask)."""
+        self.secrets: dict[str, str] = {}
+        """Key paths -> the secret texts themselves, to notice that one was rotated."""
 
     def add(self, node: Node | Place, key: str, message: str, allowed: str = "", suggestion: str = "") -> None:
         place = node if isinstance(node, Place) else node.place
@@ -52,6 +54,7 @@ class Gather:
     def accept(self, trial: Gather) -> None:
         self.problems.extend(trial.problems)
         self.hidden.update(trial.hidden)
+        self.secrets.update(trial.secrets)
 
     @staticmethod
     def raw_text(node: Scalar) -> bool:
@@ -62,6 +65,7 @@ class Gather:
         """Text with its `${env:NAME}` and `${file:PATH}` replaced; `$${` stands for itself."""
         if spec.secret:
             self.hidden[key] = _MASK
+            self.secrets[key] = text
         if "${" not in text:
             return Secret(text) if spec.secret else text
         if node.place.source not in (Source.FILE, Source.MAPPING):
@@ -84,6 +88,7 @@ class Gather:
             return FAILED
         if referred:
             self.hidden[key] = text
+            self.secrets[key] = expanded
             return Secret(expanded)
         return Secret(expanded) if spec.secret else expanded
 

@@ -28,6 +28,7 @@ from deia_hardening.settings.problems import Problems, nearest
 from deia_hardening.settings.structure import reader_for
 
 _HEAD_KEYS = ("enabled", "use")
+_PROCESS_KEY = os.urandom(32)
 
 
 @attrs.frozen(eq=False, slots=False)
@@ -40,6 +41,7 @@ class Loaded:
     home: Path
     document: Document = attrs.field(repr=False)
     _hidden: dict[str, str] = attrs.field(factory=dict, repr=False)
+    _secrets: dict[str, str] = attrs.field(factory=dict, repr=False)
 
     @functools.cached_property
     def _redacted(self) -> dict[str, Any]:
@@ -60,6 +62,16 @@ class Loaded:
         content = {"enabled": list(self.enabled), "home": str(self.home), "settings": self._redacted}
         text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
         return hashlib.sha256(text.encode()).hexdigest()
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Equal for two `Loaded` of one process only if nothing at all differs, secrets included.
+
+        It is keyed by a random number of this process, so it tells nothing about a secret and means nothing
+        elsewhere: for "is there anything to switch to?", where `digest` would miss a rotated secret.
+        """
+        content = json.dumps([self.digest, sorted(self._secrets.items())])
+        return hashlib.blake2b(content.encode("utf-8", "surrogatepass"), key=_PROCESS_KEY).hexdigest()
 
     @functools.cached_property
     def needs_restart(self) -> dict[str, Any]:
@@ -112,7 +124,7 @@ def structure(
     if problems:
         raise problems.error()
     enabled = tuple(name for name, head in heads.items() if head.enabled and name in sections)
-    return Loaded(made, application, enabled, document.home, document, gather.hidden)
+    return Loaded(made, application, enabled, document.home, document, gather.hidden, gather.secrets)
 
 
 def _body(node: Mapping, kind: Any) -> Mapping:

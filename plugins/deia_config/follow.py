@@ -9,11 +9,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import re
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from deia_config.effective import references
 from deia_config.flags import FlagSet, compile_flags
 from deia_config.service import ConfigManager
 from deia_config.settings import ConfigSettings
@@ -29,6 +31,7 @@ from deia_hardening.settings.problems import Problems
 logger = logging.getLogger("deia_config")
 
 DEFAULT_FLAGS = (Path("flags"),)
+_SECRET_FILE = re.compile(r"(?<!\$)\$\{file:([^{}]+)\}")
 
 
 class Follower:
@@ -44,6 +47,7 @@ class Follower:
         self._watched: list[Path] = []
         self._task: asyncio.Task[None] | None = None
         self._refused = ""
+        self._secret_stamps: list[tuple[str, int, int, int]] | None = None
         source = host.revisions.source
         self._source: Path | None = Path(source) if isinstance(source, (str, Path)) else None
 
@@ -152,8 +156,11 @@ class Follower:
         def known(snapshot: Snapshot) -> bool:
             return accepted is not None and snapshot.digest == accepted.digest
 
+        rotated = await self._host.blocking(self._secrets_rotated)
         seen, why = await self._settled(lambda: take_snapshot(source), accepted, known, force)
         if known(seen):
+            if rotated:
+                await manager.take(seen, reason="a file that holds a secret changed")
             if self._refused:  # the files are again what is in force
                 self._refused = ""
                 if manager.refused is not None and manager.refused.source == "files":
@@ -171,6 +178,21 @@ class Follower:
             return True
         self._refused = seen.digest
         return False
+
+    def _secrets_rotated(self) -> bool:
+        """Whether a file that a `${file:…}` refers to was replaced since the last look. Blocking."""
+        stamps: list[tuple[str, int, int, int]] = []
+        document = self._host.revisions.document
+        for text in references(document).values():
+            for name in _SECRET_FILE.findall(text):
+                path = Path(name)
+                if not path.is_absolute() and self._source is not None:
+                    path = (self._source if self._source.is_dir() else self._source.parent) / path
+                with contextlib.suppress(OSError):
+                    found = path.stat()
+                    stamps.append((name, found.st_mtime_ns, found.st_size, found.st_ino))
+        before, self._secret_stamps = self._secret_stamps, stamps
+        return before is not None and before != stamps
 
     async def _look_at_flags(self, force: bool) -> bool:
         manager = self._manager

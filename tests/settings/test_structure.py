@@ -187,6 +187,8 @@ def test_a_rotated_secret_does_not_change_the_digest(everything: Any) -> None:
     one = load({"s": {"token": "a"}}, {"s": everything}, env={})
     two = load({"s": {"token": "b"}}, {"s": everything}, env={})
     assert one.digest == two.digest
+    assert one.fingerprint != two.fingerprint
+    assert one.fingerprint == load({"s": {"token": "a"}}, {"s": everything}, env={}).fingerprint
     assert one.digest != load({"s": {"token": "a", "count": 2}}, {"s": everything}, env={}).digest
 
 
