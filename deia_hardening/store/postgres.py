@@ -7,16 +7,9 @@ while there is work; after a fork the child opens its own.
 
 from __future__ import annotations
 
-import contextlib
-import os
-import secrets
-import threading
-import time
-import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
-from urllib.parse import urlsplit
 
 from deia_hardening.clock import SYSTEM_CLOCK, Clock
 from deia_hardening.store.base import (
@@ -26,8 +19,6 @@ from deia_hardening.store.base import (
     Rebuilt,
     Revisions,
     StaleRevision,
-    StoreError,
-    StoreUnavailable,
     SyncLease,
     WatchExpired,
     Write,
@@ -38,34 +29,18 @@ from deia_hardening.store.base import (
 )
 from deia_hardening.store.epoch import HomePage
 from deia_hardening.store.held import hold_in_thread
-from deia_hardening.store.idle import reaper
+from deia_hardening.store.postgres_session import PostgresSession
 from deia_hardening.store.settings import StoreSettings
 from deia_hardening.store.transaction import PAGE_PREFIX, check_page_fields
 
 if TYPE_CHECKING:
-    import psycopg
+    pass
 
 T = TypeVar("T")
 
 Rows: TypeAlias = list[Any]
 
 FORMAT: Final = 1
-_SCHEMA_LOCK: Final = 0x64656961  # an advisory lock of our own: "deia"
-_SCHEMA: Final = """
-CREATE TABLE IF NOT EXISTS deia_store_meta (
-    namespace text COLLATE "C" PRIMARY KEY, format integer NOT NULL, identity text NOT NULL,
-    revision bigint NOT NULL, horizon bigint NOT NULL, purged timestamptz NOT NULL
-);
-CREATE TABLE IF NOT EXISTS deia_store_entries (
-    namespace text COLLATE "C", key text COLLATE "C", value bytea, revision bigint NOT NULL, at timestamptz NOT NULL,
-    PRIMARY KEY (namespace, key)
-);
-CREATE UNIQUE INDEX IF NOT EXISTS deia_store_entries_revision ON deia_store_entries (namespace, revision);
-CREATE TABLE IF NOT EXISTS deia_store_leases (
-    namespace text COLLATE "C", name text COLLATE "C", holder text NOT NULL, token bigint NOT NULL,
-    expires timestamptz NOT NULL, PRIMARY KEY (namespace, name)
-);
-"""
 
 
 class PostgresStore:
@@ -82,24 +57,16 @@ class PostgresStore:
         settings: StoreSettings | None = None,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
-        self._url = url
-        self._place = _without_password(url)
         self._page = page
         self._settings = settings or StoreSettings()
         self._clock = clock
         self._space = self._settings.namespace
+        self._session = PostgresSession(url, self._settings)
+        self._work = self._session.work
         self._notes: dict[str, str] = {}
-        self._reset()
-        _stores.add(self)
 
     def __repr__(self) -> str:
-        return f"<PostgresStore {self._place}>"
-
-    def _reset(self) -> None:
-        self._lock = threading.Lock()
-        self._connection: psycopg.Connection[Any] | None = None
-        self._prepared = False
-        self._used = 0.0
+        return f"<PostgresStore {self._session.place}>"
 
     # ---- reading
 
@@ -309,68 +276,11 @@ class PostgresStore:
 
     def close(self) -> None:
         """Close the connection. The next use opens it again."""
-        with self._lock:
-            self._drop()
-
-    def close_if_idle(self) -> float | None:
-        """For the reaper: close when unused; seconds until to ask again, or None when closed."""
-        left = self._used + self._settings.idle_close - time.monotonic()
-        if left > 0:
-            return left
-        if not self._lock.acquire(blocking=False):
-            return 0.1
-        try:
-            self._drop()
-        finally:
-            self._lock.release()
-        return None
+        self._session.close()
 
     def health(self) -> Sequence[str]:
         """What is wrong or worth knowing, in sentences; empty when nothing is."""
         return list(self._notes.values())
-
-    def _drop(self) -> None:
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            with contextlib.suppress(Exception):
-                connection.close()
-
-    def _connect(self) -> psycopg.Connection[Any]:
-        try:
-            import psycopg
-        except ImportError as error:
-            raise StoreError(
-                "store.url names PostgreSQL, whose driver is not installed: pip install 'deia-hardening[postgres]'"
-            ) from error
-        timeout = max(1, round(self._settings.busy_timeout))
-        milliseconds = int(self._settings.busy_timeout * 1000)
-        connection = psycopg.connect(
-            self._url,
-            autocommit=True,
-            connect_timeout=timeout,
-            application_name="deia-hardening",
-            # Acknowledged means on disk, whatever the server's default is.
-            options=f"-c synchronous_commit=on -c lock_timeout={milliseconds} -c statement_timeout={milliseconds * 2}",
-            tcp_user_timeout=milliseconds * 2,
-        )
-        if not self._prepared:
-            with connection.transaction(), connection.cursor() as cursor:
-                cursor.execute("SELECT pg_advisory_xact_lock(%s)", (_SCHEMA_LOCK,))
-                cursor.execute(_SCHEMA)
-                cursor.execute(
-                    "INSERT INTO deia_store_meta VALUES (%s, %s, %s, "
-                    "(extract(epoch FROM clock_timestamp()) * 1000)::bigint, 0, clock_timestamp()) "
-                    "ON CONFLICT DO NOTHING",
-                    (self._space, FORMAT, secrets.token_hex(8)),
-                )
-                cursor.execute("SELECT format FROM deia_store_meta WHERE namespace = %s", (self._space,))
-                found = (cursor.fetchone() or (0,))[0]
-            if found > FORMAT:
-                connection.close()
-                raise StoreError(f"{self._place} has format {found}; this release reads up to {FORMAT}: upgrade")
-            self._prepared = True
-        reaper.watch(self)
-        return connection
 
     # ---- the path that the methods above share
 
@@ -387,74 +297,3 @@ class PostgresStore:
             return bool(cursor.rowcount)
 
         return self._work(work)
-
-    def _work(self, work: Callable[[Any], T]) -> T:
-        with self._lock:
-            self._used = time.monotonic()
-            fresh = self._connection is None
-            try:
-                return self._once(work)
-            except _NotBegun:
-                if fresh:
-                    raise
-                return self._once(work)  # the connection had died while nobody used it
-
-    def _once(self, work: Callable[[Any], T]) -> T:
-        began = False
-        try:
-            if self._connection is None:
-                self._connection = self._connect()
-            connection = self._connection
-            with connection.transaction(), connection.cursor() as cursor:
-                began = True
-                return work(cursor)
-        except StoreError:
-            raise
-        except Exception as error:
-            import psycopg
-
-            if not isinstance(error, psycopg.Error):
-                raise
-            if isinstance(error, psycopg.OperationalError) and not isinstance(error, psycopg.errors.LockNotAvailable):
-                self._drop()
-            where = f"{self._place}: {_first_line(error)}"
-            if not began:
-                raise _NotBegun(f"{where}; nothing was written; try again") from error
-            raise StoreUnavailable(
-                f"{where}; whether the last write arrived is unknown; look, then try again"
-            ) from error
-        finally:
-            self._used = time.monotonic()
-
-
-class _NotBegun(StoreUnavailable):
-    """No transaction was begun, so trying again is safe."""
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0][:200] or type(error).__name__
-
-
-def _without_password(url: str) -> str:
-    """What may be shown of a URL: host, port and database. Pure."""
-    try:
-        parts = urlsplit(url)
-        port = f":{parts.port}" if parts.port else ""
-        return f"postgresql://{parts.hostname or ''}{port}{parts.path}"
-    except ValueError:
-        return "postgresql://…"
-
-
-_stores: weakref.WeakSet[PostgresStore] = weakref.WeakSet()
-_inherited: list[Any] = []
-
-
-def _after_fork_in_child() -> None:
-    for store in list(_stores):
-        if store._connection is not None:
-            _inherited.append(store._connection)  # closing it here would end the parent's session
-        store._reset()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork_in_child)

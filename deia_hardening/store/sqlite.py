@@ -9,19 +9,18 @@ is on disk; a damaged file is set aside, never repaired in place, and an empty o
 from __future__ import annotations
 
 import contextlib
-import os
 import sqlite3
 import threading
 import time
-import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeAlias, TypeVar
 
 import msgspec
 
 from deia_hardening.clock import SYSTEM_CLOCK, Clock
+from deia_hardening.store import fork
 from deia_hardening.store.base import (
     Change,
     Entry,
@@ -43,10 +42,11 @@ from deia_hardening.store.filesystem import boot_id
 from deia_hardening.store.held import hold_in_thread
 from deia_hardening.store.idle import reaper
 from deia_hardening.store.settings import StoreSettings
-from deia_hardening.store.sqlite_file import Opened, open_file, replace_copy, set_aside
+from deia_hardening.store.sqlite_file import Opened, Trust, explain, open_file, replace_copy, set_aside
 from deia_hardening.store.transaction import PAGE_PREFIX, Transaction
 
 T = TypeVar("T")
+Rows: TypeAlias = list[Any]
 
 _FIXED_IN: Final = (3, 51, 3)
 
@@ -82,7 +82,7 @@ class SqliteStore:
         self._clock = clock
         self._notes: dict[str, str] = {}
         self._reset()
-        _stores.add(self)
+        fork.stores.add(self)
 
     def _reset(self) -> None:
         self._write_lock = threading.Lock()
@@ -102,8 +102,8 @@ class SqliteStore:
     def get(self, key: str) -> Entry | None:
         """The entry of `key`, or None. Raises StoreError."""
         check_key(key)
-        row = self._read("SELECT value, revision FROM entries WHERE key = ? AND value IS NOT NULL", key).fetchone()
-        return Entry(*row) if row else None
+        rows = self._read("SELECT value, revision FROM entries WHERE key = ? AND value IS NOT NULL", key)
+        return Entry(*rows[0]) if rows else None
 
     def list(self, prefix: str) -> list[tuple[str, Entry]]:
         """Every key that starts with `prefix` ("" for all), in order. Raises StoreError."""
@@ -116,7 +116,7 @@ class SqliteStore:
 
     def revision(self) -> int:
         """The newest revision of the store."""
-        return int(self._read("SELECT value FROM meta WHERE name = 'revision'").fetchone()[0])
+        return int(self._read("SELECT value FROM meta WHERE name = 'revision'")[0][0])
 
     def changes(self, prefix: str, since: int, limit: int) -> Sequence[Change]:
         """What changed after revision `since`, oldest first. Raises WatchExpired when deletions were forgotten."""
@@ -129,8 +129,8 @@ class SqliteStore:
             _end(prefix),
             since,
             limit,
-        ).fetchall()
-        horizon = rows[0][3] if rows else self._read("SELECT value FROM meta WHERE name = 'horizon'").fetchone()[0]
+        )
+        horizon = rows[0][3] if rows else self._read("SELECT value FROM meta WHERE name = 'horizon'")[0][0]
         if 0 < since < int(horizon):
             raise WatchExpired(
                 f"a watch of '{prefix}' is older than the oldest deletion that is remembered; list again"
@@ -141,12 +141,12 @@ class SqliteStore:
 
     def rebuilt(self) -> Rebuilt | None:
         """When and why this file was made to replace a damaged one, or None."""
-        row = self._read("SELECT value FROM meta WHERE name = 'rebuilt'").fetchone()
-        return msgspec.json.decode(row[0], type=Rebuilt) if row else None
+        rows = self._read("SELECT value FROM meta WHERE name = 'rebuilt'")
+        return msgspec.json.decode(rows[0][0], type=Rebuilt) if rows else None
 
     def identity(self) -> str:
         """The identity of the file: another one after a rebuild."""
-        return str(self._read("SELECT value FROM meta WHERE name = 'identity'").fetchone()[0])
+        return str(self._read("SELECT value FROM meta WHERE name = 'identity'")[0][0])
 
     def stamp(self) -> object:
         """Inode, size and times of the file and its log: costs three microseconds and no connection."""
@@ -241,6 +241,23 @@ class SqliteStore:
             opened, self._writer = self._writer, None
             opened.close()
 
+    # ---- fork
+
+    def connection_locks(self) -> tuple[tuple[threading.Lock, str, float], ...]:
+        timeout = float(self._settings.busy_timeout)
+        found = ((self._read_lock, "reader", self._reader), (self._write_lock, "writer", self._writer))
+        return tuple((lock, name, timeout) for lock, name, opened in found if opened is not None or lock.locked())
+
+    def drop_connection(self, name: str) -> None:
+        self._drop(**{name: True})
+
+    def forget_connections(self) -> tuple[Opened, ...]:
+        left = tuple(opened for opened in (self._reader, self._writer) if opened is not None)
+        self._reset()
+        return left
+
+    # ---- the paths that the methods above share
+
     def _open(self) -> Opened:
         opened = open_file(self.path, self._settings, self._clock, check=self._suspect or not self._checked)
         self._suspect, self._checked = False, True
@@ -253,9 +270,7 @@ class SqliteStore:
             self._notes["exit"] = "the interpreter is ending: connections stay open until it has"
         return opened
 
-    # ---- the paths that the methods above share
-
-    def _read(self, statement: str, *arguments: object) -> _Rows:
+    def _read(self, statement: str, *arguments: object) -> Rows:
         with self._read_lock:
             self._used = time.monotonic()
             if self._reader is not None and self._reader.replaced():
@@ -264,7 +279,7 @@ class SqliteStore:
                 if self._reader is None:
                     self._reader = self._opened_for_reading()
                 rows = self._reader.connection.execute(statement, arguments)
-                return _Rows(rows.fetchall())  # no cursor outlives the lock
+                return rows.fetchall()  # no cursor outlives the lock
             except sqlite3.Error as error:
                 raise self._explained(error, lambda: self._drop(reader=True)) from error
 
@@ -397,63 +412,15 @@ class SqliteStore:
 
     def _explained(self, error: sqlite3.Error, drop: Callable[[], None]) -> StoreError:
         """Our error for SQLite's; closes what can't be trusted after it."""
-        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-        if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-            return StoreUnavailable(f"{self.path} is locked by another process; nothing was written; try again")
-        drop()
-        if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB) or "malformed" in str(error):
-            self._suspect = True
-            return StoreDamaged(f"{self.path}: {error}; it is checked, and set aside if damaged, at the next use")
-        if code == sqlite3.SQLITE_IOERR:
-            self._sync_failed = True
-        return StoreUnavailable(f"{self.path}: {error}; nothing was acknowledged")
-
-
-class _Rows(list[Any]):
-    """Rows already fetched, with a cursor's two methods."""
-
-    def fetchone(self) -> Any:
-        return self[0] if self else None
-
-    def fetchall(self) -> list[Any]:
-        return self
+        told, trust = explain(error, self.path)
+        if trust is not Trust.KEPT:
+            drop()
+        self._suspect = self._suspect or trust is Trust.SUSPECT
+        self._sync_failed = self._sync_failed or trust is Trust.SYNC_FAILED
+        return told
 
 
 def _end(prefix: str) -> str | bytes:
     """The end of a prefix's range; a blob, which SQLite sorts above every text, where there is none."""
     end = prefix_end(prefix)
     return b"" if end is None else end
-
-
-# ---- fork: SQLite's tables of locks must not be inherited with a connection open (sqlite.org/howtocorrupt.html)
-
-_stores: weakref.WeakSet[SqliteStore] = weakref.WeakSet()
-_held: list[threading.Lock] = []
-_inherited: list[Opened] = []
-
-
-def _before_fork() -> None:
-    for store in list(_stores):
-        for lock, which in ((store._read_lock, "reader"), (store._write_lock, "writer")):
-            if getattr(store, f"_{which}") is None and not lock.locked():
-                continue
-            if lock.acquire(timeout=store._settings.busy_timeout):
-                _held.append(lock)
-                store._drop(**{which: True})
-
-
-def _after_fork_in_parent() -> None:
-    while _held:
-        _held.pop().release()
-
-
-def _after_fork_in_child() -> None:
-    _held.clear()
-    for store in list(_stores):
-        # A connection that could not be closed in time stays unused for good: closing it here would be as wrong.
-        _inherited.extend(opened for opened in (store._reader, store._writer) if opened is not None)
-        store._reset()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)

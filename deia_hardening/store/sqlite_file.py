@@ -7,6 +7,7 @@ lock, so that of several workers that find the damage one replaces it and the ot
 from __future__ import annotations
 
 import contextlib
+import enum
 import fcntl
 import os
 import secrets
@@ -304,3 +305,25 @@ def _damage(path: Path, error: sqlite3.DatabaseError) -> StoreError:
     if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
         return StoreDamaged(str(error))
     return StoreUnavailable(f"{path}: {error}; nothing was changed")
+
+
+class Trust(enum.Enum):
+    """What an error leaves of the trust in a file."""
+
+    KEPT = "kept"
+    CLOSED = "closed"
+    SUSPECT = "suspect"
+    SYNC_FAILED = "sync failed"
+
+
+def explain(error: sqlite3.Error, path: Path) -> tuple[StoreError, Trust]:
+    """Our error for SQLite's, and what it means for the file. Pure."""
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+        told = f"{path} is locked by another process; nothing was written; try again"
+        return StoreUnavailable(told), Trust.KEPT
+    if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB) or "malformed" in str(error):
+        told = f"{path}: {error}; it is checked, and set aside if damaged, at the next use"
+        return StoreDamaged(told), Trust.SUSPECT
+    trust = Trust.SYNC_FAILED if code == sqlite3.SQLITE_IOERR else Trust.CLOSED
+    return StoreUnavailable(f"{path}: {error}; nothing was acknowledged"), trust
