@@ -99,7 +99,7 @@ class Inlet:
         self._reset()
 
     def _reset(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal handler or a finalizer may append while this thread does
         self._queue: list[Receipt] = []
         self._bytes = 0
         self._gap: Gap | None = None
@@ -138,12 +138,11 @@ class Inlet:
         receipt = Receipt(body, self._now_ns() if now_ns is None else now_ns, self)
         with self._lock:
             queue = self._queue
-            size += self._bytes
-            if size > self._max_bytes or len(queue) >= self._max_records or self._closed:
+            if self._bytes + size > self._max_bytes or len(queue) >= self._max_records or self._closed:
                 kick = -1
             else:
                 queue.append(receipt)
-                self._bytes = size
+                self._bytes += size
                 kick = self._level
         if kick >= IDLE:
             self._rouse()

@@ -228,7 +228,8 @@ class Journal(Inlet):
                         inline = self._exiting = True
             elif level != BUSY:
                 self._level = BUSY
-                self._semaphore.release()
+                with contextlib.suppress(RuntimeError):  # a signal handler was quicker
+                    self._semaphore.release()
         if inline:
             self.drain()
 

@@ -55,6 +55,13 @@ def examine(data: bytes, base: int, seq: int | None, prev: bytes | None) -> Tail
     offset = base
     trusted = seq is not None
     for number, line in enumerate(lines):
+        if trusted and seq is not None and prev is not None and number < len(lines) - 1:
+            # as verify does it: the usual line costs 1.2 µs where the careful look costs 2.5
+            start = b'{"seq":%d,"time":"' % seq
+            at = len(start) + 37
+            if line.startswith(start) and line[at : at + 64] == prev and b"\0" not in line:
+                seq, prev, offset = seq + 1, leaf_hex(line), offset + len(line) + 1
+                continue
         prefix = parse_prefix(line)
         problem = ""
         if prefix is None:
