@@ -104,7 +104,7 @@ class AdmissionSettings:
     minimum: int = setting(2, "The lowest limit.", ge=1, le=10000)
     maximum: int = setting(2000, "The highest limit.", ge=1, le=100000)
     wait: Seconds = setting(Seconds("1s"), "How long a request may wait for a slot in FULL.", ge=0)
-    wait_degraded: Seconds = setting(Seconds("5s"), "How long it may wait in DEGRADED.", ge=0)
+    wait_degraded: Seconds = setting(Seconds("2s"), "How long it may wait in DEGRADED.", ge=0)
     places: int = setting(1000, "Most requests that wait at once.", ge=0, le=100000)
     reserve: Ratio = setting(Ratio("5%"), "Starts that go to the lowest criticality that waits.", ge=0, le=0.5)
     deadline: Seconds = setting(

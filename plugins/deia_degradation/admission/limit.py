@@ -58,8 +58,8 @@ class Phase(enum.Enum):
 class Window:
     """What one window saw. `saturated`: the limit was reached. `peak`: most requests at once.
 
-    `typical` is the geometric mean of median and mean: the median alone jumps where answers are of two kinds, the
-    mean alone follows the slowest.
+    `typical` is the mean with everything above p90 counted as p90: the median jumps where answers are of two kinds,
+    the plain mean follows the slowest few.
     """
 
     typical: float
@@ -138,9 +138,11 @@ class AdaptiveLimit:
             return False
         values.sort()
         count = len(values)
+        cap = int(count * 0.9)
+        p90 = values[cap]
         window = Window(
-            typical=max(1e-6, sqrt(values[count // 2] * (sum(values) / count))),
-            p90=values[int(count * 0.9)],
+            typical=max(1e-6, (sum(values[:cap]) + (count - cap) * p90) / count),
+            p90=p90,
             rate=self._count / max(1e-9, now - self._opened),
             count=self._count,
             peak=self._peak,

