@@ -38,7 +38,7 @@ class VersionHost:
             target,
             settings=_limits(settings),
             home=host.home,
-            name=f"version {name}",
+            name=f"version {name}@{digest[:12]}" if digest else f"version {name}",
             repeatable=self._repeatable,
         )
         self.version = Version(name, number_of(name, target, digest), self.upstream, target=target, digest=digest)

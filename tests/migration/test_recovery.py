@@ -1,0 +1,209 @@
+"""After a crash anywhere: at or below the journaled weight, an unfinished rollback finished, the log whole."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deia_hardening.journal import JournalReader
+from deia_hardening.settings import Ratio
+from deia_migration import MigrationManager, Plan, Step
+from deia_migration.log import records, recover
+
+STEPS = Plan(steps=tuple(Step(weight=Ratio(f"{weight}%"), gate="manual") for weight in (5, 20, 60)), promote="manual")
+
+
+async def whole_log(pair: Any, until: Any, *, end: str) -> bytes:
+    """Run one rollout to its end and return what it wrote."""
+    async with pair.up() as live:
+        manager: MigrationManager = live.service(MigrationManager)
+        await manager.start("v2", plan=STEPS)
+        for weight in (0.05, 0.2, 0.6):
+            await until(lambda weight=weight: manager.status().weight == weight)
+            if weight < 0.6:
+                await manager.promote()
+        if end == "promoted":
+            await manager.promote(full=True)
+        else:
+            await manager.rollback(reason="by hand")
+        await until(lambda: manager.status().phase in ("done", "rolled-back"))
+    return bytes((pair.folder / ".deia" / "logs" / "migration-log.jsonl").read_bytes())
+
+
+def boundaries(log: bytes) -> list[int]:
+    return [at + 1 for at, byte in enumerate(log) if byte == 10]
+
+
+def told(log: bytes) -> tuple[float, list[str]]:
+    """The greatest weight that is in force by the whole lines of a log, and its events."""
+    weight, events = 0.0, []
+    for line in log.split(b"\n")[:-1]:
+        record = json.loads(line)
+        if record.get("kind") == "migration":
+            weight = record["weight"]
+            events.append(record["event"])
+    return weight, events
+
+
+@pytest.mark.blocking
+@pytest.mark.parametrize("end", ["promoted", "rollback"])
+async def test_a_log_cut_anywhere_is_folded_to_what_its_whole_lines_say(
+    pair: Any, until: Any, tmp_path: Path, end: str
+) -> None:
+    log = await whole_log(pair, until, end=end)
+    path = tmp_path / "cut" / "migration-log.jsonl"
+    path.parent.mkdir()
+    chooser = random.Random(5)
+    marks = boundaries(log)
+    for index, mark in enumerate(marks):
+        following = marks[index + 1] if index + 1 < len(marks) else mark
+        for torn in {mark, *(chooser.randrange(mark, following) for _ in range(3) if following > mark)}:
+            path.write_bytes(log[:torn])
+            weight, events = told(log[:torn])
+            found = recover(path).rollout
+            assert (found is None) == (not events)
+            if found is not None:
+                assert found.weight == weight
+                assert found.latched == ("rollback" in events)
+
+
+@pytest.mark.blocking
+@pytest.mark.parametrize("end", ["promoted", "rollback"])
+async def test_killed_at_every_record_it_goes_on_at_or_below_the_journaled_weight(
+    pair: Any, until: Any, tmp_path: Path, end: str
+) -> None:
+    log = await whole_log(pair, until, end=end)
+    chooser = random.Random(7)
+    marks = boundaries(log)
+    for index, mark in enumerate(marks[2:], start=2):
+        following = marks[index + 1] if index + 1 < len(marks) else mark
+        tear = chooser.randrange(mark, following) if following > mark and index % 2 else mark
+        pair.folder = tmp_path / f"cut-{index}"  # a home of its own, as a new process sees it
+        home = pair.folder / ".deia"
+        (home / "logs").mkdir(parents=True)
+        (home / "logs" / "migration-log.jsonl").write_bytes(log[:tear])
+        weight, events = told(log[:tear])
+        async with pair.up() as live:
+            manager: MigrationManager = live.service(MigrationManager)
+            assert manager.status().weight <= weight or manager.status().phase == "done"
+            if "rollback" in events:
+                await until(lambda manager=manager: manager.status().phase == "rolled-back", "the rollback to finish")
+                assert manager.status().weight == 0
+            elif "promoted" in events:
+                await until(lambda manager=manager: manager.status().phase == "done")
+                assert (await live.post("/")).body == b"new"
+            elif events:
+                await until(lambda manager=manager: manager.status().weight >= min(weight, 0.05), "it goes on")
+                await asyncio.sleep(0.03)
+                if events[-1] != "gate":  # else it goes on to the step that the gate was for
+                    assert manager.status().weight <= max(weight, 0.05)
+                await manager.rollback(cut=True)
+                await until(lambda manager=manager: manager.status().phase == "rolled-back")
+        assert JournalReader(home / "logs" / "migration-log.jsonl").verify().ok
+
+
+@pytest.mark.blocking
+async def test_a_weight_that_only_the_store_knows_is_not_taken_up(pair: Any, until: Any) -> None:
+    log = await whole_log(pair, until, end="promoted")
+    marks = boundaries(log)
+    third = next(mark for mark in marks if told(log[:mark])[0] == 0.05)
+    # The store says promoted, the log says 5%.
+    old = pair.folder / ".deia"
+    pair.folder = pair.folder / "again"
+    shutil.copytree(old, pair.folder / ".deia", ignore=shutil.ignore_patterns("*.sock"))
+    (pair.folder / ".deia" / "logs" / "migration-log.jsonl").write_bytes(log[:third])
+    async with pair.up() as live:
+        manager: MigrationManager = live.service(MigrationManager)
+        assert manager.status().weight <= 0.05
+
+
+CHILD = textwrap.dedent(
+    """
+    import asyncio, sys
+    from deia_hardening import harden
+    from deia_hardening.settings import Ratio, Seconds
+    from deia_hardening.testing import running
+    from deia_migration import MigrationManager, Plan, Step, Limits
+
+    async def app(scope, receive, send):
+        if scope["type"] == "lifespan":
+            while True:
+                message = await receive()
+                await send({"type": message["type"] + ".complete"})
+                if message["type"] == "lifespan.shutdown":
+                    return
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"x"})
+
+    sys.modules["kill_versions"] = type(sys)("kill_versions")
+    sys.modules["kill_versions"].v2 = app
+    hardened = harden(app, {"home": sys.argv[1], "migration": {
+        "versions": {"v2": {"target": "inproc:kill_versions:v2"}}, "tick": "10ms", "lease": "1s"}})
+    plan = Plan(steps=tuple(Step(weight=Ratio(f"{w}%"), pause=Seconds("20ms")) for w in range(5, 100, 5)),
+                promote="manual", holdback=Ratio("0%"), limits=Limits(drain=Seconds("0s")))
+
+    async def main():
+        async with running(hardened, {}) as live:
+            manager = live.service(MigrationManager)
+            print("up", manager.status().weight, manager.status().latched, manager.status().phase, flush=True)
+            for _ in range(100):
+                if manager.status().phase in ("none", "done", "rolled-back"):
+                    await manager.start("v2", plan=plan)
+                await asyncio.sleep(0.25)
+                if manager.status().weight > 0.4:
+                    await manager.rollback()
+                    print("rolled back", flush=True)
+
+    asyncio.run(main())
+    """
+)
+
+
+def kills(home: Path, number: int, seed: int) -> None:
+    """Kill a process that rolls out and back, again and again; look at each new start."""
+    print(f"seed {seed}")
+    chooser = random.Random(seed)
+    script = home.parent / "child.py"
+    script.write_text(CHILD)
+    for _ in range(number):
+        before = _ceiling(home)
+        process = subprocess.Popen([sys.executable, str(script), str(home)], stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        try:
+            first = process.stdout.readline().split()
+            assert first[:1] == ["up"], first
+            assert float(first[1]) <= before, (first, before)
+            signal.sigtimedwait([], chooser.random() * 1.2)
+        finally:
+            os.kill(process.pid, signal.SIGKILL)
+            process.wait()
+            process.stdout.close()
+
+
+def _ceiling(home: Path) -> float:
+    weight = 0.0
+    for _, event in records(home / "logs" / "migration-log.jsonl"):
+        weight = event["weight"]
+    return weight
+
+
+@pytest.mark.fault
+def test_kill_9_at_random_instants_resumes_at_or_below_the_journaled_weight(tmp_path: Path) -> None:
+    kills(tmp_path / ".deia", 3, seed=11)
+
+
+@pytest.mark.slow
+@pytest.mark.fault
+def test_a_hundred_kills(tmp_path: Path) -> None:
+    kills(tmp_path / ".deia", 100, seed=12)
