@@ -109,7 +109,10 @@ def _fields_reader(kind: type) -> Reader:
             info, reader = known
             if info.spec.file_only:
                 refuse_overrides(child, inner, gather)
-            value = reader(child, inner, gather, info.spec)
+            if info.spec.secret:
+                value = _read_secret(reader, child, inner, gather, info.spec)
+            else:
+                value = reader(child, inner, gather, info.spec)
             if value is FAILED or (
                 info.spec.choices is not None and not check_choices(value, child, inner, gather, info.spec)
             ):
@@ -126,6 +129,20 @@ def _fields_reader(kind: type) -> Reader:
         return FAILED if failed else _construct(kind, values, node, key, gather, check)
 
     return read
+
+
+def _read_secret(reader: Reader, node: Node, key: str, gather: Gather, spec: FieldSpec) -> Any:
+    """Read a secret: what is wrong with it is told without showing what stands there."""
+    trial = gather.trial()
+    value = reader(node, key, trial, spec)
+    refers = isinstance(node, Scalar) and isinstance(node.value, str) and "${" in node.value
+    if not refers:
+        trial.problems[:] = [
+            attrs.evolve(each, message="the value of this secret does not fit", suggestion="")
+            for each in trial.problems
+        ]
+    gather.accept(trial)
+    return value
 
 
 def _construct(kind: type, values: dict[str, Any], node: Mapping, key: str, gather: Gather, check: Any) -> Any:

@@ -53,7 +53,7 @@ class SectionHead:
 class Document:
     """All sources merged, every value with its place and what it shadows."""
 
-    root: Mapping
+    root: Mapping = attrs.field(repr=False)
     problems: tuple[SettingsProblem, ...]
     broken: bool
     enabled: bool

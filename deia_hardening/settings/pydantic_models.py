@@ -41,7 +41,9 @@ def model_reader(kind: Any) -> Reader:
         except ValidationError as error:
             for each in error.errors(include_url=False, include_context=False, include_input=False):
                 place, path = _locate(node, key, each["loc"])
-                gather.add(place, path, each["msg"])
+                gather.add(
+                    place, path, "the value of this secret does not fit" if path in gather.hidden else each["msg"]
+                )
             return FAILED
         except Exception as error:  # a validator of the model may raise anything
             gather.add(node, key, f"{type(error).__name__}: {str(error)[:300]}")

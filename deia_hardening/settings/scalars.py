@@ -10,8 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import attrs
+
 from deia_hardening.settings.core_schema import kind
-from deia_hardening.settings.fields import NO_SPEC, FieldSpec, Secret
+from deia_hardening.settings.fields import NO_SPEC, FieldSpec
 from deia_hardening.settings.gather import FAILED, Gather, Reader
 from deia_hardening.settings.nodes import Mapping, Node, Scalar, Sequence
 from deia_hardening.settings.problems import nearest, shown
@@ -86,6 +88,11 @@ def read_text(node: Node, key: str, gather: Gather, spec: FieldSpec) -> Any:
             return FAILED
     gather.add(node, key, f"{written(node)} where text is expected", "text")
     return FAILED
+
+
+def read_secret(node: Node, key: str, gather: Gather, spec: FieldSpec) -> Any:
+    """A field of type `Secret`: text that is secret whether or not the field says so besides."""
+    return read_text(node, key, gather, spec if spec.secret else attrs.evolve(spec, secret=True))
 
 
 def read_int(node: Node, key: str, gather: Gather, spec: FieldSpec) -> Any:
@@ -253,8 +260,3 @@ def enum_reader(kind_: type[enum.Enum]) -> Reader:
         return FAILED
 
     return read
-
-
-def secret_text(text: str) -> Secret:
-    """Text that hides itself."""
-    return text if isinstance(text, Secret) else Secret(text)

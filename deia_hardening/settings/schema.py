@@ -12,7 +12,7 @@ from pathlib import PurePath
 from typing import Any, Literal, Union, get_args, get_origin
 
 from deia_hardening.settings.classes import FieldInfo, fields_of
-from deia_hardening.settings.fields import NO_SPEC, FieldSpec
+from deia_hardening.settings.fields import NO_SPEC, FieldSpec, Secret
 from deia_hardening.settings.nodes import from_python  # noqa: F401 - same vocabulary of types
 from deia_hardening.settings.plain import to_plain
 from deia_hardening.settings.structure import is_settings_class
@@ -20,7 +20,7 @@ from deia_hardening.settings.units import Bytes, Ratio, Seconds
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 _PLAIN: dict[Any, dict[str, Any]] = {
-    str: {"type": "string"}, int: {"type": "integer"}, float: {"type": "number"}, bool: {"type": "boolean"},
+    str: {"type": "string"}, Secret: {"type": "string"}, int: {"type": "integer"}, float: {"type": "number"}, bool: {"type": "boolean"},
     type(None): {"type": "null"}, Any: {}, object: {},
 }  # fmt: skip
 

@@ -19,7 +19,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 import attrs
 
-from deia_hardening.settings.fields import NO_SPEC, FieldSpec
+from deia_hardening.settings.fields import NO_SPEC, FieldSpec, Secret
 from deia_hardening.settings.gather import FAILED, Gather, Reader
 from deia_hardening.settings.nodes import Mapping, Node, Scalar, Sequence
 from deia_hardening.settings.problems import Problems, shown
@@ -32,6 +32,7 @@ from deia_hardening.settings.scalars import (
     read_int,
     read_none,
     read_path,
+    read_secret,
     read_text,
     read_timedelta,
     unit_reader,
@@ -42,7 +43,7 @@ from deia_hardening.settings.units import Bytes, Ratio, Seconds
 _readers: dict[Any, Reader] = {}
 
 _LEAVES: dict[Any, Reader] = {
-    str: read_text, int: read_int, float: read_float, bool: read_bool, None: read_none, type(None): read_none,
+    str: read_text, Secret: read_secret, int: read_int, float: read_float, bool: read_bool, None: read_none, type(None): read_none,
     Any: read_any, object: read_any, Path: read_path, PurePath: read_path, datetime.timedelta: read_timedelta,
     Seconds: unit_reader(Seconds), Bytes: unit_reader(Bytes), Ratio: unit_reader(Ratio),
 }  # fmt: skip

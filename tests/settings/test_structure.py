@@ -270,3 +270,21 @@ def test_an_instance_may_stand_in_a_mapping(everything: Any) -> None:
     given = everything(count=5, interval=Seconds(90))
     loaded = load({"s": given}, {"s": everything}, env={"DEIA__S__NAME": "9"})
     assert loaded.sections["s"] == attrs.evolve(given, name="9")
+
+
+@pytest.mark.parametrize(
+    "value", [81726354, True, ["81726354"], {"a": "81726354"}, "8172635481726354817263548172635481726354"]
+)
+def test_what_is_wrong_with_a_secret_is_told_without_it(value: object) -> None:
+    @attrs.frozen
+    class Keys:
+        key: str = setting("", "a key", secret=True, le=20)
+
+    told = problems(Keys, {"key": value})
+    assert "81726354" not in told[0]
+    assert "secret" in told[0]
+
+
+def test_no_repr_shows_an_inline_secret(everything: Any) -> None:
+    loaded = load({"s": {"token": "hunter2"}}, {"s": everything}, env={})
+    assert "hunter2" not in repr(loaded) + repr(loaded.document) + repr(loaded.sections)
