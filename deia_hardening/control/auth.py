@@ -190,8 +190,9 @@ def same_origin(origin: str, request: Request) -> bool:
     """Whether an Origin header names the host that the request was sent to. Pure."""
     try:
         parts = urlsplit(origin)
-        expected = "https" if request.peer.secure else "http"
-        return parts.scheme == expected and parts.netloc.lower() == request.headers.get("host", "").lower()
+        # A balancer in front may speak TLS for us: then the page is https and the connection is not.
+        schemes = ("https",) if request.peer.secure else ("https", "http")
+        return parts.scheme in schemes and parts.netloc.lower() == request.headers.get("host", "").lower()
     except ValueError:
         return False
 
