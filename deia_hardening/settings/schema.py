@@ -20,7 +20,8 @@ from deia_hardening.settings.units import Bytes, Ratio, Seconds
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 _PLAIN: dict[Any, dict[str, Any]] = {
-    str: {"type": "string"}, Secret: {"type": "string"}, int: {"type": "integer"}, float: {"type": "number"}, bool: {"type": "boolean"},
+    str: {"type": "string"}, Secret: {"type": "string"},
+    int: {"type": "integer"}, float: {"type": "number"}, bool: {"type": "boolean"},
     type(None): {"type": "null"}, Any: {}, object: {},
 }  # fmt: skip
 

@@ -43,7 +43,8 @@ from deia_hardening.settings.units import Bytes, Ratio, Seconds
 _readers: dict[Any, Reader] = {}
 
 _LEAVES: dict[Any, Reader] = {
-    str: read_text, Secret: read_secret, int: read_int, float: read_float, bool: read_bool, None: read_none, type(None): read_none,
+    str: read_text, Secret: read_secret, int: read_int, float: read_float, bool: read_bool,
+    None: read_none, type(None): read_none,
     Any: read_any, object: read_any, Path: read_path, PurePath: read_path, datetime.timedelta: read_timedelta,
     Seconds: unit_reader(Seconds), Bytes: unit_reader(Bytes), Ratio: unit_reader(Ratio),
 }  # fmt: skip
