@@ -40,6 +40,57 @@ async def test_maintenance_stays_ready_unless_a_setting_says_otherwise(
         assert (await service.on_app("GET", "/deia/livez")).status == 200
 
 
+async def test_a_stream_on_the_apps_port_comes_whole_and_ends_when_the_client_leaves(
+    serving: Any, tmp_path: Path, probe: Any, on_loop: Any
+) -> None:
+    from deia_hardening.testing.asgi import ASGIRecorder, http_scope
+
+    async with serving(tmp_path / ".deia", bootstrap_token=False, on_app="full") as service:
+        headers = {"authorization": f"Bearer {await service.token('admin')}", "accept": "text/event-stream"}
+        body = {"type": "http.request", "body": b""}
+        scope = http_scope("GET", "/deia/probe/long", headers=headers)
+        whole = await ASGIRecorder(service.run.app, scope, body, hang=True).run()
+        assert whole.error is None and whole.body.count(b"event: progress") == 3 and b"event: result" in whole.body
+
+        async def make() -> asyncio.Event:
+            return asyncio.Event()
+
+        probe.go = await on_loop(make)
+        scope = http_scope("POST", "/deia/probe/deploy-slowly", headers=headers)
+        left = await asyncio.wait_for(ASGIRecorder(service.run.app, scope, body).run(), 20)
+        assert left.error is None and left.status == 200
+
+        async def release() -> None:
+            probe.go.set()
+
+        await on_loop(release)
+        await service.until(lambda: probe.done == ["deployed"], "the change goes on")
+
+
+@pytest.mark.blocking
+def test_the_apps_port_answers_on_trio_without_a_lifespan(tmp_path: Path, probe: Any) -> None:
+    import trio
+
+    from deia_hardening import harden
+    from deia_hardening.testing.asgi import request
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        raise AssertionError
+
+    settings = {
+        "home": str(tmp_path / ".deia"),
+        "control": {"on_app": "full"},
+        "probe": {"use": "deia_control_probe:Probe"},
+    }
+    hardened = harden(app, settings)
+
+    async def main() -> None:
+        assert (await request(hardened, "GET", "/deia/readyz")).status == 200
+        assert (await request(hardened, "GET", "/deia/probe/read")).status == 401
+
+    trio.run(main)
+
+
 async def test_no_other_route_of_the_app_is_shadowed(service: Any) -> None:
     for path in ("/deia", "/deia/", "/deia/health", "/deia/probe/read", "/x/deia/livez", "/deia/livez/x", "/deialivez"):
         answer = await service.on_app("GET", path)

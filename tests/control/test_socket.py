@@ -196,7 +196,7 @@ async def test_a_worker_that_is_not_the_owner_forwards_with_its_caller(
         await asyncio.to_thread(pid_of, client)
         made = await asyncio.to_thread(client.call, "token.create", {"name": "ci", "role": "admin"})
         from deia_hardening import harden
-        from deia_hardening.testing.asgi import request
+        from deia_hardening.testing.asgi import ASGIRecorder, http_scope, request
 
         async def app(scope: Any, receive: Any, send: Any) -> None:
             raise AssertionError
@@ -207,6 +207,10 @@ async def test_a_worker_that_is_not_the_owner_forwards_with_its_caller(
         assert answer.status == 200 and f'"pid":{owner.pid}'.encode() in answer.body.replace(b" ", b"")
         listed = await request(worker, "GET", "/deia/token/list", headers=headers)
         assert listed.status == 200
+        scope = http_scope("GET", "/deia/service/status", headers={**headers, "accept": "text/event-stream"})
+        stream = await ASGIRecorder(worker, scope, {"type": "http.request", "body": b""}, hang=True).run()
+        assert stream.headers["content-type"] == "text/event-stream"
+        assert b"event: result" in stream.body and f'"pid":{owner.pid}'.encode() in stream.body
         assert (await request(worker, "GET", "/deia/service/status")).status == 401
     finally:
         owner.kill()
