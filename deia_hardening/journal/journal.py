@@ -114,27 +114,32 @@ class Journal(Inlet):
                 return False  # after a fence a new segment is there: once more
         return self._writer.sync()
 
-    def close(self) -> None:
-        """Drain, then refuse further records with JournalClosed. Gives back thread and descriptor. May block."""
+    def close(self, timeout: float | None = None) -> bool:
+        """Drain, then refuse further records with JournalClosed. Gives back thread and descriptor. May block.
+
+        True when all that was appended is durable. After `timeout` seconds in which another thread or process held
+        the file it gives up on what is still queued: those receipts get a JournalError.
+        """
         with self._lock:
-            self._closed = True
-        with self._writer.role:
-            self._flush()
-            self._live.close()
+            self._closed = self._urgent = True
+        whole = False
+        if self._writer.role.acquire(timeout=-1 if timeout is None else max(0.0, timeout)):
+            try:
+                whole = self._flush()
+                self._live.close()
+            finally:
+                self._writer.role.release()
         with self._lock:
-            self._urgent = True
             waiters, self._waiters = self._waiters, []
-            left = [*self._queue]
-            self._queue, self._bytes = [], 0
-            for receipt in left:
-                receipt._error = JournalError(f"{self.path} was closed while it could not write; the record is lost")
-        for receipt, _, _ in waiters:
+            left, self._queue, self._bytes = self._queue, [], 0
+        for receipt in [*left, *(entry[0] for entry in waiters)]:
             if not receipt.done():
                 receipt._error = JournalClosed(f"{self.path} was closed before the record was known to be on disk")
         wake_all(waiters)
         self._rouse()
         with self._housekeeping:
             pass  # it stops soon when it sees that the journal is closed
+        return whole
 
     def seal(self) -> bool:
         """Write what is queued, seal the live segment and begin a new one. False when there was nothing to seal."""

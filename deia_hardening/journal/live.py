@@ -83,6 +83,7 @@ class LiveFile:
         self.known: Known | None = None
         self.notes: list[dict[str, object]] = []
         self.foreign: Callable[[int, int, int, bytes, Header], None] | None = None
+        self.rewound: int | None = None  # from this seq on, what this process had written was lost by a fence
         self._identity = (-1, -1)
         self._gone_is_known = False
         self._scan_bytes = scan_bytes
@@ -204,6 +205,8 @@ class LiveFile:
         self.position = Position(device, inode, found.header, tail.end, tail.next_seq, tail.prev, began)
         if self.foreign is not None and known is not None and known.next_seq < tail.next_seq:
             self.foreign(known.next_seq, tail.next_seq, -1, b"", found.header)
+        if known is not None and tail.next_seq < known.next_seq:
+            self.rewound = tail.next_seq
         self._remember(self.position)
         return True
 

@@ -139,6 +139,8 @@ class Writer:
             live.release()
             self._rotate()
             position = live.acquire()
+        if live.rewound is not None:
+            self._rewound(live.rewound)
         try:
             first, offset = position.next_seq, position.size
             lines, leaves, prev = self._chain(batch, gap, position)
@@ -273,6 +275,15 @@ class Writer:
             for receipt in batch:
                 receipt._error = verdict
         self._troubled("fenced", error)
+
+    def _rewound(self, start: int) -> None:
+        """Another process fenced the file, and could not carry over what this one had written and not synced."""
+        self._live.rewound = None
+        verdict = self._text("fenced", OSError(errno.EIO, "a sync of another process failed"))
+        for batch in self._unsynced:
+            for receipt in batch:
+                if receipt.seq is not None and receipt.seq >= start:
+                    receipt._error = verdict
 
     def _text(self, state: str, error: Exception) -> JournalError:
         kept = {

@@ -315,3 +315,40 @@ def test_several_processes_interleave_whole_batches(path: Path, settings: Journa
         event = record.event()
         seen.setdefault(event["by"], []).append(event["n"])
     assert seen == {name: list(range(300)) for name in range(4)}
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_closing_gives_up_on_a_file_that_a_stopped_process_holds(opened, path: Path) -> None:
+    import fcntl
+    import time
+
+    journal = opened(idle_close=60)
+    fill(journal, 0, 2)
+    with open(path, "rb") as other:  # as another process that was stopped in the middle of a batch
+        fcntl.flock(other, fcntl.LOCK_EX)
+        receipt = journal.append({"n": 2})
+        deadline = time.monotonic() + 20
+        while not journal._writer.role.locked() and time.monotonic() < deadline:
+            time.sleep(0.001)
+        assert not journal.drain(0.01)
+        assert not journal.close(0.01)
+        assert not receipt.done()  # it is in the writer's hands, who goes on when the other does
+    assert receipt.wait(20)
+    assert numbers(path) == [0, 1, 2]
+
+
+def test_a_signal_handler_may_append_while_its_thread_does(opened) -> None:
+    journal = opened(max_records=10**6)
+    seen = []
+    before = signal.signal(signal.SIGALRM, lambda *_: seen.append(journal.append({"by": "handler"})))
+    signal.setitimer(signal.ITIMER_REAL, 0.0005, 0.0005)
+    try:
+        for number in range(20_000):
+            journal.append({"n": number})
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert journal.drain()
+    assert seen
+    assert all(receipt.done() for receipt in seen)
+    assert JournalReader(journal.path).verify().records == 20_001 + len(seen)
