@@ -31,6 +31,8 @@ from deia_hardening.settings.problems import Problems
 logger = logging.getLogger("deia_config")
 
 DEFAULT_FLAGS = (Path("flags"),)
+_CANCEL_AGAIN = 0.2
+"""Seconds after which a cancelled task is cancelled once more: no operator's business."""
 _SECRET_FILE = re.compile(r"(?<!\$)\$\{file:([^{}]+)\}")
 
 
@@ -86,7 +88,7 @@ class Follower:
         task, self._task = self._task, None
         while task is not None and not task.done():
             task.cancel()  # again, where a wait inside of it lost the first one
-            await asyncio.wait({task}, timeout=0.2)
+            await asyncio.wait({task}, timeout=_CANCEL_AGAIN)
         if self._watch is not None:
             await self._host.blocking(self._watch.stop)
         if self._source is not None:

@@ -13,6 +13,9 @@ from pathlib import Path
 
 logger = logging.getLogger("deia_config")
 
+_JOIN = 5.0
+"""Seconds to wait for the thread's end, which takes one `watch_step`."""
+
 
 class Watch:
     """One thread that watches some paths. `start` and `stop` may block for a moment; call them off the loop."""
@@ -58,7 +61,7 @@ class Watch:
         """End the thread."""
         self._stop.set()
         if self._thread is not None:
-            self._thread.join(timeout=5)
+            self._thread.join(timeout=_JOIN)
             self._thread = None
 
 
