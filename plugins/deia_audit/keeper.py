@@ -10,12 +10,17 @@ import os
 import time
 from collections.abc import Callable
 
+from deia_audit import newlog
+from deia_audit.checkpoint import Checkpoint
 from deia_audit.events import EvidenceTrouble
+from deia_audit.heads import Heads
+from deia_audit.holds import Holds
 from deia_audit.layout import LOG_NAME, Layout
 from deia_audit.seal import EpochPolicy
 from deia_audit.sealer import Sealer
 from deia_audit.settings import AuditSettings
-from deia_hardening.journal import Batch, Segment
+from deia_audit.witness_client import WitnessClient, parse_witnesses
+from deia_hardening.journal import Batch, JournalReader, Segment
 from deia_hardening.plugin import Health, HealthState, Host
 
 _SHARE = 0.6
@@ -33,6 +38,11 @@ class Keeper:
         self._running = False
         self._trouble = ""
         self._since = 0.0
+        self._witnesses: WitnessClient | None = None
+        self._heads: Heads | None = None
+        self._witnessed: Checkpoint | None = None
+        self._told: Checkpoint | None = None
+        self._ask_at = self._tell_at = 0.0
         self.on_sealed: Callable[[Segment], None] = lambda segment: None
 
     @property
@@ -46,27 +56,50 @@ class Keeper:
             layout = Layout.of(self._host.home)
             sealer = self._sealer = Sealer(layout, journal, settings.origin, policy, self._host.clock)
             journal.on_batch(self._written, sealer.synced, self._sealed)
+            journal.guard_retention(self._held)
         return sealer
 
     def configure(self, settings: AuditSettings) -> None:
         self._settings = settings
+        layout = Layout.of(self._host.home)
+        witnesses = parse_witnesses(settings.witnesses)
+        self._witnesses = WitnessClient(layout, witnesses, settings.witness_timeout) if witnesses else None
+        self._heads = Heads(settings.heads) if settings.heads else None
         if self._sealer is not None:
             self._sealer.policy = EpochPolicy(settings.epoch_records, settings.epoch_time)
 
     async def start(self, settings: AuditSettings) -> None:
         """Make the evidence of a new log, or take up what is there, before the first record is written."""
         self.configure(settings)
-        await self._host.blocking(self.sealer.open)
+        await self._host.blocking(self._open)
         self._look()
         self._running = True
         if self.sealer.behind:
             self._arm()
+
+    def _open(self) -> None:
+        """Take the evidence up; a log that can't go on is set aside where that was asked for. Blocking."""
+        sealer = self.sealer
+        with newlog.exclusively(sealer.layout):
+            reason = newlog.requested(sealer.layout)
+            if reason is None:
+                sealer.open()
+                if sealer.problem and self._settings.on_missing == "new_log":
+                    reason = sealer.problem
+            if reason is None:
+                return
+            if self._host.journal(LOG_NAME).stats().records:
+                sealer.problem = "a new log begins with the next start of the process: this one has the old log open"
+                return
+            newlog.set_aside(sealer.layout, reason, self._host.clock.wall())
+            sealer.open()
 
     async def stop(self) -> None:
         """Seal what was recorded. The journal must have been drained."""
         self._running = False
         await self._host.blocking(self.sealer.finish)
         self._look()
+        await self._tell(at_stop=True)
 
     # -- on the journal's writer thread --
 
@@ -77,6 +110,17 @@ class Keeper:
 
     def _sealed(self, segment: Segment) -> None:
         self.on_sealed(segment)
+
+    def _held(self, segment: Segment) -> bool:
+        """Whether retention must leave a segment: it is under hold, or a checkpoint does not cover it yet."""
+        sealer = self.sealer
+        checkpoint = sealer.checkpoint
+        following = next(
+            (one for one in JournalReader(sealer.layout.log).segments() if one.first > segment.first), None
+        )
+        if checkpoint is None or following is None or following.first > checkpoint.head.size:
+            return True
+        return Holds(sealer.layout.evidence).covers(segment.first, following.first - 1)
 
     # -- on the background loop --
 
@@ -92,11 +136,38 @@ class Keeper:
         if self._running:
             await self._host.blocking(self.sealer.tick)
             self._look()
+            await self._tell(at_stop=False)
             if self.sealer.behind and not self._armed:
                 self._arm()
 
+    async def _tell(self, *, at_stop: bool) -> None:
+        """Hand the newest checkpoint to witnesses and to where heads are told, each at its own pace."""
+        checkpoint = self.sealer.checkpoint
+        now = self._host.clock.monotonic()
+        if checkpoint is None:
+            return
+        if self._witnesses is not None and checkpoint != self._witnessed and (at_stop or now >= self._ask_at):
+            self._ask_at = now + self._settings.witness_interval
+            self._witnessed = checkpoint
+            await self._host.blocking(self._witnesses.submit, checkpoint)
+            self._look()
+        if self._heads is not None and checkpoint != self._told and (at_stop or now >= self._tell_at):
+            self._tell_at = now + self._settings.heads_interval
+            self._told = checkpoint
+            await self._host.blocking(self._heads.tell, checkpoint)
+            self._look()
+
+    def _problems(self) -> str:
+        """What is wrong with the evidence, or with those who should hold it elsewhere."""
+        found = [self.sealer.problem] if self.sealer.problem else []
+        if self._witnesses is not None:
+            found += self._witnesses.problems.values()
+        if self._heads is not None and self._heads.problem:
+            found.append(self._heads.problem)
+        return "; ".join(found)
+
     def _look(self) -> None:
-        problem = self.sealer.problem
+        problem = self._problems()
         if problem == self._trouble:
             return
         self._trouble = problem

@@ -15,6 +15,7 @@ from deia_audit.files import make_folders, replace_file, sync_file, sync_folder
 from deia_audit.notes import NoteError, b64, unb64
 
 LOG_KEY = "log.key"
+BEGUN = "begun"
 HEADER = "deia-audit-key/1 ed25519 "
 
 
@@ -58,6 +59,14 @@ class KeyFolder:
             return []
         parts = (name.removeprefix("epoch-").removesuffix(".key") for name in names if name.endswith(".key"))
         return sorted(int(part) for part in parts if part.isascii() and part.isdecimal())
+
+    def begun(self) -> bool:
+        """Return whether a log was begun under these keys: then its evidence must be there."""
+        return (self.folder / BEGUN).exists()
+
+    def mark_begun(self, origin: str) -> None:
+        """Remember, durably, that the log `origin` was begun."""
+        replace_file(self.folder / BEGUN, f"{origin}\n".encode(), 0o600)
 
     def destroy(self, name: str) -> None:
         """Overwrite and remove a key, durably; a missing one is no error."""

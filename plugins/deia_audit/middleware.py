@@ -9,10 +9,12 @@ from __future__ import annotations
 import random
 from time import monotonic as _monotonic
 
+from deia_audit.guarantees import HeldSend, unavailable
 from deia_audit.policy import Level, Policy
 from deia_audit.service import TRACE_NOTE, AuditLogger
 from deia_audit.settings import AuditSettings
 from deia_hardening.context import ANONYMOUS, SCOPE_KEY, Exchange, RequestContext
+from deia_hardening.journal import Receipt
 from deia_hardening.plugin import ASGIApp, Problem, Receive, Routes, Scope, Send
 
 REASON_HEADER = b"deia-reason"
@@ -26,6 +28,9 @@ class AuditMiddleware:
         self.app = app
         self.logger = logger
         self.policy = policy
+        self.settings = settings
+        self.holds = settings.guarantee == "response"
+        self.refuse = settings.on_failure == "refuse"
         self.reasons = Routes((pattern, True) for pattern in settings.require_reason)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -49,6 +54,11 @@ class AuditMiddleware:
         if not self.reasons.empty and not context.reason and self.reasons.match(scope, False):
             await self._ask_reason(scope, send)
             return
+        if self.holds:
+            if self.refuse and not self.logger.journal.health().ok:
+                await unavailable().send(send, websocket=scope["type"] == "websocket")
+                return
+            send = HeldSend(call, send, self.settings)
         try:
             await self.app(scope, receive, send)
         except BaseException as error:
@@ -83,7 +93,7 @@ def trace_id(value: bytes) -> bytes | None:
 class Call:
     """One request on its way: what its record will need that the context doesn't hold."""
 
-    __slots__ = ("agent", "context", "deferred", "layer", "trace")
+    __slots__ = ("agent", "context", "deferred", "layer", "recorded", "trace")
 
     def __init__(self, layer: AuditMiddleware, context: RequestContext) -> None:
         self.layer = layer
@@ -91,6 +101,19 @@ class Call:
         self.trace: bytes | None = None
         self.agent: bytes | None = None
         self.deferred = False
+        self.recorded = False
+
+    def record_start(self, status: int) -> Receipt | None:
+        """Append the result of an answer that is about to start; None where the policy keeps no record of it."""
+        self.recorded = True
+        context = self.context
+        method = context.scope.get("method") or "WEBSOCKET"
+        if not self._wanted(self.layer.policy, method, context.scope["path"], status):
+            return None
+        logger = self.layer.logger
+        return logger.journal.append_body(
+            logger.assembler.http(context, "result", self.agent, self.trace, status=status)
+        )
 
     def finish(self, exchange: Exchange) -> None:
         """Append the record of the request that is over; that of a server error waits for the call's exception."""
@@ -115,7 +138,7 @@ class Call:
             and not logger.flood.passes(status, context.route, _monotonic())
         ):
             return
-        stage = "aborted" if not exchange.complete else "result"
+        stage = "aborted" if not exchange.complete else "end" if self.recorded else "result"
         inside = b""
         if method == "WEBSOCKET" and status == 101:
             stage = "end" if exchange.complete else "aborted"
@@ -133,7 +156,7 @@ class Call:
 
     def opened(self, exchange: Exchange) -> None:
         """Append the record of a WebSocket that was accepted."""
-        if exchange.status == 101:
+        if exchange.status == 101 and not self.recorded:
             logger = self.layer.logger
             logger.journal.append_body(
                 logger.assembler.http(self.context, "result", self.agent, self.trace, b',"event":"open"')

@@ -7,14 +7,18 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import ClassVar
 
 from deia_audit.endpoint import LogsEndpoint
+from deia_audit.guarantees import IntentMiddleware
 from deia_audit.keeper import Keeper
 from deia_audit.middleware import AuditMiddleware
+from deia_audit.notes import VerifierKey
+from deia_audit.operations import operations
 from deia_audit.policy import Policy
 from deia_audit.query.search import Search
 from deia_audit.service import AuditLogger
 from deia_audit.settings import AuditSettings
+from deia_audit.witness_client import parse_witnesses
 from deia_hardening.errors import NotEnabled
-from deia_hardening.plugin import ASGIApp, Event, Health, Host, Layer, Plugin, Position
+from deia_hardening.plugin import ASGIApp, Event, Health, Host, Layer, Operation, Plugin, Position
 
 
 class AuditPlugin(Plugin[AuditSettings]):
@@ -31,6 +35,7 @@ class AuditPlugin(Plugin[AuditSettings]):
         self._given = AuditSettings()
 
     async def check(self, settings: AuditSettings) -> None:
+        parse_witnesses(settings.witnesses)
         Policy(settings.level, settings.rules, settings.probes)
 
     def layers(self, settings: AuditSettings) -> Sequence[Layer]:
@@ -43,7 +48,13 @@ class AuditPlugin(Plugin[AuditSettings]):
         def serve(app: ASGIApp) -> ASGIApp:
             return LogsEndpoint(app, self.host, self.logger.query, settings.path, settings.query_limit)
 
-        return [Layer(Position.OBSERVE, record), Layer(Position.CONTROL, serve)]
+        def intend(app: ASGIApp) -> ASGIApp:
+            return IntentMiddleware(app, self.logger, settings)
+
+        layers = [Layer(Position.OBSERVE, record), Layer(Position.CONTROL, serve)]
+        if settings.guarantee == "intent":
+            layers.append(Layer(Position.ROUTE, intend))
+        return layers
 
     async def adopted(self, old: AuditSettings | None, new: AuditSettings) -> None:
         self.logger.configure(new)
@@ -83,3 +94,10 @@ class AuditPlugin(Plugin[AuditSettings]):
 
     def health(self) -> Health:
         return self.keeper.health()
+
+    def operations(self) -> Sequence[Operation]:
+        return operations(self)
+
+    def witness_keys(self) -> list[VerifierKey]:
+        """The verifier keys of the witnesses that the settings name."""
+        return [key for key, _url in parse_witnesses(self._settings().witnesses)]

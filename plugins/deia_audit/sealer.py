@@ -23,13 +23,13 @@ from deia_audit.checkpoint import Checkpoint, TreeHead, open_checkpoint, sign_ch
 from deia_audit.files import make_folders, replace_file, sync_file, write_all
 from deia_audit.keys import LOG_KEY, KeyFileError, KeyFolder, epoch_file
 from deia_audit.layout import Layout
+from deia_audit.newlog import told_previous
 from deia_audit.notes import NoteError, Signer, VerifierKey
 from deia_audit.seal import (
     OPENED_ACTION,
     SEALED_ACTION,
     EpochPolicy,
     Opening,
-    PreviousHead,
     Seal,
     epoch_name,
     make_origin,
@@ -133,6 +133,12 @@ class Sealer:
         return state.checkpoint if state is not None else None
 
     @property
+    def epoch(self) -> int:
+        """The epoch that is open, as this process knows it."""
+        state = self._state
+        return state.epoch if state is not None else 0
+
+    @property
     def behind(self) -> bool:
         """Whether records wait for a checkpoint."""
         return bool(self._pending)
@@ -196,7 +202,7 @@ class Sealer:
     def _current(self) -> _State:
         state = self._state
         if state is None or state.stamp != self._stamp() or self.keys.epochs() != [state.epoch]:
-            state = self._state = self._load() if self.layout.checkpoint.exists() else self._begin(None)
+            state = self._state = self._load() if self.layout.checkpoint.exists() else self._begin()
         return state
 
     def _stamp(self) -> tuple[int, int, int]:
@@ -208,13 +214,13 @@ class Sealer:
 
     # -- a new log
 
-    def _begin(self, previous: PreviousHead | None) -> _State:
+    def _begin(self) -> _State:
         """Make keys, origin and the checkpoint of the empty tree, then open the log with its first statement."""
-        if self.layout.vkey.exists():
-            raise _unsealed(f"the checkpoint {self.layout.checkpoint} is missing")
-        if next(iter(JournalReader(self.layout.log).records(0)), None) is not None and not self._only_fresh():
-            raise _unsealed(f"the log {self.layout.log} has records but no evidence beside it")
-        make_folders(self.layout.evidence)
+        if next(iter(JournalReader(self.layout.log).records(0)), None) is not None:
+            raise _unsealed(f"the log {self.layout.log} has records, but its checkpoint is missing")
+        if self.keys.begun():
+            raise _unsealed(f"a log was begun here, but log and evidence are gone from {self.layout.evidence}")
+        previous, told = told_previous(self.layout)
         log, first = self._key(LOG_KEY), self._key(epoch_file(0))
         origin = make_origin(self._base, _public(log), _public(first))
         log_signer, first_signer = Signer(origin, log), Signer(epoch_name(origin, 0), first)
@@ -227,13 +233,11 @@ class Sealer:
         replace_file(self.layout.seals, msgspec.json.encode(statement) + b"\n")
         replace_file(self.layout.checkpoint, str(checkpoint).encode())
         self._crash("begun")
-        return self._load()
-
-    def _only_fresh(self) -> bool:
-        """Whether the log holds nothing older than the keys, as when a start was killed before its
-        checkpoint.
-        """
-        return bool(self.keys.epochs() == [0])
+        self.keys.mark_begun(origin)
+        state = self._load()
+        if told:
+            self._append({"action": "audit.new-log", **told})
+        return state
 
     def _key(self, name: str) -> Ed25519PrivateKey:
         try:

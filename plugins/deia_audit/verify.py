@@ -123,6 +123,7 @@ class _Verification:
             self._check_size(tree)
             tree.finish()
             self._check_tree(tree)
+            self._check_pruned()
             self._check_seals(tree)
             self._check_private_keys()
             self._check_heads(tree)
@@ -296,6 +297,18 @@ class _Verification:
             event.get("kind") == "journal.created"
             and event.get("seq") == 0
             and event.get("origin") != self.header_origin
+        )
+
+    def _check_pruned(self) -> None:
+        """What is gone at the beginning must have been taken by retention, which says so in the log itself."""
+        if not self.first:
+            return
+        for _seq, line in self.special:
+            event = _event(line)
+            if event.get("kind") == "journal.pruned" and event.get("through") == self.first - 1:
+                return
+        raise _Found(
+            Verdict.TRUNCATED, f"records 0 to {self.first - 1} are gone, and no record says that they were pruned", 0
         )
 
     def _unreadable(self, piece: Piece, error: str) -> tuple[str, int]:

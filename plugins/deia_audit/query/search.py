@@ -238,17 +238,27 @@ class Search:
             return SegmentIndex.open(path, segment.first)
         except IndexDamaged:
             self.rebuilt += 1
-            if not self._elsewhere(segment, self._layout.index):
-                build(segment, self._layout.index)
+            for _try in range(3):  # the segment may be compressed, and so renamed, at this very moment
+                if self._elsewhere(segment, self._layout.index):
+                    break
+                try:
+                    build(segment, self._layout.index)
+                    break
+                except FileNotFoundError:
+                    segment = self._listed_again(segment)
             return SegmentIndex.open(path, segment.first)
+
+    def _listed_again(self, segment: Segment) -> Segment:
+        return next((one for one in self._reader.segments() if one.number == segment.number), segment)
 
     def _text(self, segment: Segment) -> SegmentText:
         text = self._texts.get(segment.number)
-        if text is not None and (text.segment.path != segment.path):
-            text.close()
-            text = None
         if text is None:
-            text = self._texts[segment.number] = SegmentText(segment)
+            try:
+                text = SegmentText(segment)
+            except FileNotFoundError:
+                text = SegmentText(self._listed_again(segment))
+            self._texts[segment.number] = text
             while len(self._texts) > self._connections:
                 self._texts.popitem(last=False)[1].close()
         else:

@@ -1,0 +1,493 @@
+"""What an operator can do with the trail: query, verify, prove, export, seal, hold, prune, new-log.
+
+Each is one declaration for HTTP, command line and console. What reads or writes files that the caller names is for
+the local socket and the shell only.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import AsyncIterator, Iterator, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import msgspec
+
+from deia_audit import newlog
+from deia_audit.checkpoint import Checkpoint
+from deia_audit.export import to_csv, to_ocsf
+from deia_audit.holds import Hold, Holds
+from deia_audit.keys import KeyFileError
+from deia_audit.layout import Layout
+from deia_audit.notes import NoteError, VerifierKey
+from deia_audit.proof import TlogProof, check_proof
+from deia_audit.query.grammar import QueryError
+from deia_audit.tiles import TILE_WIDTH, encode_bundle, entries_path
+from deia_audit.tilestore import TileNodes, TileStore
+from deia_audit.tree import ProofError, inclusion_proof
+from deia_audit.verify import verify
+from deia_audit.witness_server import Witness, WitnessServer
+from deia_hardening.journal import JournalReader
+from deia_hardening.plugin import Call, NoInput, Operation, Problem, Progress, Role
+from deia_hardening.settings import setting
+
+if TYPE_CHECKING:
+    from deia_audit.plugin import AuditPlugin
+
+
+@attrs.frozen
+class QueryInput:
+    """Which records."""
+
+    filter: str = setting("", "filters as in GET /api/audit/logs: actor=alice&status=500..599")
+    limit: int = setting(100, "most records", ge=1, le=10_000)
+    follow: bool = setting(False, "go on with what comes")
+
+
+@attrs.frozen
+class QueryOutput:
+    """The records that were found."""
+
+    records: list[dict[str, Any]]
+    size: int
+    next: str = ""
+    damaged: list[int] = attrs.field(factory=list)
+
+
+@attrs.frozen
+class VerifyInput:
+    """What the trail is held against."""
+
+    head: str = setting("", "file with a checkpoint of this log that was held elsewhere")
+    witness: str = setting("", "verifier keys of trusted witnesses, separated by commas")
+    key: str = setting("", "the log's verifier key as it was told elsewhere")
+    logs_only: bool = setting(False, "do not look for private keys: this is a copy of the logs")
+
+
+@attrs.frozen
+class VerifyOutput:
+    """What was found."""
+
+    ok: bool
+    verdict: str
+    detail: str
+    first_bad: int | None
+    origin: str
+    records: int
+    signed: int
+    witnessed: int
+    epoch: int
+    notes: list[str]
+
+
+@attrs.frozen
+class ProveInput:
+    """Which record."""
+
+    seq: int = setting(attrs.NOTHING, "the record's number", ge=0)
+
+
+@attrs.frozen
+class ProveOutput:
+    """The record's exact line and its proof, as C2SP tlog-proof."""
+
+    line: str
+    proof: str
+
+
+@attrs.frozen
+class CheckProofInput:
+    """What is checked."""
+
+    line: str = setting(attrs.NOTHING, "file with the record's exact line")
+    proof: str = setting(attrs.NOTHING, "file with the proof")
+    key: str = setting(attrs.NOTHING, "the log's verifier key")
+    witness: str = setting("", "verifier keys of trusted witnesses, separated by commas")
+
+
+@attrs.frozen
+class CheckProofOutput:
+    """Whether the record is in the log."""
+
+    ok: bool
+    detail: str
+    witnesses: list[str] = attrs.field(factory=list)
+
+
+@attrs.frozen
+class ExportInput:
+    """What goes where."""
+
+    to: str = setting(attrs.NOTHING, "the file to write; for tlog a folder")
+    format: str = setting("jsonl", "how", choices=("jsonl", "csv", "ocsf", "tlog"))
+    start: int = setting(0, "first record", ge=0)
+    end: int = setting(-1, "record to stop before; -1: all", ge=-1)
+
+
+@attrs.frozen
+class ExportOutput:
+    """What was written."""
+
+    records: int
+    to: str
+
+
+@attrs.frozen
+class SealOutput:
+    """The newest checkpoint."""
+
+    origin: str
+    size: int
+    epoch: int
+    checkpoint: str
+
+
+@attrs.frozen
+class HoldInput:
+    """What is held."""
+
+    name: str = setting(attrs.NOTHING, "the hold's name", ge=1, le=128)
+    first: int = setting(0, "first record that is kept", ge=0)
+    last: int = setting(-1, "last record that is kept; -1: all that come too", ge=-1)
+    release: bool = setting(False, "end the hold of this name")
+
+
+@attrs.frozen
+class HoldOutput:
+    """The holds in force."""
+
+    holds: list[dict[str, Any]]
+
+
+@attrs.frozen
+class PruneOutput:
+    """What retention took."""
+
+    segments: int
+    first: int
+
+
+@attrs.frozen
+class WitnessInput:
+    """Whom the witness serves."""
+
+    name: str = setting(attrs.NOTHING, "the witness's name, as witness.example/w1", ge=1)
+    logs: str = setting(attrs.NOTHING, "verifier keys of the logs, separated by commas")
+    folder: str = setting(attrs.NOTHING, "where the witness keeps its key and the logs' heads")
+    listen: str = setting("127.0.0.1:8013", "host:port")
+
+
+@attrs.frozen
+class WitnessOutput:
+    """Where it served."""
+
+    key: str
+
+
+@attrs.frozen
+class NewLogInput:
+    """Why."""
+
+    reason: str = setting(attrs.NOTHING, "why the old log can't go on", ge=1)
+
+
+@attrs.frozen
+class NewLogOutput:
+    """What was done."""
+
+    done: bool
+    detail: str
+
+
+def parse_keys(text: str) -> list[VerifierKey]:
+    """Read verifier keys separated by commas. Raises Problem 400."""
+    try:
+        return [VerifierKey.parse(part) for part in text.split(",") if part.strip()]
+    except NoteError as error:
+        raise Problem(400, f"a verifier key can't be read: {error}") from None
+
+
+def read_head(path: str) -> list[Checkpoint]:
+    """Read a checkpoint that was held elsewhere. Raises Problem 400."""
+    if not path:
+        return []
+    try:
+        return [Checkpoint.parse(Path(path).read_bytes())]
+    except (OSError, NoteError) as error:
+        raise Problem(400, f"the head {path} can't be read: {error}") from None
+
+
+def lines(layout: Layout, start: int, end: int) -> Iterator[bytes]:
+    """Yield the exact lines of records."""
+    reader = JournalReader(layout.log)
+    return (record.line for record in reader.records(start, None if end < 0 else end))
+
+
+def export_tlog(layout: Layout, target: Path) -> int:
+    """Write a static tlog-tiles log (checkpoint, tiles, entry bundles) that other verifiers read; its size."""
+    data = layout.checkpoint.read_bytes()
+    size = Checkpoint.parse(data).head.size
+    target.mkdir(parents=True, exist_ok=True)
+    shutil.copytree(layout.evidence / "tile", target / "tile", dirs_exist_ok=True)
+    bundle: list[bytes] = []
+    number = 0
+    for line in lines(layout, 0, size):
+        bundle.append(line)
+        number += 1
+        if len(bundle) == TILE_WIDTH or number == size:
+            path = target / entries_path((number - 1) // TILE_WIDTH, len(bundle))
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(encode_bundle(bundle))
+            bundle.clear()
+    (target / "checkpoint").write_bytes(data)
+    shutil.copy(layout.vkey, target / "vkey")
+    return number
+
+
+def export(layout: Layout, value: ExportInput) -> ExportOutput:
+    """Write an export; blocking."""
+    target = Path(value.to)
+    if value.format == "tlog":
+        return ExportOutput(export_tlog(layout, target), value.to)
+    source = lines(layout, value.start, value.end)
+    pieces: Iterator[bytes]
+    if value.format == "csv":
+        pieces = to_csv(source)
+    elif value.format == "ocsf":
+        pieces = (to_ocsf(line) + b"\n" for line in source)
+    else:
+        pieces = (line + b"\n" for line in source)
+    count = 0
+    with target.open("xb") as file:
+        for piece in pieces:
+            file.write(piece)
+            count += 1
+    return ExportOutput(count, value.to)
+
+
+class Handlers:
+    """The handlers of one app's audit operations; on the background loop."""
+
+    def __init__(self, plugin: AuditPlugin) -> None:
+        self._plugin = plugin
+        self._host = plugin.host
+        self._layout = Layout.of(plugin.host.home)
+
+    @property
+    def _running(self) -> bool:
+        return self._plugin.logger.search is not None
+
+    async def query(self, value: QueryInput, call: Call) -> AsyncIterator[Progress | QueryOutput]:
+        try:
+            page = await self._plugin.logger.query(f"{value.filter}&limit={value.limit}".lstrip("&"))
+        except QueryError as error:
+            raise Problem(400, f"{error.field}: {error}", extensions={"field": error.field}) from None
+        seen = page.size
+        while value.follow:
+            await self._host.clock.sleep(0.5)
+            try:
+                more = await self._plugin.logger.query(f"{value.filter}&order=asc&limit=1000".lstrip("&"))
+            except QueryError as error:
+                raise Problem(400, f"{error.field}: {error}", extensions={"field": error.field}) from None
+            for row in more.rows:
+                if row.seq >= seen:
+                    yield Progress(row.line.decode())
+            seen = max(seen, more.size)
+        records = [msgspec.json.decode(row.line) for row in page.rows]
+        yield QueryOutput(records, page.size, page.next, list(page.damaged))
+
+    async def verify(self, value: VerifyInput, call: Call) -> VerifyOutput:
+        _local(call)
+        heads = read_head(value.head)
+        keys = parse_keys(value.witness) + self._plugin.witness_keys()
+        log_key = next(iter(parse_keys(value.key)), None)
+        through = None
+        if self._running:
+            sealer = self._plugin.keeper.sealer
+            await self._host.blocking(sealer.tick)
+            through = sealer.checkpoint.head.size if sealer.checkpoint is not None else None
+
+        def work() -> VerifyOutput:
+            report = verify(
+                self._layout,
+                heads=heads,
+                witness_keys=keys,
+                log_key=log_key,
+                check_keys=not value.logs_only,
+                through=through,
+            )
+            told = attrs.asdict(report)
+            told.pop("first")
+            return VerifyOutput(
+                ok=report.verdict.ok, **{**told, "verdict": str(report.verdict), "notes": list(report.notes)}
+            )
+
+        return await self._host.blocking(work)
+
+    async def prove(self, value: ProveInput, call: Call) -> ProveOutput:
+        def work() -> ProveOutput:
+            try:
+                checkpoint = Checkpoint.parse(self._layout.checkpoint.read_bytes())
+                size = checkpoint.head.size
+                if value.seq >= size:
+                    raise Problem(404, f"record {value.seq} is not under the checkpoint of {size} records (yet)")
+                path = inclusion_proof(TileNodes(TileStore(self._layout.evidence), size), value.seq, size)
+            except (OSError, NoteError, LookupError) as error:
+                raise Problem(500, f"no proof can be made: {error}; `audit verify` tells more") from None
+            record = JournalReader(self._layout.log).get(value.seq)
+            line = record.line.decode() if record is not None else ""
+            return ProveOutput(line, str(TlogProof(value.seq, tuple(path), checkpoint)))
+
+        return await self._host.blocking(work)
+
+    async def check_proof(self, value: CheckProofInput, call: Call) -> CheckProofOutput:
+        _local(call)
+        keys, witnesses = parse_keys(value.key), parse_keys(value.witness)
+        try:
+            line = Path(value.line).read_bytes().removesuffix(b"\n")
+            proof = TlogProof.parse(Path(value.proof).read_bytes())
+            signed = check_proof(line, proof, keys, witnesses)
+        except OSError as error:
+            raise Problem(400, f"a file can't be read: {error}") from None
+        except (NoteError, ProofError) as error:
+            return CheckProofOutput(False, str(error))
+        head = proof.checkpoint.head
+        return CheckProofOutput(
+            True, f"record {proof.index} is in {head.origin} at {head.size} records", [key.name for key, _ in signed]
+        )
+
+    async def export(self, value: ExportInput, call: Call) -> ExportOutput:
+        _local(call)
+        try:
+            return await self._host.blocking(export, self._layout, value)
+        except OSError as error:
+            raise Problem(400, f"nothing was exported: {error}") from None
+
+    async def seal(self, value: NoInput, call: Call) -> SealOutput:
+        sealer = self._plugin.keeper.sealer
+        await self._host.blocking(sealer.seal_now)
+        checkpoint = sealer.checkpoint
+        if checkpoint is None or sealer.problem:
+            raise Problem(500, f"the trail could not be sealed: {sealer.problem}")
+        await self._host.blocking(self._plugin.logger.journal.seal)
+        return SealOutput(checkpoint.head.origin, checkpoint.head.size, sealer.epoch, str(checkpoint))
+
+    async def hold(self, value: HoldInput, call: Call) -> HoldOutput:
+        def work() -> HoldOutput:
+            holds = Holds(self._layout.evidence)
+            if value.release:
+                if not holds.remove(value.name):
+                    raise Problem(404, f"there is no hold called {value.name!r}")
+            else:
+                last = None if value.last < 0 else value.last
+                holds.put(Hold(value.name, value.first, last, call.reason, f"{call.actor.type}:{call.actor.id}"))
+            return HoldOutput([attrs.asdict(one) for one in holds.all()])
+
+        return await self._host.blocking(work)
+
+    async def prune(self, value: NoInput, call: Call) -> PruneOutput:
+        journal = self._plugin.logger.journal
+
+        def work() -> PruneOutput:
+            reader = JournalReader(self._layout.log)
+            before = len(reader.segments())
+            journal.maintain()
+            left = reader.segments()
+            return PruneOutput(before - len(left), left[0].first if left else 0)
+
+        return await self._host.blocking(work)
+
+    async def witness(self, value: WitnessInput, call: Call) -> AsyncIterator[Progress | WitnessOutput]:
+        _local(call)
+        host, _, port = value.listen.rpartition(":")
+        if not port.isdecimal():
+            raise Problem(400, "listen is written host:port")
+        logs, folder = parse_keys(value.logs), Path(value.folder)
+        try:
+            witness = await self._host.blocking(Witness, folder, value.name, logs, self._host.clock.wall)
+            server = WitnessServer(witness, self._host.blocking)
+            await server.start(host or "127.0.0.1", int(port))
+        except (OSError, KeyFileError, NoteError) as error:
+            raise Problem(400, f"the witness can't serve: {error}") from None
+        key = str(witness.signer.verifier)
+        try:
+            yield Progress(f"witness {key} serves on http://{host}:{server.port}/add-checkpoint")
+            while server.serving:
+                await self._host.clock.sleep(1)
+        finally:
+            await server.close()
+        yield WitnessOutput(key)
+
+    async def new_log(self, value: NewLogInput, call: Call) -> NewLogOutput:
+        def work() -> NewLogOutput:
+            if self._running:
+                newlog.request(self._layout, value.reason)
+                return NewLogOutput(
+                    False, "the next start sets this log aside and begins a new one; until then it goes on"
+                )
+            folder = newlog.set_aside(self._layout, value.reason, self._host.clock.wall())
+            return NewLogOutput(
+                True, f"the old log is in {folder}; the next start begins a new one that names its head"
+            )
+
+        return await self._host.blocking(work)
+
+
+def _local(call: Call) -> None:
+    if not call.local:
+        raise Problem(403, "this reads or writes files that the caller names: use the command line on this machine")
+
+
+def operations(plugin: AuditPlugin) -> Sequence[Operation]:
+    """Return the audit plugin's operations."""
+    do = Handlers(plugin)
+    reading = [
+        Operation(
+            name="audit.query", summary="Find records of the trail.", role=Role.VIEWER, handler=do.query,
+            input=QueryInput, output=QueryOutput, changes=False,
+        ),
+        Operation(
+            name="audit.verify", summary="Check the whole trail; says what is wrong and where it begins.",
+            role=Role.VIEWER, handler=do.verify, input=VerifyInput, output=VerifyOutput, changes=False, offline=True,
+            local=True,
+        ),
+        Operation(
+            name="audit.prove", summary="A proof that a record is in the trail, to be checked offline.",
+            role=Role.VIEWER, handler=do.prove, input=ProveInput, output=ProveOutput, changes=False, offline=True,
+        ),
+        Operation(
+            name="audit.check-proof", summary="Check such a proof; needs no service and no home.", role=Role.VIEWER,
+            handler=do.check_proof, input=CheckProofInput, output=CheckProofOutput, changes=False, offline=True,
+            local=True,
+        ),
+    ]  # fmt: skip
+    changing = [
+        Operation(
+            name="audit.export", summary="Write records as JSON lines, CSV, OCSF or a static tlog.", role=Role.ADMIN,
+            handler=do.export, input=ExportInput, output=ExportOutput, offline=True, local=True,
+        ),
+        Operation(
+            name="audit.seal", summary="Make a checkpoint, hand over to a new key, close the segment.",
+            role=Role.OPERATOR, handler=do.seal, output=SealOutput,
+        ),
+        Operation(
+            name="audit.hold", summary="Keep records from retention, or end a hold.", role=Role.ADMIN, handler=do.hold,
+            input=HoldInput, output=HoldOutput, offline=True,
+        ),
+        Operation(
+            name="audit.prune", summary="Let retention take what the settings let go, except under hold.",
+            role=Role.ADMIN, handler=do.prune, output=PruneOutput,
+        ),
+        Operation(
+            name="audit.witness", summary="Serve a witness for logs of others, until it is interrupted.",
+            role=Role.ADMIN, handler=do.witness, input=WitnessInput, output=WitnessOutput, offline=True, local=True,
+        ),
+        Operation(
+            name="audit.new-log", summary="Begin a new log after the old one was lost or damaged.", role=Role.ADMIN,
+            handler=do.new_log, input=NewLogInput, output=NewLogOutput, offline=True, local=True,
+            confirm="The old log is set aside and a new origin begins. Go on?",
+        ),
+    ]  # fmt: skip
+    return list(chain(reading, changing))

@@ -1,0 +1,204 @@
+"""Operations through a running service: verify, prove, export, seal, hold, a witness that cosigns."""
+
+from __future__ import annotations
+
+import asyncio
+import csv
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from starlette.applications import Starlette
+from starlette.responses import PlainTextResponse
+from starlette.routing import Route
+
+from deia_audit.checkpoint import Checkpoint
+from deia_audit.export import safe_cell
+from deia_audit.layout import Layout
+from deia_audit.notes import VerifierKey
+from deia_audit.operations import ExportInput, HoldInput, NewLogInput, ProveInput, QueryInput, VerifyInput
+from deia_audit.proof import TlogProof, check_proof
+from deia_audit.tiles import decode_bundle
+from deia_audit.verdict import Verdict
+from deia_audit.verify import verify
+from deia_audit.witness_server import Witness, WitnessServer
+from deia_hardening.context import Actor
+from deia_hardening.plugin import Call, NoInput, Problem
+from deia_hardening.runtime import runtime
+from deia_hardening.surface import Surface
+from deia_hardening.testing import running
+
+
+def serve(home: Path, check: Callable[[Any], None] = lambda service: None, **audit: Any) -> None:
+    """Run the service for one request."""
+
+    async def work() -> None:
+        async with running(make_app(), {"home": str(home), "audit": audit}) as service:
+            assert (await service.get("/hello/x")).status == 200
+            check(service)
+
+    asyncio.run(work())
+
+
+def serve_in_another_process(home: Path, **audit: Any) -> None:
+    """The same with a process of its own, as after a restart of the service."""
+    program = f"""
+import asyncio
+from deia_hardening.testing import running
+async def app(scope, receive, send):
+    if scope["type"] == "lifespan":
+        return
+    await send({{"type": "http.response.start", "status": 200, "headers": []}})
+    await send({{"type": "http.response.body", "body": b""}})
+async def main():
+    async with running(app, {{"home": {str(home)!r}, "audit": {audit!r}}}) as service:
+        await service.get("/hello")
+asyncio.run(main())
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+CALL = Call(Actor("user", "root", "uid:0"), "a test", local=True)
+
+
+async def hello(request: Any) -> PlainTextResponse:
+    return PlainTextResponse("hello")
+
+
+def make_app() -> Starlette:
+    return Starlette(routes=[Route("/hello/{name}", hello)])
+
+
+async def invoke(service: Any, name: str, value: Any, call: Call = CALL) -> Any:
+    surface = service.service(Surface)
+
+    async def work() -> Any:
+        output = None
+        async for step in surface.invoke(name, value, call):
+            output = step
+        return output
+
+    return await runtime().run(work)
+
+
+def test_the_verbs_agree_about_one_trail(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    key, seq, proved = asyncio.run(_use_the_verbs(tmp_path, home))
+    check_proof(proved.line.encode(), TlogProof.parse(proved.proof), [key])
+
+    rows = list(csv.reader((tmp_path / "csv").read_text().splitlines()))
+    column = rows[0].index("target")
+    assert any(row[column] == "name:=cmd3" for row in rows)
+    events = [json.loads(line) for line in (tmp_path / "ocsf").read_bytes().splitlines()]
+    assert all(event["class_uid"] == 6003 and event["type_uid"] // 100 == 6003 for event in events)
+    call = next(event for event in events if event["api"]["operation"] == "GET /hello/{name}")
+    assert (call["activity_id"], call["http_response"]["code"]) == (2, 200)
+
+    head = Checkpoint.parse((tmp_path / "tlog" / "checkpoint").read_bytes()).head
+    bundles = sorted((tmp_path / "tlog" / "tile" / "entries").rglob("*"))
+    entries = [entry for path in bundles if path.is_file() for entry in decode_bundle(path.read_bytes())]
+    assert len(entries) == head.size
+    assert entries[seq] == proved.line.encode()
+
+    serve_in_another_process(home)
+    layout = Layout.of(home)
+    assert verify(layout).verdict is Verdict.OK_LOCAL_ONLY
+    text = layout.log.read_text()
+    assert "audit.new-log" in text
+    assert "lost the disk" in text
+    assert head.origin in text
+    (aside,) = (home / "logs").glob("audit-trail.old-*")
+    assert (aside / "audit-trail.jsonl").exists()
+
+
+async def _use_the_verbs(tmp_path: Path, home: Path) -> Any:
+    async with running(make_app(), {"home": str(home), "audit": {}}) as service:
+        for number in range(20):
+            await service.get(f"/hello/=cmd{number}")
+        sealed = await invoke(service, "audit.seal", NoInput())
+        assert sealed.size > 20
+        found = await invoke(service, "audit.query", QueryInput("action=GET /hello/{name}", 5))
+        assert len(found.records) == 5
+        verified = await invoke(service, "audit.verify", VerifyInput())
+        assert (verified.ok, verified.verdict) == (True, "OK-LOCAL-ONLY"), verified
+        seq = found.records[0]["seq"]
+        proved = await invoke(service, "audit.prove", ProveInput(seq))
+        key = await runtime().blocking(lambda: VerifierKey.parse(Layout.of(home).vkey.read_text()))
+
+        held = await invoke(service, "audit.hold", HoldInput("case-1", 0, 5))
+        assert held.holds[0]["reason"] == "a test"
+        assert (await invoke(service, "audit.hold", HoldInput("case-1", release=True))).holds == []
+        with pytest.raises(Problem):
+            await invoke(service, "audit.hold", HoldInput("case-2", release=True))
+
+        for kind in ("jsonl", "csv", "ocsf", "tlog"):
+            await invoke(service, "audit.export", ExportInput(str(tmp_path / kind), kind))
+        with pytest.raises(Problem, match="nothing was exported"):
+            await invoke(service, "audit.export", ExportInput(str(tmp_path / "csv"), "csv"))
+        with pytest.raises(Problem):
+            await invoke(service, "audit.export", ExportInput("/tmp/x", "csv"), Call(CALL.actor))
+        asked = await invoke(service, "audit.new-log", NewLogInput("lost the disk"))
+        assert not asked.done
+    return key, seq, proved
+
+
+@pytest.mark.parametrize("cell", ["=1+1", "+1", "-1", "@x", "\t=1", "|x", "＝1"])
+def test_no_cell_is_a_formula(cell: str) -> None:
+    assert safe_cell(cell).startswith("'")
+
+
+def test_a_witness_makes_the_trail_ok_witnessed(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    serve(home)
+    layout = Layout.of(home)
+    key = VerifierKey.parse(layout.vkey.read_text())
+    witness = Witness(tmp_path / "witness", "witness.example/w", [key], lambda: 1_700_000_000.0)
+
+    async def start() -> WitnessServer:
+        server = WitnessServer(witness, runtime().blocking)
+        await server.start("127.0.0.1", 0)
+        return server
+
+    server = runtime().submit(start).result()
+    witnesses = [f"{witness.signer.verifier} http://127.0.0.1:{server.port}"]
+    try:
+        serve(home, witnesses=witnesses)
+        serve(home, witnesses=witnesses)
+    finally:
+        runtime().submit(server.close).result()
+    report = verify(layout, witness_keys=[witness.signer.verifier])
+    assert report.verdict is Verdict.OK_WITNESSED, report
+    assert report.witnessed == report.signed == report.records
+    assert verify(layout).verdict is Verdict.OK_LOCAL_ONLY
+
+    seen: list[Any] = []
+    serve(home, lambda service: seen.append(service.core.plugins["audit"]), witnesses=witnesses)
+    assert "did not cosign" in seen[0].health().detail  # it is away: the service goes on, visibly
+
+
+def test_a_trail_whose_evidence_is_lost_goes_on_and_says_so_or_begins_anew(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    layout = Layout.of(home)
+    serve(home)
+    layout.checkpoint.unlink()
+
+    def degraded(service: Any) -> None:
+        health = service.core.plugins["audit"].health()
+        assert health.state == "degraded"
+        assert "checkpoint is missing" in health.detail
+
+    serve(home, degraded)
+    assert verify(layout).verdict is Verdict.UNSEALED
+    serve_in_another_process(home, on_missing="new_log")
+    assert verify(layout).verdict is Verdict.OK_LOCAL_ONLY
+
+
+def test_heads_are_told_elsewhere(tmp_path: Path) -> None:
+    elsewhere, home = tmp_path / "elsewhere", tmp_path / "home"
+    serve(home, heads=[str(elsewhere)])
+    head = Checkpoint.parse(elsewhere.read_bytes())
+    assert verify(Layout.of(home), heads=[head]).verdict is Verdict.OK_WITNESSED
