@@ -20,6 +20,7 @@ from deia_degradation.admission.room import RoomPolicy
 from deia_degradation.clients import ClientQuotas
 from deia_degradation.control import ModeControl, describe
 from deia_degradation.events import BotsReleased
+from deia_degradation.fallback.outgoing import Attempt
 from deia_degradation.fallback.watch import Watcher
 from deia_degradation.modes import Demand
 from deia_degradation.pool.bot import BotChange
@@ -137,6 +138,22 @@ class DegradationManager:
         """All pools by name."""
         return dict(self._pools)
 
+    def attempt(
+        self, pool: str, *, tokens: float = 0.0, money: float = 0.0, key: str | None = None,
+        first_within: float | None = None, stall: float | None = None,
+    ) -> Attempt:  # fmt: skip
+        """One outgoing call to one bot: `async with manager.attempt("llm", tokens=800) as a: … a.bot …`.
+
+        It is judged by how the block ends; `a.first()`, `a.usage(…)` and `a.headers(…)` tell more. There is no second
+        try: `pool(name).call(send)` and `pool(name).attempts()` fall back to another bot. Raises `NoBotLeft` on entry
+        when no bot can take the call, LookupError for an unknown pool, `TooSlow` when a time limit cut the block.
+        """
+        return Attempt(
+            self.pool(pool).attempts(
+                tokens=tokens, money=money, key=key, first_within=first_within, stall=stall, once=True
+            )
+        )
+
     def pool_for(self, name: str, settings: PoolSettings) -> Pool:
         """The pool of this name, made from `settings` when there is none yet. No I/O."""
         with self._lock:
@@ -149,6 +166,7 @@ class DegradationManager:
                     home=self.host.home,
                     effects=self._has_effects,
                     listener=lambda change: self._bot_changed(name, change),
+                    watcher=self.watcher,
                 )
             return pool
 

@@ -207,6 +207,9 @@ class PoolSettings:
     eject: EjectSettings = setting(None, "When a bot is passed over.", factory=EjectSettings)
     check: CheckSettings = setting(None, "Active checks.", factory=CheckSettings)
     quotas: Mapping[str, QuotaSettings] = setting(None, "Budgets by quota key.", factory=dict)
+    actor_quota: QuotaSettings = setting(None, "The budget of each actor's outgoing calls.", factory=QuotaSettings)
+    key_quota: QuotaSettings = setting(None, "The budget of each conversation (the call's key).", factory=QuotaSettings)
+    quota_keys: int = setting(10000, "Actors, and conversations, whose budgets are kept in mind.", ge=1, le=1000000)
     first_within: Seconds = setting(
         Seconds("0s"), "Longest time to the first byte before another bot is asked; 0 for the request's deadline.", ge=0
     )

@@ -6,20 +6,25 @@ Upstreams are opened without I/O and started on the background loop; the calls t
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from deia_degradation.fallback.judge import Judge
 from deia_degradation.fallback.retry import RetryBudget, RetryPolicy
 from deia_degradation.pool.bot import Bot, BotChange, Member
-from deia_degradation.pool.budget import Budget, bounds_of
+from deia_degradation.pool.budget import Bounds, Budget, Budgets, bounds_of
 from deia_degradation.pool.eject import EjectPolicy
 from deia_degradation.pool.members import Members, PoolPolicy
 from deia_degradation.settings import PoolSettings
 from deia_hardening.plugin import Scope
 from deia_hardening.upstream import Upstream, open_upstream
 
+if TYPE_CHECKING:
+    from deia_degradation.fallback.outgoing import Attempt, Attempts
+    from deia_degradation.fallback.watch import Watcher
+
+R = TypeVar("R")
 logger = logging.getLogger("deia_degradation")
 
 
@@ -39,8 +44,11 @@ class Pool(Members):
         home: Path | None = None,
         effects: Callable[[Scope], bool] | None = None,
         listener: Callable[[BotChange], None] | None = None,
+        watcher: Watcher | None = None,
     ) -> None:
         self._home = home
+        self._watcher = watcher
+        self._learned: dict[str, Budget] = {}
         self._effects = effects
         self._given: dict[str, Bot] = {}
         self._opened: dict[tuple[str, str], Upstream] = {}
@@ -48,6 +56,7 @@ class Pool(Members):
         super().__init__(name, (), _policy(settings), clock=clock, listener=None)
         self.retry = RetryBudget(_retry(settings), clock())
         self.quotas: dict[str, Budget] = {}
+        self._personal: dict[str, Budgets] = {}
         self._follow(settings)
         self._changes.clear()
         self._listener = listener
@@ -63,6 +72,12 @@ class Pool(Members):
             held = self.quotas.get(key)
             if held is None or held.bounds != bounds:
                 self.quotas[key] = Budget(bounds)
+        for name, quota in (("actor", settings.actor_quota), ("conversation", settings.key_quota)):
+            bounds = bounds_of(quota)
+            if not bounds.any:
+                self._personal.pop(name, None)
+            elif name not in self._personal or self._personal[name].bounds != bounds:
+                self._personal[name] = Budgets(bounds, settings.quota_keys)
         wanted = {one.id: Bot(one.id, one.upstream or None, one.weight, one.tier, one.quota) for one in settings.bots}
         gone = [bot_id for bot_id in self._given if bot_id not in wanted]
         for bot in wanted.values():
@@ -139,9 +154,33 @@ class Pool(Members):
             await _stop(upstream)
         self._leaving.clear()
 
+    # -- budgets -------------------------------------------------------------------------------------------
+
     def quota_of(self, member: Member) -> Budget | None:
-        """The budget that a bot draws on, or None."""
-        return self.quotas.get(member.bot.quota) if member.bot.quota else None
+        """The budget that a bot draws on: the settings', or what its upstream told of its limits; None without."""
+        key = member.bot.quota
+        return (self.quotas.get(key) if key else None) or self._learned.get(key or f"bot:{member.bot.id}")
+
+    def budget_of(self, member: Member) -> Budget:
+        """The budget that a bot draws on, made (without bounds of its own) when there is none."""
+        found = self.quota_of(member)
+        if found is None:
+            found = self._learned.setdefault(member.bot.quota or f"bot:{member.bot.id}", Budget(Bounds()))
+        return found
+
+    def sharing(self, member: Member) -> list[Member]:
+        """The members that draw on the same budget, itself included."""
+        key = member.bot.quota
+        return [one for one in self.members() if one is member or (key and one.bot.quota == key)]
+
+    def personal_budgets(self, actor: str, key: str | None) -> list[tuple[str, Budget]]:
+        """The budgets of the actor and the conversation that a call draws on."""
+        found = []
+        for name, value in (("actor", actor), ("conversation", key)):
+            budgets = self._personal.get(name)
+            if budgets is not None and value:
+                found.append((name, budgets.get(value)))
+        return found
 
     def exhausted(self, member: Member, seconds: float) -> None:
         """The upstream said 429 or 529: the bots of its quota key rest for `seconds`."""
@@ -153,6 +192,43 @@ class Pool(Members):
                 budget.rest(now + seconds)
         else:
             self.rest_bot(member, now + seconds, now)
+
+    # -- outgoing calls ------------------------------------------------------------------------------------
+
+    def attempts(
+        self, *, tokens: float = 0.0, money: float = 0.0, key: str | None = None, effects: bool = False,
+        first_within: float | None = None, stall: float | None = None, once: bool = False,
+    ) -> Attempts:  # fmt: skip
+        """One outgoing call with its fallbacks: `async for attempt in pool.attempts(): async with attempt: …`.
+
+        `tokens` and `money` are set aside from the budgets and settled by `attempt.usage`. `key` is the conversation:
+        its budget, and with `affinity` its bot. With `effects` a call is repeated only when it provably was not sent.
+        `first_within` and `stall` are seconds and replace the settings'; `once` forgoes the fallback.
+        """
+        from deia_degradation.fallback.outgoing import Attempts
+
+        return Attempts(
+            self, self._watcher, tokens=tokens, money=money, key=key, effects=effects, first_within=first_within,
+            stall=stall, once=once,
+        )  # fmt: skip
+
+    async def call(
+        self, send: Callable[[Attempt], Awaitable[R]], *, tokens: float = 0.0, money: float = 0.0,
+        key: str | None = None, effects: bool = False, first_within: float | None = None, stall: float | None = None,
+    ) -> R:  # fmt: skip
+        """Call `await send(attempt)` with one bot after another until one succeeds; returns its result.
+
+        Raises what the last attempt raised, or `NoBotLeft` when no bot can take the call. Options as for `attempts`.
+
+        Example:
+            answer = await pool.call(lambda a: clients[a.bot.id].ask(question), tokens=800, key=conversation)
+        """
+        from deia_degradation.fallback.outgoing import call
+
+        attempts = self.attempts(
+            tokens=tokens, money=money, key=key, effects=effects, first_within=first_within, stall=stall
+        )
+        return await call(attempts, send)
 
 
 async def _stop(upstream: Upstream) -> None:
