@@ -9,10 +9,12 @@ from pathlib import Path
 
 import nox
 
+os.environ.setdefault("UV_SYSTEM_CERTS", "1")  # as pip does: the certificates of the machine
+
 nox.options.default_venv_backend = "uv|virtualenv"
 nox.options.reuse_existing_virtualenvs = True
 nox.options.error_on_missing_interpreters = False
-nox.options.sessions = ["lint", "types", "tests-3.11", "docs", "transparency", "build"]
+nox.options.sessions = ["lint", "types", "tests", "docs", "transparency", "build"]
 
 PYTHONS = ["3.11", "3.12", "3.13"]
 HERE = Path(__file__).parent
@@ -24,28 +26,40 @@ def _pytest(session: nox.Session, *arguments: str, **environment: str) -> None:
     session.run("pytest", *arguments, *session.posargs, env={"PYTHONPATH": "examples/custom_plugin", **environment})
 
 
-@nox.session(python=PYTHONS)
+def _suite(session: nox.Session) -> None:
+    session.install("-e", ".[test]")
+    # Two workers: most tests wait for disks, processes or timers. A file's tests stay together, in order.
+    parallel = () if "-n" in session.posargs else ("-n", "2", "--dist", "loadfile")
+    _pytest(session, "-q", *parallel, "-m", "not slow", "tests", "examples/custom_plugin/tests")
+
+
+@nox.session
 def tests(session: nox.Session) -> None:
     """The test suite without the long campaigns, on asyncio (and trio, where a test says so)."""
-    session.install("-e", ".[test]")
-    _pytest(session, "-q", "-m", "not slow", "tests", "examples/custom_plugin/tests")
+    _suite(session)
 
 
-@nox.session(python="3.11")
+@nox.session(python=PYTHONS)
+def pythons(session: nox.Session) -> None:
+    """The test suite under every Python that is there: `nox -s pythons`, or `nox -s pythons-3.13`."""
+    _suite(session)
+
+
+@nox.session
 def uvloop(session: nox.Session) -> None:
     """The test suite with uvloop as the tests' loop."""
     session.install("-e", ".[test]")
     _pytest(session, "-q", "-m", "not slow", "tests", DEIA_TEST_LOOP="uvloop")
 
 
-@nox.session(python="3.11")
+@nox.session
 def campaigns(session: nox.Session) -> None:
     """The long campaigns: thousands of kills, power cuts, bit flips, reloads. An hour or more; seeds are printed."""
     session.install("-e", ".[test]")
     _pytest(session, "-q", "-s", "-m", "slow", "tests")
 
 
-@nox.session(python="3.11")
+@nox.session
 def lint(session: nox.Session) -> None:
     """ruff, the import rules, and the rules of this house."""
     session.install("-e", ".[lint,test]")
@@ -54,7 +68,7 @@ def lint(session: nox.Session) -> None:
     session.run("lint-imports")
 
 
-@nox.session(python="3.11")
+@nox.session
 def types(session: nox.Session) -> None:
     """mypy --strict over the packages, pyright over the tests of the public API."""
     session.install("-e", ".[types,test]")
@@ -62,21 +76,21 @@ def types(session: nox.Session) -> None:
     session.run("pyright", "tests/typing")
 
 
-@nox.session(python="3.11")
+@nox.session
 def docs(session: nox.Session) -> None:
     """Run every Python snippet of README and docs, and check their links."""
     session.install("-e", ".[test]")
     _pytest(session, "-q", "tests/docs")
 
 
-@nox.session(python="3.11")
+@nox.session
 def transparency(session: nox.Session) -> None:
     """Starlette's own test suite with every app hardened, compared with a do-nothing wrapper."""
     session.install("-e", ".[test]", "pip", "opentelemetry-sdk", "aiofiles")
     session.run("python", "tests/transparency/run_suite.py", *(session.posargs or ["--numprocesses", "2"]))
 
 
-@nox.session(python="3.11")
+@nox.session
 def bench(session: nox.Session) -> None:
     """Run a benchmark: `nox -s bench -- overhead`; without a name, all of them."""
     session.install("-e", ".[all,test,bench]")
@@ -87,7 +101,7 @@ def bench(session: nox.Session) -> None:
             session.run("python", str(script), *options)
 
 
-@nox.session(python="3.11")
+@nox.session
 def build(session: nox.Session) -> None:
     """Build sdist and wheel, install the wheel into a fresh environment, import it, and smoke-test the demo."""
     session.install("build")

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, assert_type
 
 import attrs
 from fastapi import Depends, FastAPI
 from starlette.applications import Starlette
-from typing_extensions import assert_type
 
 from deia_hardening import (
     Bytes,
