@@ -240,10 +240,6 @@ class Inlet:
         """Have the writer look at the queue; implemented by the journal."""
         raise NotImplementedError
 
-    def _lead(self) -> bool:
-        """Write and sync on this thread if nobody does; implemented by the journal."""
-        raise NotImplementedError
-
     def _enlist(self, receipt: Receipt, loop: AbstractEventLoop | None, waiter: Any) -> bool:
         """Note who waits; False when the record's fate is known already."""
         with self._lock:
@@ -275,9 +271,7 @@ class Inlet:
             raise
 
     def wait_blocking(self, receipt: Receipt, timeout: float | None) -> bool:
-        """Wait on this thread until the record's fate is known; being the writer meanwhile, if nobody is."""
-        if timeout is None and self._trouble is None and self._lead() and receipt.done():
-            return True
+        """Wait on this thread until the record's fate is known."""
         waiter = ThreadWaiter()
         if not self._enlist(receipt, None, waiter):
             return True

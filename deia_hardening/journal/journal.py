@@ -238,14 +238,6 @@ class Journal(Inlet):
         if inline:
             self.drain()
 
-    def _lead(self) -> bool:
-        if self.settings.durability != "sync" or not self._writer.role.acquire(blocking=False):
-            return False
-        try:
-            return self._flush()
-        finally:
-            self._writer.role.release()
-
     def _wait(self, level: int, timeout: float) -> bool:
         """Sleep until woken (True) or `timeout` seconds passed. The level says what may wake."""
         semaphore = self._semaphore
