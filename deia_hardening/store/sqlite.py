@@ -287,7 +287,9 @@ class SqliteStore:
         with self._write_lock:
             if self._suspect or self._sync_failed:
                 self._drop(writer=True)  # checked anew, and replaced if it is damaged, before anybody goes on
-            self._writer = self._writer or self._open_or_rebuild()
+            if self._writer is None:
+                self._writer = self._open_or_rebuild()
+                self._show(self._writer, {}, [])
         return self._open()
 
     def _commit(self, work: Callable[[Transaction], T]) -> T:
@@ -369,10 +371,12 @@ class SqliteStore:
 
     def _publish(self, opened: Opened, transaction: Transaction) -> None:
         """After the commit, before the acknowledgement: show on the page what changed."""
+        self._show(opened, transaction.areas, transaction.page)
+
+    def _show(self, opened: Opened, areas: dict[str, int], fields: Sequence[tuple[str, bytes | None, int]]) -> None:
         page = self._page
         if page is None:
             return
-        areas, fields = transaction.areas, transaction.page
         if self._mirrored != opened.identity:
             # The first time: all of it, for what a process that died between commit and page left unsaid.
             rows = opened.connection.execute("SELECT key, value, revision FROM entries ORDER BY revision").fetchall()
