@@ -26,6 +26,7 @@ from deia_hardening.journal import JournalError
 from deia_hardening.plugin import SYSTEM, Actor, Host, Problem, Target
 from deia_hardening.store import StaleRevision, StoreError, Write
 from deia_migration import log
+from deia_migration.code import prune
 from deia_migration.gates import Gates
 from deia_migration.judge import Verdict
 from deia_migration.log import Base
@@ -37,7 +38,7 @@ from deia_migration.sessions import SessionTable
 from deia_migration.settings import MigrationSettings, VersionSettings
 from deia_migration.split import Split
 from deia_migration.traffic import Live, Router, Version
-from deia_migration.versions import VersionHost
+from deia_migration.versions import APP_NAME, AppHosted, VersionHost
 from deia_migration.watchers import Watcher
 
 logger = logging.getLogger("deia_migration")
@@ -62,7 +63,6 @@ class Engine:
         self.rollout: Rollout | None = None
         self.base = Base()
         self.hosts: dict[str, VersionHost] = {}
-        self.deployed: dict[str, VersionSettings] = {}
         self.watcher: Watcher | None = None
         self.gates: Gates | None = None
         self.verdict: Verdict | None = None
@@ -173,7 +173,7 @@ class Engine:
             with contextlib.suppress(msgspec.DecodeError, msgspec.ValidationError):
                 self.base = msgspec.json.decode(base.value, type=Base)
         state = merged(told.rollout, stored)
-        if self.base.name and (state is None or self.base.name != state.candidate or state.phase.over):
+        if _promoted(self.base) and (state is None or self.base.name != state.candidate or state.phase.over):
             await self._host_base()
         if state is None or state.phase.over:
             self.rollout = state
@@ -195,7 +195,13 @@ class Engine:
         self.router.base = hosted.version
 
     def _make(self, name: str, target: str, digest: str) -> VersionHost:
-        settings = self.settings.versions.get(name) or self.deployed.get(name)
+        if name == APP_NAME:
+            return AppHosted(self.host, self.router.app, self.router.call_app)
+        settings = self.settings.versions.get(name)
+        if digest:  # deployed: the copy is what runs
+            settings = VersionSettings(target=target, folder=str(self.host.home / "versions" / digest))
+        elif settings is not None and settings.target != target:
+            settings = None
         return VersionHost(self.host, name, target, digest, settings)
 
     # -- attaching: this worker takes part in a rollout -------------------------------------------------------
@@ -207,7 +213,7 @@ class Engine:
             return
         self.rollout = state
         await self.host.blocking(self.table.open)
-        if state.stable and state.stable not in self.hosts:
+        if _promoted(Base(state.stable)) and state.stable not in self.hosts:
             self.base = Base(state.stable, state.stable_target, state.stable_digest)
             await self._host_base()
         stable = self._stable(state)
@@ -368,7 +374,7 @@ class Engine:
             since = int(now - state.plan.limits.idle)
             sessions = await self.host.blocking(self.table.alive, leaving.number, since)
         else:
-            await gates.look(state, hosted.upstream, now)
+            await gates.look(state, hosted, now)
         return Seen(
             now=now,
             ready=hosted.version.ready,
@@ -583,6 +589,8 @@ class Engine:
                 await hosted.stop()
             if self.gates is not None:
                 await self.gates.close()
+            in_use = frozenset((self.base.digest,)) - {""}
+            await self.host.blocking(prune, self.host.home / "versions", self.settings.keep_code, in_use)
 
 
 def merged(told: Rollout | None, stored: Rollout | None) -> Rollout | None:
@@ -627,6 +635,11 @@ def busy(running: Rollout) -> Problem:
         "promote it, roll it back, or wait until it is over",
         extensions={"rollout": running.id, "by": running.by, "version": running.candidate, "phase": str(running.phase)},
     )
+
+
+def _promoted(base: Base) -> bool:
+    """Whether another version than the wrapped app serves."""
+    return base.name not in ("", APP_NAME)
 
 
 def _anything(home: Path) -> bool:

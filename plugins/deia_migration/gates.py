@@ -23,6 +23,7 @@ from deia_migration.plan import Plan
 from deia_migration.rollout import Phase, Rollout
 from deia_migration.serving import on_server
 from deia_migration.settings import MigrationSettings
+from deia_migration.versions import VersionHost
 
 logger = logging.getLogger("deia_migration")
 
@@ -45,31 +46,32 @@ class Gates:
         self.mirror: str | None = None
         self.webhook: bool | None = None
 
-    async def look(self, state: Rollout, upstream: Upstream, now: float) -> None:
+    async def look(self, state: Rollout, hosted: VersionHost, now: float) -> None:
         """Begin what the present phase asks for, take in what has ended."""
         if self._mirror is not None:
             self._mirror.active = state.phase is Phase.MIRRORING and bool(self._plan.mirror)
         if state.phase is Phase.TESTING:
-            self._look_at_tests(upstream)
+            self._look_at_tests(hosted)
         elif state.phase is Phase.MIRRORING and self._mirror is not None:
             self.mirror = self._mirror.verdict(float(self._plan.mirror_differences))
         elif state.phase is Phase.RAMPING:
             self._look_at_webhook(state, now)
 
-    def _look_at_tests(self, upstream: Upstream) -> None:
+    def _look_at_tests(self, hosted: VersionHost) -> None:
         if self._tests is None:
-            self._tests = asyncio.get_running_loop().create_task(self._test(upstream))
+            self._tests = asyncio.get_running_loop().create_task(self._test(hosted))
         if self._tests.done() and self.tests is None:
             error = self._tests.exception()
             self.tests = f"the tests could not run: {error!r}" if error else self._tests.result()
 
-    async def _test(self, upstream: Upstream) -> str:
+    async def _test(self, hosted: VersionHost) -> str:
         plan = self._plan
         failure = ""
         if plan.probes:
-            failure = await self._where_it_serves(upstream)
+            failure = await self._where_it_serves(hosted.upstream)
         if not failure and plan.pytest:
-            failure = await run_pytest(plan.pytest, address(upstream), float(plan.limits.tests))
+            url = await self._host.blocking(hosted.address)
+            failure = await run_pytest(plan.pytest, url, float(plan.limits.tests))
         return failure
 
     async def _where_it_serves(self, upstream: Upstream) -> str:
@@ -130,12 +132,3 @@ class Gates:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks, timeout=5)
-
-
-def address(upstream: Upstream) -> str:
-    """Where a version can be reached from another process: an URL, `unix:PATH`, or ""."""
-    for name in ("url", "address", "socket_path"):
-        found = getattr(upstream, name, None)
-        if found:
-            return f"unix:{found}" if name == "socket_path" else str(found)
-    return ""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import attrs
 
-from deia_hardening.plugin import Call, NoInput, Operation, Role
+from deia_hardening.plugin import Call, NoInput, Operation, Problem, Progress, Role
 from deia_hardening.settings import setting
 from deia_migration.service import MigrationManager, MigrationStatus
 
@@ -18,6 +19,18 @@ class StartInput:
 
     version: str = setting(attrs.NOTHING, "Name of a version in the settings.", ge=1, le=64)
     plan: str = setting("", "Name of a plan in the settings; '' is the default plan.", le=64)
+
+
+@attrs.frozen(kw_only=True)
+class DeployInput:
+    """Which code, by which plan."""
+
+    source: str = setting(attrs.NOTHING, "Folder with the code, or module:attribute.", ge=1, le=4096)
+    app: str = setting("main:app", "module:attribute of the app in that folder.", ge=3, le=256)
+    plan: str = setting("", "Name of a plan in the settings, or a YAML or JSON file; '' is the default plan.", le=4096)
+    name: str = setting("", "Name of the new version; '' makes one from its digest.", le=64)
+    folder: str = setting("", "Folder that relative paths start from; '' is the service's working folder.", le=4096)
+    wait: bool = setting(False, "Stay until the rollout is over; a rollback is then an error (for CI).")
 
 
 @attrs.frozen(kw_only=True)
@@ -64,6 +77,27 @@ def operations(manager: MigrationManager) -> tuple[Operation, ...]:
         await manager.start(value.version, plan=value.plan, reason=call.reason, actor=call.actor)
         return manager.status()
 
+    async def deploy(value: DeployInput, call: Call) -> AsyncIterator[Progress | MigrationStatus]:
+        working = Path(value.folder) if value.folder else None
+        yield Progress("copying the code")
+        begun = await manager.deploy(
+            value.source,
+            app=value.app,
+            plan=await manager.plan_of(value.plan, working),
+            name=value.name,
+            working=working,
+            reason=call.reason,
+            actor=call.actor,
+        )
+        yield Progress(f"rollout {begun.id} of {begun.candidate} has begun")
+        if value.wait:
+            async for told in manager.follow(begun.id):
+                yield told
+        status = manager.status()
+        if value.wait and status.latched:
+            raise Problem(409, f"{begun.candidate} was rolled back: {status.reason}; the old version serves")
+        yield status
+
     async def status(_: NoInput, call: Call) -> MigrationStatus:
         return manager.status()
 
@@ -91,6 +125,14 @@ def operations(manager: MigrationManager) -> tuple[Operation, ...]:
         Operation(
             name="migration.start", summary="Begin to move traffic to a version of the settings.",
             handler=start, input=StartInput, **common,
+        ),
+        Operation(
+            name="migration.deploy",
+            summary="Copy code and roll it out beside the running version.",
+            handler=deploy,
+            input=DeployInput,
+            local=True,
+            **common,
         ),
         Operation(
             name="migration.status", summary="The rollout: phase, weight, evidence, versions.", role=Role.VIEWER,

@@ -9,12 +9,21 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import attrs
 import msgspec
 
-from deia_hardening.settings import Ratio, Seconds, setting
+from deia_hardening.errors import SettingsError, SettingsProblem
+from deia_hardening.settings import DEFAULT_LIMITS, FileText, Ratio, Seconds, setting
+from deia_hardening.settings.document import parse_file
+from deia_hardening.settings.fields import NO_SPEC
+from deia_hardening.settings.files import read_bounded
+from deia_hardening.settings.gather import FAILED, Gather
+from deia_hardening.settings.nodes import Place, Source, from_python
+from deia_hardening.settings.problems import Problems
+from deia_hardening.settings.structure import reader_for
 from deia_migration.judge import JudgeRules
 
 
@@ -242,17 +251,25 @@ def to_plain(value: Any) -> Any:
 
 def from_plain(values: Mapping[str, Any], origin: str = "<plan>") -> Plan:
     """Read a plan from JSON values (or a mapping written by hand). Raises SettingsError with every problem located."""
-    from deia_hardening.settings.fields import NO_SPEC
-    from deia_hardening.settings.gather import FAILED, Gather
-    from deia_hardening.settings.limits import DEFAULT_LIMITS
-    from deia_hardening.settings.nodes import Place, Source, from_python
-    from deia_hardening.settings.problems import Problems
-    from deia_hardening.settings.structure import reader_for
-
     problems = Problems()
-    gather = Gather(problems, {}, DEFAULT_LIMITS)
-    node = from_python(dict(values), Place(origin, 0, 0, Source.MAPPING))
-    made = reader_for(Plan)(node, "", gather, NO_SPEC)
+    return _structured(from_python(dict(values), Place(origin, 0, 0, Source.MAPPING)), problems)
+
+
+def read_plan(path: Path) -> Plan:
+    """Read a plan from a YAML or JSON file. Blocks. Raises SettingsError, each problem with file, line and column."""
+    problems = Problems()
+    try:
+        content = read_bounded(path, DEFAULT_LIMITS.file_size)
+    except (OSError, ValueError) as error:
+        raise SettingsError([SettingsProblem(str(path), 0, 0, "", f"can't be read: {error}")]) from error
+    node = parse_file(FileText(str(path), content), problems, DEFAULT_LIMITS, Source.FILE)
+    if problems:
+        raise problems.error()
+    return _structured(node if node is not None else from_python({}, Place(str(path), 0, 0, Source.FILE)), problems)
+
+
+def _structured(node: Any, problems: Problems) -> Plan:
+    made = reader_for(Plan)(node, "", Gather(problems, {}, DEFAULT_LIMITS), NO_SPEC)
     if made is FAILED or problems:
         raise problems.error()
     return made  # type: ignore[no-any-return]

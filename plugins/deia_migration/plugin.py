@@ -69,6 +69,7 @@ class MigrationPlugin(Plugin[MigrationSettings]):
         )
 
         def wrap(app: ASGIApp) -> ASGIApp:
+            self.router.inner = app
             return SplitLayer(app, self.router, rules, engine.tell)
 
         return (Layer(Position.ROUTE, wrap),)

@@ -5,18 +5,22 @@ All methods may be awaited on any loop (they run on the background loop); readin
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import attrs
 
-from deia_hardening.plugin import SYSTEM, Actor, Host, Problem
+from deia_hardening.errors import SettingsError
+from deia_hardening.plugin import SYSTEM, Actor, Host, Problem, Progress
 from deia_migration import log
-from deia_migration.engine import Engine
-from deia_migration.plan import Plan
+from deia_migration.code import CodeError, copy_code, locate
+from deia_migration.engine import Engine, busy
+from deia_migration.plan import Plan, read_plan
 from deia_migration.rollout import Move, Rollout, promote_by_hand, rollback_move
 from deia_migration.settings import MigrationSettings
-from deia_migration.traffic import APP, Router
+from deia_migration.traffic import Router
+from deia_migration.versions import APP_NAME
 
 
 @attrs.frozen(kw_only=True)
@@ -133,15 +137,94 @@ class MigrationManager:
         """
         settings = self._host.settings(MigrationSettings)
         found = settings.versions.get(version)
-        if found is None:
-            if version not in ("app", APP):
-                known = ", ".join(sorted(settings.versions)) or "none"
-                raise Problem(404, f"no version {version!r} in the settings; there are: {known}; nothing was changed")
-            raise Problem(409, "the app itself can only be gone back to by `rollback`; nothing was changed")
+        if found is None and version != APP_NAME:
+            known = ", ".join(sorted(settings.versions)) or "none"
+            raise Problem(404, f"no version {version!r} in the settings; there are: {known}; nothing was changed")
         chosen = _plan(settings, plan)
-        if version == self._engine.base.name and self._engine.base.target == found.target:
+        target = found.target if found is not None else ""
+        base = self._engine.base
+        if (base.name or APP_NAME) == version and base.target == target:
             raise Problem(409, f"{version} serves already; nothing was changed")
-        return await self._host.runtime.run(self._engine.begin, version, found.target, "", chosen, actor, reason)
+        return await self._host.runtime.run(self._engine.begin, version, target, "", chosen, actor, reason)
+
+    async def deploy(
+        self,
+        source: str,
+        *,
+        app: str = "main:app",
+        plan: Plan | str | None = None,
+        name: str = "",
+        working: Path | None = None,
+        reason: str = "",
+        actor: Actor = SYSTEM,
+    ) -> Rollout:
+        """Copy code and roll it out as a process of its own, beside the running one.
+
+        `source` is a folder (with `app` in it) or `module:attribute`; the copy in `.deia/versions/<digest>` is what
+        runs from then on, also after a restart. Raises Problem 422 for code that can't be deployed, 409 and 503 as
+        `start`.
+        """
+        settings = self._host.settings(MigrationSettings)
+        chosen = _plan(settings, plan)
+
+        def copy() -> tuple[str, str]:
+            folder, target = locate(source, app, working or Path.cwd())
+            digest = copy_code(
+                folder,
+                self._host.home / "versions",
+                most_files=settings.code_files,
+                most_bytes=int(settings.code_bytes),
+            )
+            return digest, target
+
+        running = self._engine.rollout
+        if running is not None and not running.phase.over:
+            raise busy(running)
+        try:
+            digest, target = await self._host.blocking(copy)
+        except (CodeError, OSError) as error:
+            raise Problem(422, f"{error}; nothing was deployed") from error
+        if digest == self._engine.base.digest:
+            raise Problem(409, f"exactly this code serves already (version {self._engine.base.name})")
+        return await self._host.runtime.run(
+            self._engine.begin, name or f"v-{digest[:8]}", f"process:{target}", digest, chosen, actor, reason
+        )
+
+    async def plan_of(self, text: str, working: Path | None = None) -> Plan:
+        """The plan that `--plan` means: a name in the settings, else a YAML or JSON file.
+
+        Raises Problem 404 for neither, 422 with every located problem of the file.
+        """
+        settings = self._host.settings(MigrationSettings)
+        if not text or text in settings.plans:
+            return _plan(settings, text)
+        path = (working or Path.cwd()) / Path(text).expanduser()
+        if not await self._host.blocking(path.is_file):
+            return _plan(settings, text)  # refuses, naming the plans that there are
+        try:
+            plan = await self._host.blocking(read_plan, path)
+        except SettingsError as error:
+            raise Problem(422, f"the plan was refused, nothing was changed:\n{error}") from error
+        for step in plan.steps:
+            if step.webhook and step.webhook not in settings.webhooks:
+                raise Problem(422, f"the plan names the webhook {step.webhook!r}, which the settings do not declare")
+        return plan
+
+    async def follow(self, rollout: str) -> AsyncIterator[Progress]:
+        """Each change of a rollout until it is over. Background loop only."""
+        before = ""
+        while True:
+            state, live = self._engine.rollout, self._router.live
+            if state is None or state.id != rollout:
+                return
+            weight = live.weight if live is not None else state.weight
+            now = f"{state.phase} at {weight:.4g}" + (f": {self._engine.problem}" if self._engine.problem else "")
+            if now != before:
+                before = now
+                yield Progress(now, weight)
+            if state.phase.over:
+                return
+            await self._host.clock.sleep(float(self._engine.settings.tick))
 
     async def promote(
         self, *, full: bool = False, rollout: str = "", reason: str = "", actor: Actor = SYSTEM

@@ -128,6 +128,8 @@ class MigrationSettings:
     lease: Seconds = setting(
         Seconds("5s"), "A worker that drives a rollout and is silent this long is replaced.", ge=1, le=300
     )
+    code_files: int = setting(20_000, "Most files of a deployed version's code.", ge=1, le=1_000_000)
+    code_bytes: Bytes = setting(Bytes("256MiB"), "Most bytes of a deployed version's code.", ge=1)
     keep_code: int = setting(3, "Deployed versions whose code is kept.", ge=1, le=1000)
     compatible: tuple[str, ...] = setting(
         (), "Versions whose queued tasks the other version can finish, so that a rollback may move them."

@@ -14,7 +14,7 @@ from typing import Any
 
 import attrs
 
-from deia_hardening.plugin import ASGIApp, RequestContext
+from deia_hardening.plugin import ASGIApp, Receive, RequestContext, Scope, Send
 from deia_migration.split import Split
 
 APP = ""
@@ -115,11 +115,19 @@ class Router:
         self.app = Version(APP, number_of(APP, "", ""), None)
         self.base: Version = self.app
         """The version that serves while no rollout runs."""
+        self.inner: ASGIApp | None = None
+        """What the layer of the newest revision is around: the wrapped app."""
         self.seen: Any = None
         self.state: Callable[[], Any] = lambda: None
         self.follow: Callable[[Any], None] = lambda state: None
         self.latched: set[str] = set()
         self._lock = threading.RLock()  # taken when something changes, never by a request that only looks
+
+    async def call_app(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The wrapped app, for tests of it."""
+        if self.inner is None:
+            raise RuntimeError("no chain has been built yet")
+        await self.inner(scope, receive, send)
 
     def refresh(self, state: Any) -> None:
         """The page has changed: follow it (other workers' weight changes). Called by the next request."""

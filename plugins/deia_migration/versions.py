@@ -13,11 +13,15 @@ from collections.abc import Callable
 from typing import Any
 
 from deia_hardening.errors import HardeningError, NotStarted
-from deia_hardening.plugin import Completion, Host, Latch
+from deia_hardening.plugin import ASGIApp, Completion, Host, Latch
 from deia_hardening.upstream import ProcessSettings, Readiness, Upstream, UpstreamSettings, open_upstream
+from deia_hardening.upstream.rundir import RunDir
 from deia_migration.serving import on_server
 from deia_migration.settings import VersionSettings
 from deia_migration.traffic import Version, number_of
+
+APP_NAME = "app"
+"""The wrapped app's name among the versions."""
 
 logger = logging.getLogger("deia_migration")
 
@@ -91,6 +95,13 @@ class VersionHost:
         """Ask whether it answers now; never raises."""
         return await self.upstream.ready()
 
+    def address(self) -> str:
+        """Where another process can reach it: an URL, `unix:PATH`, or "" for one in this process. Blocks."""
+        target = self.version.target
+        if target.startswith("process:"):
+            return f"unix:{RunDir(self._host.home).socket_path(self.upstream.name)}"
+        return "" if target.startswith("inproc:") else target
+
     async def stop(self) -> None:
         """End it. Raises nothing; what went wrong is logged."""
         self.version.ready = False
@@ -108,6 +119,27 @@ class VersionHost:
                 logger.warning("version %s failed while it shut down: %s", self.version.label, error)
         with contextlib.suppress(HardeningError, OSError):
             await self.upstream.stop()
+
+
+class AppHosted(VersionHost):
+    """The wrapped app as a candidate: to go back to it gradually after another version was promoted.
+
+    It is up already and never stopped here.
+    """
+
+    def __init__(self, host: Host, version: Version, app: ASGIApp) -> None:
+        super().__init__(host, APP_NAME, "inproc:deia_migration.versions:APP_NAME")
+        self.upstream = open_upstream(app, name="the app itself")
+        self.version = version
+
+    async def start(self, on_death: Callable[[str], None]) -> None:
+        """It is up."""
+
+    async def ready(self) -> Readiness:
+        return Readiness(True, "the app itself")
+
+    async def stop(self) -> None:
+        """It goes on serving."""
 
 
 def _limits(settings: VersionSettings | None) -> UpstreamSettings:

@@ -1,0 +1,202 @@
+"""Versions as processes: code copied and run beside, promoted, served after a restart; what can't be deployed."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deia_hardening.plugin import Actor, Call, Problem, Progress
+from deia_hardening.runtime import runtime
+from deia_hardening.settings import Ratio, Seconds
+from deia_hardening.surface import Surface
+from deia_migration import Guards, MigrationManager, Plan, Probe, Step
+from deia_migration.code import CodeError, copy_code, locate, prune
+from deia_migration.operations import DeployInput
+
+APP = """
+import os
+async def app(scope, receive, send):
+    if scope["type"] == "lifespan":
+        while True:
+            message = await receive()
+            await send({"type": message["type"] + ".complete"})
+            if message["type"] == "lifespan.shutdown":
+                return
+    body = f"NAME {os.getpid()} {scope['client'][0]} {scope['scheme']} {dict(scope['headers'])[b'host'].decode()}"
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": body.encode()})
+"""
+
+FAST = Plan(
+    steps=(Step(weight=Ratio("50%"), gate="manual"),),
+    promote="manual",
+    probes=(Probe(path="/health"),),
+    guards=Guards(every=Seconds("50ms")),
+)
+
+
+def project(folder: Path, name: str) -> Path:
+    (folder / "inner" / "__pycache__").mkdir(parents=True)
+    (folder / "main.py").write_text(APP.replace("NAME", name))
+    (folder / "inner" / "data.txt").write_text(name)
+    (folder / "inner" / "__pycache__" / "x.pyc").write_bytes(b"no code")
+    return folder
+
+
+pytestmark = pytest.mark.blocking
+
+
+async def test_a_folder_is_deployed_served_promoted_and_served_after_a_restart(
+    pair: Any, until: Any, tmp_path: Path
+) -> None:
+    source = project(tmp_path / "project", "second")
+    async with pair.up() as live:
+        manager: MigrationManager = live.service(MigrationManager)
+        begun = await manager.deploy(str(source), plan=FAST, reason="a new build")
+        assert begun.target == "process:main:app"
+        await until(lambda: manager.status().weight == 0.5, "the first step")
+        (source / "main.py").write_text("raise SystemExit('the copy is what runs')")
+        found = set()
+        for user in range(40):
+            answer = await live.post("/", headers=[(b"x-user", str(user).encode()), (b"host", b"shop.example")])
+            assert answer.status == 200
+            words = answer.body.decode().split()
+            found.add(words[0])
+            if words[0] == "second":
+                assert int(words[1]) != os.getpid()
+                assert words[2:] == ["127.0.0.1", "http", "shop.example"]
+        assert found == {"old", "second"}
+        await manager.promote(full=True)
+        await until(lambda: manager.status().phase == "done")
+        assert (await live.post("/", headers=[(b"host", b"x")])).body.startswith(b"second")
+    async with pair.up() as live:
+        assert (await live.post("/", headers=[(b"host", b"x")])).body.startswith(b"second")
+        manager = live.service(MigrationManager)
+        await manager.start("app", plan=FAST, reason="back to what is on the disk")
+        await until(lambda: manager.status().weight == 0.5)
+        await manager.promote(full=True)
+        await until(lambda: manager.status().phase == "done")
+        assert (await live.post("/")).body == b"old"
+
+
+async def test_a_child_that_is_killed_costs_no_request_and_ends_the_rollout(
+    pair: Any, until: Any, tmp_path: Path
+) -> None:
+    source = project(tmp_path / "project", "second")
+    async with pair.up() as live:
+        manager: MigrationManager = live.service(MigrationManager)
+        await manager.deploy(str(source), plan=FAST)
+        await until(lambda: manager.status().weight == 0.5)
+        child = 0
+        for user in range(60):
+            answer = await live.post("/", headers=[(b"x-user", str(user).encode()), (b"host", b"x")])
+            if answer.body.startswith(b"second"):
+                child = int(answer.body.split()[1])
+                break
+        os.kill(child, signal.SIGKILL)
+        for user in range(60):
+            answer = await live.get("/", headers=[(b"x-user", str(user).encode()), (b"host", b"x")])
+            assert answer.status == 200
+        await until(lambda: manager.status().phase == "rolled-back", "the guard")
+        assert "ended by itself" in manager.status().reason
+
+
+async def test_code_that_does_not_start_leaves_the_old_version_alone(pair: Any, until: Any, tmp_path: Path) -> None:
+    source = project(tmp_path / "project", "second")
+    (source / "main.py").write_text("raise RuntimeError('no such table')")
+    async with pair.up() as live:
+        manager: MigrationManager = live.service(MigrationManager)
+        await manager.deploy(str(source), plan=FAST)
+        assert (await live.post("/")).body == b"old"
+        await until(lambda: manager.status().phase == "rolled-back")
+        assert "could not start" in manager.status().reason
+        assert "no such table" in manager.status().reason
+
+
+async def test_deploy_as_an_operation_waits_and_fails_for_ci(pair: Any, until: Any, tmp_path: Path) -> None:
+    source = project(tmp_path / "project", "second")
+    plan = tmp_path / "plan.yaml"
+    plan.write_text(
+        "steps:\n  - weight: 50%\n    gate: manual\npromote: manual\nprobes:\n  - path: /\n    status: 204\n"
+    )
+    async with pair.up() as live:
+        surface: Surface = live.service(Surface)
+        assert surface.operations()["migration.deploy"].local
+        value = DeployInput(source=str(source), plan=str(plan), wait=True)
+        seen: list[Any] = []
+
+        async def invoke() -> None:
+            async for step in surface.invoke(
+                "migration.deploy", value, Call(Actor("user", "ci"), "build 7", local=True)
+            ):
+                seen.append(step)
+
+        with pytest.raises(Problem) as refused:
+            await runtime().run(invoke)
+        assert "answered 200, not 204" in refused.value.detail
+        assert all(isinstance(step, Progress) for step in seen)
+        plan.write_text("steps:\n  - weight: 150%\n")
+        with pytest.raises(Problem) as refused:
+            await runtime().run(invoke)
+        assert refused.value.status == 422
+        assert "plan.yaml:2:" in refused.value.detail
+
+
+async def test_the_teams_own_pytest_is_run_against_the_version(pair: Any, until: Any, tmp_path: Path) -> None:
+    source = project(tmp_path / "project", "second")
+    tests = tmp_path / "canary"
+    tests.mkdir()
+    (tests / "test_it.py").write_text(
+        "import os, socket\n"
+        "def test_it():\n"
+        "    url = os.environ['DEIA_VERSION_URL']\n"
+        "    assert url.startswith('unix:')\n"
+        "    with socket.socket(socket.AF_UNIX) as s:\n"
+        "        s.connect(url[5:])\n"
+        "        s.sendall(b'GET / HTTP/1.1\\r\\nhost: x\\r\\nconnection: close\\r\\n\\r\\n')\n"
+        "        assert b'second' not in s.makefile('rb').read(), 'as expected'\n"
+    )
+    plan = Plan(steps=FAST.steps, promote="manual", pytest=str(tests))
+    async with pair.up() as live:
+        manager: MigrationManager = live.service(MigrationManager)
+        await manager.deploy(str(source), plan=plan)
+        await until(lambda: manager.status().phase == "rolled-back", turns=6000)
+        assert "pytest" in manager.status().reason
+        assert "as expected" in manager.status().reason
+
+
+def test_equal_code_has_one_digest_and_one_copy(tmp_path: Path) -> None:
+    limits = {"most_files": 100, "most_bytes": 10_000}
+    one, two = project(tmp_path / "one", "a"), project(tmp_path / "two", "a")
+    versions = tmp_path / "versions"
+    first = copy_code(one, versions, **limits)
+    assert copy_code(two, versions, **limits) == first
+    assert [path.name for path in versions.iterdir()] == [first]
+    assert not (versions / first / "inner" / "__pycache__").exists()
+    (versions / first / "main.py").write_text("damaged")
+    assert copy_code(one, versions, **limits) == first
+    assert (versions / first / "main.py").read_text() == (one / "main.py").read_text()
+    (two / "main.py").write_text("other")
+    second = copy_code(two, versions, **limits)
+    os.utime(versions / first, (1, 1))
+    assert prune(versions, 1, frozenset({first})) == [second]
+
+
+def test_what_can_not_be_deployed_is_refused_and_nothing_is_left(tmp_path: Path) -> None:
+    source = project(tmp_path / "project", "a")
+    versions = tmp_path / "versions"
+    with pytest.raises(CodeError, match="more than"):
+        copy_code(source, versions, most_files=1, most_bytes=10_000)
+    (source / "link").symlink_to("/etc/passwd")
+    with pytest.raises(CodeError, match="leads out"):
+        copy_code(source, versions, most_files=100, most_bytes=10_000)
+    with pytest.raises(CodeError, match="no folder"):
+        copy_code(tmp_path / "nothing", versions, most_files=100, most_bytes=10_000)
+    assert not versions.exists() or not list(versions.iterdir())
+    assert locate("main:app", "", source) == (source, "main:app")
+    with pytest.raises(CodeError, match="no module"):
+        locate("nowhere_at_all:app", "", source)
