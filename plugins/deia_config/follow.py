@@ -145,9 +145,9 @@ class Follower:
 
     async def look(self, *, force: bool = False) -> bool:
         """Compare files and running settings, and take up what changed. True unless something was refused."""
-        fine = True
+        fine = await self._manager.overriding.look()
         if self._source is not None:
-            fine = await self._look_at_settings(force)
+            fine = await self._look_at_settings(force) and fine
         return await self._look_at_flags(force) and fine
 
     async def _look_at_settings(self, force: bool) -> bool:
@@ -161,6 +161,7 @@ class Follower:
         rotated = await self._host.blocking(self._secrets_rotated)
         seen, why = await self._settled(lambda: take_snapshot(source), accepted, known, force)
         if known(seen):
+            manager.agreement.behind = ""
             if rotated:
                 await manager.take(seen, reason="a file that holds a secret changed")
             if self._refused:  # the files are again what is in force
@@ -168,7 +169,7 @@ class Follower:
                 if manager.refused is not None and manager.refused.source == "files":
                     manager.refused = None
             return True
-        if seen.digest == self._refused and not force:
+        if seen.digest == self._refused and not force and not manager.agreement.behind:
             return False
         if why:
             self._refused = seen.digest

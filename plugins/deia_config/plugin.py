@@ -83,6 +83,8 @@ class ConfigPlugin(Plugin[ConfigSettings]):
     def health(self) -> Health:
         manager = self.manager
         figures = {"revision": manager.revision, "flags": len(manager.flag_set.flags)}
+        if manager.agreement.behind:
+            return Health(HealthState.FAILED, manager.agreement.behind, figures=figures)
         for what, refusal in (("settings", manager.refused), ("flags", manager.flags_refused)):
             if refusal is not None:
                 detail = (

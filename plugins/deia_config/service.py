@@ -16,41 +16,26 @@ from typing import Any
 
 import attrs
 
+from deia_config.agreement import Agreement
 from deia_config.effective import effective, restart_only, sections_of
-from deia_config.flags.flagset import FlagSet
 from deia_config.history import Entry, History, decode, differences, encode, nest, path_in
+from deia_config.overriding import Overriding
 from deia_config.record import Recorder
+from deia_config.running_flags import Refusal, RunningFlags
 from deia_config.settings import ConfigSettings
-from deia_hardening.context import context_variable
 from deia_hardening.errors import NotEnabled, ReloadRefused, SettingsError
 from deia_hardening.events import RevisionApplied, RevisionRefused
 from deia_hardening.plugin import SYSTEM, Actor, Host, Problem
 from deia_hardening.settings import Snapshot, take_snapshot
 from deia_hardening.settings.files import stand_in, withdraw
 from deia_hardening.settings.state import (
-    Override,
-    Overrides,
     encode_last_good,
     last_good_path,
-    read_overrides,
-    write_overrides,
 )
 
 logger = logging.getLogger("deia_config")
 
-_FROZEN: Any = ("deia_config", "flags")
 Check = Callable[[Mapping[type, Any]], Any]
-
-
-@attrs.frozen
-class Refusal:
-    """The last change that was refused. `problems` are complete sentences with their places."""
-
-    at: float
-    by: str
-    source: str
-    problems: tuple[str, ...]
-    digest: str = ""
 
 
 @attrs.frozen
@@ -69,21 +54,18 @@ class Status:
     watching: str
 
 
-class ConfigManager:
+class ConfigManager(RunningFlags):
     """The service of the config plugin; `current(ConfigManager)`. Coroutines may be awaited on any loop."""
 
     def __init__(self, host: Host) -> None:
-        self._host = host
-        self._recorder = Recorder(host)
+        super().__init__(host, Recorder(host))
+        self.agreement = Agreement(host)
         self._lock: asyncio.Lock | None = None
         self._checks: list[Check] = []
-        self._flag_callbacks: list[Callable[[tuple[str, ...]], None]] = []
-        self._overrides = Overrides()
+        self.overriding = Overriding(host, self)
         self._started_with: dict[str, Any] = {}
-        self.flag_set = FlagSet()
         self.history = History()
         self.refused: Refusal | None = None
-        self.flags_refused: Refusal | None = None
         self.watching = "nothing: the settings come from a mapping"
         self.accepted: Snapshot | None = None
         self.offered = ConfigSettings()
@@ -109,7 +91,7 @@ class ConfigManager:
             refused=self.refused,
             flags=len(self.flag_set.flags),
             flags_refused=self.flags_refused,
-            overrides=tuple(self._overrides.entries),
+            overrides=tuple(self.overriding.now.entries),
             needs_restart=differences(self._started_with, now) if self._started_with else {},
             watching=self.watching,
         )
@@ -118,12 +100,12 @@ class ConfigManager:
         """The effective values of a revision, nested and redacted. Raises Problem 404 for an unknown one."""
         if revision is None:
             return nest(effective(self._host.revisions.current))
-        return nest(self._entry(revision).values)
+        return nest(self.entry(revision).values)
 
     def diff(self, old: str | int | None, new: str | int | None = None) -> dict[str, tuple[Any, Any]]:
         """What changed between two revisions, by key: (old, new). `old` None is the one before `new`."""
-        after = self._entry(new)
-        before = self.history.before(after) if old is None else self._entry(old)
+        after = self.entry(new)
+        before = self.history.before(after) if old is None else self.entry(old)
         return differences({} if before is None else before.values, after.values)
 
     def blame(self, key: str) -> list[tuple[str, Any]]:
@@ -160,60 +142,13 @@ class ConfigManager:
             value = getattr(value, part, None)
         return False
 
-    def _entry(self, revision: str | int | None) -> Entry:
+    def entry(self, revision: str | int | None) -> Entry:
+        """A revision of the history. Raises Problem 404 for one that is not kept."""
         found = self.history.find(revision)
         if found is None:
             kept = ", ".join(str(entry.number) for entry in self.history.entries[-10:])
             raise Problem(404, f"there is no revision {revision}; kept are {kept or 'none'}")
         return found
-
-    # -- flags ------------------------------------------------------------------------------------------------
-
-    def evaluate(self, name: str, default: Any, key: str | None, attributes: Mapping[str, Any]) -> Any:
-        """A flag's value for a handler (`feature()` and `variant()` come here). Never raises.
-
-        Within one request every flag comes from the definitions that its first flag came from.
-        """
-        context = context_variable.get()
-        if context is None:
-            return self.flag_set.value(name, default, key, attributes)
-        features = context.features
-        flags = features.get(_FROZEN)
-        if flags is None:
-            flags = features[_FROZEN] = self.flag_set
-        return flags.value(name, default, key, attributes)
-
-    def on_flags_changed(self, callback: Callable[[tuple[str, ...]], None]) -> Callable[[], None]:
-        """Call `callback(keys)` after each change of flags, on the background loop. Returns how to stop it."""
-        self._flag_callbacks.append(callback)
-
-        def forget() -> None:
-            with contextlib.suppress(ValueError):
-                self._flag_callbacks.remove(callback)
-
-        return forget
-
-    def adopt_flags(self, flags: FlagSet, *, first: bool = False) -> tuple[str, ...]:
-        """Put flag definitions in force: one assignment. Returns the keys that changed."""
-        changed = self.flag_set.changed(flags)
-        self.flag_set = flags
-        self.flags_refused = None
-        if changed and not first:
-            self._recorder.flags_applied(changed, flags.digest)
-            for callback in list(self._flag_callbacks):
-                try:
-                    callback(changed)
-                except Exception:
-                    logger.exception("a callback of on_flags_changed failed")
-        return changed
-
-    def refuse_flags(self, error: SettingsError, digest: str) -> None:
-        """Keep the running flags and tell why the new ones were refused."""
-        problems = tuple(map(str, error.problems))
-        if self.flags_refused is not None and self.flags_refused.digest == digest:
-            return
-        self.flags_refused = Refusal(self._host.clock.wall(), "flags", "files", problems, digest)
-        self._recorder.flags_refused(problems, digest)
 
     # -- changing ---------------------------------------------------------------------------------------------
 
@@ -245,7 +180,7 @@ class ConfigManager:
         source = self._host.revisions.source
         if isinstance(source, Mapping):
             return await self.check()
-        async with self._changing():
+        async with self.changing():
             snapshot = await self._host.blocking(take_snapshot, source)
             stand_in(self, snapshot)
             try:
@@ -315,33 +250,11 @@ class ConfigManager:
         Raises Problem: 412 when `if_revision` is not the revision in force, 422 with every problem when the value
         is refused, 409 when a plugin or the app refuses it, 507 when it can't be kept on disk. Nothing changed then.
         """
-        return await self._host.runtime.run(self._set, key, value, if_revision, actor, reason)
-
-    async def _set(self, key: str, value: Any, if_revision: int | None, actor: Actor, reason: str) -> int:
-        if not key or not all(key.split(".")):
-            raise Problem(422, f"{key!r} is no key of a setting; write section.name")
-        async with self._changing():
-            self._expect(if_revision)
-            entry = Override(value, actor.id, reason, self._host.clock.wall())
-            entries = {old: each for old, each in self._overrides.entries.items() if not _clashes(old, key)}
-            return await self._with_overrides({**entries, key: entry}, "override", actor, reason)
+        return await self._host.runtime.run(self.overriding.set, key, value, if_revision, actor, reason)
 
     async def unset(self, key: str, *, if_revision: int | None = None, actor: Actor = SYSTEM, reason: str = "") -> int:
         """Remove an override (and those below it). Raises Problem as `set` does, and 404 where there is none."""
-        return await self._host.runtime.run(self._unset, key, if_revision, actor, reason)
-
-    async def _unset(self, key: str, if_revision: int | None, actor: Actor, reason: str) -> int:
-        async with self._changing():
-            self._expect(if_revision)
-            left = {
-                old: each
-                for old, each in self._overrides.entries.items()
-                if old != key and not old.startswith(f"{key}.")
-            }
-            if len(left) == len(self._overrides.entries):
-                known = ", ".join(self._overrides.entries) or "none"
-                raise Problem(404, f"there is no override of {key!r}; overrides are: {known}")
-            return await self._with_overrides(left, "override", actor, reason)
+        return await self._host.runtime.run(self.overriding.unset, key, if_revision, actor, reason)
 
     async def rollback(
         self,
@@ -356,69 +269,10 @@ class ConfigManager:
         People's files are never written. Raises Problem as `set` does; 409 names the keys that only a file can
         bring back.
         """
-        return await self._host.runtime.run(self._rollback, revision, if_revision, actor, reason)
+        return await self._host.runtime.run(self.overriding.rollback, revision, if_revision, actor, reason)
 
-    async def _rollback(self, revision: str | int | None, if_revision: int | None, actor: Actor, reason: str) -> int:
-        async with self._changing():
-            self._expect(if_revision)
-            if revision is None:
-                newest = self.history.newest
-                target = None if newest is None else self.history.before(newest)
-                if target is None:
-                    raise Problem(404, "there is no earlier revision to roll back to")
-            else:
-                target = self._entry(revision)
-            now = self._host.clock.wall()
-            kept = {key: Override(value, actor.id, reason, now) for key, value in target.overrides.items()}
-            values = effective(await self._tried(kept))
-            missing = differences(values, target.values)
-            for key, (_, wanted) in missing.items():
-                if key in target.values:
-                    kept[key] = Override(wanted, actor.id, reason, now)
-                elif "." in key and not any(known.startswith(key.split(".")[0] + ".") for known in target.values):
-                    kept[f"{key.split('.')[0]}.enabled"] = Override(False, actor.id, reason, now)
-            left = differences(effective(await self._tried(kept)), target.values)
-            if left:
-                raise Problem(
-                    409,
-                    f"revision {target.number} can't be brought back by overrides: {', '.join(sorted(left)[:10])} "
-                    "must be changed in the settings files; nothing was changed",
-                )
-            return await self._with_overrides(kept, "rollback", actor, reason or f"back to revision {target.number}")
-
-    async def _tried(self, entries: Mapping[str, Override]) -> Any:
-        try:
-            return await self._host.revisions.check(overrides=Overrides(entries).nested())
-        except (SettingsError, ReloadRefused) as error:
-            raise _problem(error) from error
-
-    async def _with_overrides(self, entries: Mapping[str, Override], source: str, actor: Actor, reason: str) -> int:
-        new, old = Overrides(entries), self._overrides
-        try:
-            await self.propose(source=source, overrides=new.nested(), actor=actor, reason=reason)
-        except (SettingsError, ReloadRefused) as error:
-            raise _problem(error) from error
-        try:
-            await self._host.blocking(write_overrides, self._host.home, new)
-        except OSError as error:
-            with contextlib.suppress(SettingsError, ReloadRefused):
-                await self.propose(source=source, overrides=old.nested(), actor=SYSTEM, reason="it could not be kept")
-            raise Problem(
-                507, f"the override can't be kept on disk ({error}); the old settings are in force"
-            ) from error
-        self._overrides = new
-        return self.revision
-
-    def _expect(self, if_revision: int | None) -> None:
-        if if_revision is not None and if_revision != self.revision:
-            raise Problem(
-                412,
-                f"revision {self.revision} is in force, not {if_revision}: somebody else changed the settings; "
-                "nothing was changed; look at `config diff` and decide anew",
-                extensions={"revision": self.revision},
-            )
-
-    def _changing(self) -> asyncio.Lock:
+    def changing(self) -> asyncio.Lock:
+        """The lock under which this worker changes settings, one change at a time."""
         if self._lock is None:
             self._lock = asyncio.Lock()
         return self._lock
@@ -434,17 +288,19 @@ class ConfigManager:
 
     async def take(self, snapshot: Snapshot, *, actor: Actor = SYSTEM, reason: str = "", source: str = "files") -> bool:
         """Propose what the settings files hold. On a refusal the accepted files go on standing for them."""
-        async with self._changing():
+        async with self.changing():
             stand_in(self, snapshot)
             try:
                 await self.propose(source=source, actor=actor, reason=reason)
-            except (SettingsError, ReloadRefused):
+            except (SettingsError, ReloadRefused) as error:
                 if self.accepted is None:
                     withdraw(self, snapshot.root)
                 else:
                     stand_in(self, self.accepted)
+                await self.agreement.refused(snapshot.digest, str(error))
                 return False
             self.accepted = snapshot
+            await self.agreement.took(snapshot.digest)
             if self.refused is not None and self.refused.source == "files":
                 self.refused = None
             return True
@@ -470,9 +326,7 @@ class ConfigManager:
 
     async def load_state(self) -> None:
         """Read overrides and history from the home, and note the revision that is in force."""
-        self._overrides = await self._host.blocking(read_overrides, self._host.home)
-        if self._overrides.problem:
-            logger.error("%s", self._overrides.problem)
+        await self.overriding.load()
         self.history = await self._host.blocking(_read_history, self._host)
         running = self._host.revisions.current
         self._started_with = restart_only(running)
@@ -482,7 +336,7 @@ class ConfigManager:
 
     def pending_overrides(self) -> Mapping[str, Any] | None:
         """The overrides on disk, where the core does not have them yet."""
-        nested = self._overrides.nested()
+        nested = self.overriding.now.nested()
         return nested if nested != dict(self._host.revisions.overrides) else None
 
     def applied(self, event: RevisionApplied) -> None:
@@ -509,7 +363,7 @@ class ConfigManager:
             actor=actor,
             reason=reason,
             values=effective(running),
-            overrides={key: each.value for key, each in self._overrides.entries.items()}
+            overrides={key: each.value for key, each in self.overriding.now.entries.items()}
             if source != "override"
             else _flat_overrides(self._host.revisions.overrides),
         )
@@ -529,16 +383,3 @@ def _read_history(host: Host) -> History:
         return decode(path_in(host.home).read_bytes())
     except OSError:
         return History()
-
-
-def _clashes(old: str, new: str) -> bool:
-    return old == new or old.startswith(f"{new}.") or new.startswith(f"{old}.")
-
-
-def _problem(error: SettingsError | ReloadRefused) -> Problem:
-    if isinstance(error, SettingsError):
-        problems = [str(problem) for problem in error.problems]
-        return Problem(
-            422, f"{problems[0]}; the running settings were kept", title="Refused", extensions={"problems": problems}
-        )
-    return Problem(409, str(error), title="Refused", extensions={"by": error.by})

@@ -277,3 +277,23 @@ async def test_a_mapping_needs_no_thread(tmp_path: Path) -> None:
     async with running(app, {"config": {}, "home": str(tmp_path / ".deia")}) as run:
         assert run.service(ConfigManager).status().revision == 1
         assert not [thread for thread in threading.enumerate() if thread.name == "deia-config-watch"]
+
+
+async def test_a_worker_that_can_not_follow_is_not_ready_until_it_has_caught_up(start: Any, picky: str) -> None:
+    from deia_config.agreement import KEY
+    from deia_hardening.settings import take_snapshot
+
+    base = ONE.replace("config: {}", "config: {content_check: 50ms}")
+    text = f"{base}picky:\n  use: {picky}\n  value: 1\n"
+    async with start(text) as service:
+        bad = text.replace("value: 1", "value: 13")
+        # What another worker of this home does when it takes the same content up first:
+        beside = service.folder / "h.yaml"
+        await asyncio.to_thread(beside.write_text, bad)
+        content = (await asyncio.to_thread(take_snapshot, service.folder)).digest
+        await service.run.core.plugins["config"].host.store.put(KEY, content.encode())
+        await service.until(lambda: service.run.core.health()["config"].state == "failed")
+        assert "another worker" in service.run.core.health()["config"].detail
+        service.replace(text.replace("label: one", "label: two"))
+        await service.until(lambda: service.run.core.health()["config"].state == "ok")
+        assert (await service.body())["label"] == "two"

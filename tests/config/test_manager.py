@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 from typing import Any
@@ -78,7 +79,7 @@ async def test_unsetting_what_is_not_set_is_404(start: Any) -> None:
 
 
 async def test_an_override_that_can_not_be_kept_is_taken_back(start: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    import deia_config.service as module
+    import deia_config.overriding as module
 
     def full(*args: Any) -> None:
         raise OSError(28, "No space left on device")
@@ -175,6 +176,8 @@ async def test_a_changed_home_is_refused_with_the_reason(start: Any) -> None:
 
 async def test_check_tries_the_files_as_they_are_without_effect(start: Any) -> None:
     async with start(ONE.replace("config: {}", "config: {watch: false}")) as service:
+        # The look at the start is over when the files in force have been kept.
+        await service.until(lambda: (service.run.home / "state" / "last-good.json").exists())
         service.save(ONE.replace("config: {}", "config: {watch: false}").replace("max_bots: 1", "max_bots: 9"))
         plan = await service.manager.check_files()
         assert service.manager.would_change(plan) == {"app.max_bots": (1, 9)}
@@ -224,3 +227,15 @@ async def test_operations(start: Any) -> None:
         assert caught.value.status == 412
         with pytest.raises(Problem):
             await run("set", SetInput("app.max_bots", "[1"))
+
+
+async def test_overrides_of_another_worker_are_taken_up(start: Any) -> None:
+    from deia_hardening.settings.state import Override, Overrides, write_overrides
+
+    text = ONE.replace("config: {}", "config: {content_check: 50ms}")
+    async with start(text) as service:
+        await service.manager.set("app.label", "mine")
+        both = Overrides({"app.label": Override("mine"), "app.max_bots": Override(9, "ann", "elsewhere", 1.0)})
+        await asyncio.to_thread(write_overrides, service.run.home, both)
+        await service.until_bots(9)
+        await service.until(lambda: service.manager.status().overrides == ("app.label", "app.max_bots"))

@@ -1,0 +1,88 @@
+"""The feature flags in force: one object that a reload replaces by one assignment."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import attrs
+
+from deia_config.flags.flagset import FlagSet
+from deia_config.record import Recorder
+from deia_hardening.context import context_variable
+from deia_hardening.errors import SettingsError
+from deia_hardening.plugin import Host
+
+logger = logging.getLogger("deia_config")
+
+_FROZEN: Any = ("deia_config", "flags")
+
+
+@attrs.frozen
+class Refusal:
+    """The last change that was refused. `problems` are complete sentences with their places."""
+
+    at: float
+    by: str
+    source: str
+    problems: tuple[str, ...]
+    digest: str = ""
+
+
+class RunningFlags:
+    """What evaluates flags and tells of their changes."""
+
+    def __init__(self, host: Host, recorder: Recorder) -> None:
+        self._host = host
+        self._recorder = recorder
+        self._flag_callbacks: list[Callable[[tuple[str, ...]], None]] = []
+        self.flag_set = FlagSet()
+        self.flags_refused: Refusal | None = None
+
+    def evaluate(self, name: str, default: Any, key: str | None, attributes: Mapping[str, Any]) -> Any:
+        """A flag's value for a handler (`feature()` and `variant()` come here). Never raises.
+
+        Within one request every flag comes from the definitions that its first flag came from.
+        """
+        context = context_variable.get()
+        if context is None:
+            return self.flag_set.value(name, default, key, attributes)
+        features = context.features
+        flags = features.get(_FROZEN)
+        if flags is None:
+            flags = features[_FROZEN] = self.flag_set
+        return flags.value(name, default, key, attributes)
+
+    def on_flags_changed(self, callback: Callable[[tuple[str, ...]], None]) -> Callable[[], None]:
+        """Call `callback(keys)` after each change of flags, on the background loop. Returns how to stop it."""
+        self._flag_callbacks.append(callback)
+
+        def forget() -> None:
+            with contextlib.suppress(ValueError):
+                self._flag_callbacks.remove(callback)
+
+        return forget
+
+    def adopt_flags(self, flags: FlagSet, *, first: bool = False) -> tuple[str, ...]:
+        """Put flag definitions in force: one assignment. Returns the keys that changed."""
+        changed = self.flag_set.changed(flags)
+        self.flag_set = flags
+        self.flags_refused = None
+        if changed and not first:
+            self._recorder.flags_applied(changed, flags.digest)
+            for callback in list(self._flag_callbacks):
+                try:
+                    callback(changed)
+                except Exception:
+                    logger.exception("a callback of on_flags_changed failed")
+        return changed
+
+    def refuse_flags(self, error: SettingsError, digest: str) -> None:
+        """Keep the running flags and tell why the new ones were refused."""
+        problems = tuple(map(str, error.problems))
+        if self.flags_refused is not None and self.flags_refused.digest == digest:
+            return
+        self.flags_refused = Refusal(self._host.clock.wall(), "flags", "files", problems, digest)
+        self._recorder.flags_refused(problems, digest)
