@@ -368,7 +368,9 @@ class ConfigManager(RunningFlags):
             else _flat_overrides(self._host.revisions.overrides),
         )
         self.history = self.history.add(entry, self.settings().history)
-        self._recorder.keep(path_in(self._host.home), partial(encode, self.history))
+        if source != "start" or not isinstance(self._host.revisions.source, Mapping):
+            # An app that is made from a mapping and never changed leaves no file, and waits for no disk.
+            self._recorder.keep(path_in(self._host.home), partial(encode, self.history))
         return entry
 
 
