@@ -29,6 +29,7 @@ class AuditMiddleware:
         self.logger = logger
         self.policy = policy
         self.settings = settings
+        self.plain = policy.trivial and not policy.patterns and settings.guarantee != "response"
         self.holds = settings.guarantee == "response"
         self.refuse = settings.on_failure == "refuse"
         self.reasons = Routes((pattern, True) for pattern in settings.require_reason)
@@ -36,20 +37,22 @@ class AuditMiddleware:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         context: RequestContext = scope[SCOPE_KEY]
         call = Call(self, context)
-        agent = None
         for name, value in scope["headers"]:
-            if name == b"user-agent":
-                agent = value
-            elif name == b"traceparent":
-                call.trace = trace_id(value)
-                if call.trace is not None:
-                    context.notes[TRACE_NOTE] = call.trace.decode()
-            elif name == REASON_HEADER and not context.reason:
-                context.reason = value[:_LONGEST_REASON].decode("latin-1")
-        call.agent = agent
+            length = len(name)  # cheaper than three comparisons for every header
+            if length == 10:
+                if name == b"user-agent":
+                    call.agent = value
+            elif length == 11:
+                if name == b"traceparent":
+                    call.trace = trace_id(value)
+                    if call.trace is not None:
+                        context.notes[TRACE_NOTE] = call.trace.decode()
+                elif name == REASON_HEADER and not context.reason:
+                    context.reason = value[:_LONGEST_REASON].decode("latin-1")
         exchange = context.exchange
         exchange.on_end(call.finish)
         if scope["type"] == "websocket":
+            call.plain = False
             exchange.on_start(call.opened)
         if not self.reasons.empty and not context.reason and self.reasons.match(scope, False):
             await self._ask_reason(scope, send)
@@ -93,15 +96,15 @@ def trace_id(value: bytes) -> bytes | None:
 class Call:
     """One request on its way: what its record will need that the context doesn't hold."""
 
-    __slots__ = ("agent", "context", "deferred", "layer", "recorded", "trace")
+    __slots__ = ("agent", "context", "deferred", "layer", "plain", "recorded", "trace")
 
     def __init__(self, layer: AuditMiddleware, context: RequestContext) -> None:
         self.layer = layer
         self.context = context
         self.trace: bytes | None = None
         self.agent: bytes | None = None
-        self.deferred = False
-        self.recorded = False
+        self.deferred = self.recorded = False
+        self.plain = layer.plain
 
     def record_start(self, status: int) -> Receipt | None:
         """Append the result of an answer that is about to start; None where the policy keeps no record of it."""
@@ -111,13 +114,19 @@ class Call:
         if not self._wanted(self.layer.policy, method, context.scope["path"], status):
             return None
         logger = self.layer.logger
-        return logger.journal.append_body(
-            logger.assembler.http(context, "result", self.agent, self.trace, status=status)
-        )
+        return logger.append(logger.assembler.http(context, "result", self.agent, self.trace, status=status))
 
     def finish(self, exchange: Exchange) -> None:
         """Append the record of the request that is over; that of a server error waits for the call's exception."""
-        if exchange.status >= 500 and exchange.complete and self.context.error is None:
+        status = exchange.status
+        if 100 < status < 400 and exchange.complete and self.plain:  # most requests end here
+            context, layer = self.context, self.layer
+            path = context.scope["path"]
+            if path not in layer.policy.exact:
+                logger = layer.logger
+                logger.append(logger.assembler.http(context, "result", self.agent, self.trace))
+                return
+        if status >= 500 and exchange.complete and self.context.error is None:
             self.deferred = True
         else:
             self.write(exchange)
@@ -143,7 +152,7 @@ class Call:
         if method == "WEBSOCKET" and status == 101:
             stage = "end" if exchange.complete else "aborted"
             inside = b',"close":%d' % exchange.close_code
-        logger.journal.append_body(logger.assembler.http(context, stage, self.agent, self.trace, inside=inside))
+        logger.append(logger.assembler.http(context, stage, self.agent, self.trace, inside=inside))
 
     def _wanted(self, policy: Policy, method: str, path: str, status: int) -> bool:
         if policy.probe(method, path):
@@ -158,9 +167,7 @@ class Call:
         """Append the record of a WebSocket that was accepted."""
         if exchange.status == 101 and not self.recorded:
             logger = self.layer.logger
-            logger.journal.append_body(
-                logger.assembler.http(self.context, "result", self.agent, self.trace, b',"event":"open"')
-            )
+            logger.append(logger.assembler.http(self.context, "result", self.agent, self.trace, b',"event":"open"'))
 
     def failed_late(self, error: BaseException) -> None:
         """Append what is left to say of an exception that came after the answer (a background task's)."""
@@ -169,6 +176,4 @@ class Call:
         if self.deferred:
             self.write(self.context.exchange)
             return
-        logger.journal.append_body(
-            logger.assembler.http(self.context, "aborted", self.agent, self.trace, b',"event":"late-error"')
-        )
+        logger.append(logger.assembler.http(self.context, "aborted", self.agent, self.trace, b',"event":"late-error"'))

@@ -72,10 +72,10 @@ class Policy:
     def __init__(self, default: str, rules: Sequence[AuditRule], probes: Sequence[str]) -> None:
         self.default = Level.parse(default)
         self._probes = Routes((pattern, True) for pattern in probes)
-        self._exact = frozenset(
+        self.exact = frozenset(
             pattern.rpartition(" ")[2] for pattern in probes if not set(pattern.rpartition(" ")[2]) & set("{}*")
         )
-        self._patterns = len(self._exact) != len({pattern.rpartition(" ")[2] for pattern in probes})
+        self.patterns = len(self.exact) != len({pattern.rpartition(" ")[2] for pattern in probes})
         self.rules = tuple(
             _Rule(
                 Level.parse(rule.level),
@@ -91,7 +91,7 @@ class Policy:
 
     def probe(self, method: str, path: str) -> bool:
         """Return whether the request is a probe, which is never recorded."""
-        return (self._patterns or path in self._exact) and bool(self._probes.find(method, path, False))
+        return (self.patterns or path in self.exact) and bool(self._probes.find(method, path, False))
 
     def bodies(self, method: str, path: str) -> Level:
         """Return the highest level that the request may get: whether bodies must be looked at on their way."""

@@ -27,25 +27,31 @@ READS: Final = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
 _REFUSALS: Final = frozenset({401, 403, 405, 407, 429, 503})
 
 
-class Ids:
-    """UUIDv7 as text, 0.4 µs: the time, a process-wide counter and 36 random bits of this process.
+_HEX3: Final = tuple(f"{number:03x}" for number in range(4096))
 
-    Thread-safe.
+
+class Ids:
+    """UUIDv7 as text, 0.3 µs: the time, a process-wide counter and 36 random bits of this process. Thread-safe.
+
+    The counter's low 12 bits stand where they order what came in one millisecond; the rest changes every 4096.
     """
 
     def __init__(self) -> None:
         self._count = itertools.count(int.from_bytes(os.urandom(4), "big"))
-        self._middle = f"-{0x8 | os.urandom(1)[0] & 0x3:x}{os.urandom(2).hex()[:3]}-{os.urandom(3).hex()}"
-        self._cached = (0, "")
+        self._random = f"-{0x8 | os.urandom(1)[0] & 0x3:x}{os.urandom(2).hex()[:3]}-{os.urandom(3).hex()}"
+        self._milliseconds = 0
+        self._prefix = self._suffix = ""
 
     def next(self) -> str:
         milliseconds = time.time_ns() // 1_000_000
-        cached = self._cached
-        if cached[0] != milliseconds:
-            text = f"{milliseconds:012x}"
-            cached = self._cached = (milliseconds, f"{text[:8]}-{text[8:]}-7")
         number = next(self._count)
-        return f"{cached[1]}{number & 0xFFF:03x}{self._middle}{number >> 12 & 0xFFFFFF:06x}"
+        low = number & 0xFFF
+        if milliseconds != self._milliseconds or not low:
+            text = f"{milliseconds:012x}"
+            self._prefix = f"{text[:8]}-{text[8:]}-7"
+            self._suffix = f"{self._random}{number >> 12 & 0xFFFFFF:06x}"
+            self._milliseconds = milliseconds
+        return self._prefix + _HEX3[low] + self._suffix
 
 
 ids = Ids()
@@ -231,11 +237,10 @@ class Assembler:
             inside = b'%b,"ms":%.3f,"bytes":%d' % (inside, (ended - context.received) * 1000, exchange.bytes_out)
         else:
             ended = context.received
-        method = scope.get("method") or "WEBSOCKET"
         actor = context.actor
         return b'"id":"%b",%b,"path":%b%b},%b,%b,%b%b,"mono":%d,%b' % (
             own.encode(),
-            self.call(method, route, status or exchange.status, failed, stage),
+            self.call(scope.get("method") or "WEBSOCKET", route, status or exchange.status, failed, stage),
             quoted(scope["path"]),
             inside,
             _ANONYMOUS if actor is ANONYMOUS else self.actor(actor),
