@@ -1,19 +1,18 @@
 """One incoming request on its way to a bot, and to another one when that does not work.
 
-The answer goes to the client as it comes, unbuffered; it is held back only until its status is known (and its body,
-where the pool's settings look into it). An answer is put aside only when another bot has been taken already, so no
-answer of a bot is ever replaced by a worse one of ours.
+The bot is asked in the request's own task. Only when it takes long is a second one asked beside it; time limits and
+that moment are watched by one watcher for all requests, so a request sets no timer.
 """
 
 from __future__ import annotations
 
 from time import monotonic
-from typing import TYPE_CHECKING
 
 import anyio
 
+from deia_degradation.fallback.answer import Answer, PutAside
 from deia_degradation.fallback.body import Body
-from deia_degradation.fallback.judge import retry_after
+from deia_degradation.fallback.cut import Cut, cut
 from deia_degradation.fallback.retry import may_ask_another, repeatable
 from deia_degradation.fallback.watch import Watched, Watcher, spawn
 from deia_degradation.gatekeeping import refuse
@@ -22,12 +21,7 @@ from deia_degradation.pool.pool import Pool
 from deia_hardening.plugin import Latch, Message, Mode, Problem, Receive, RequestContext, Scope, Send
 from deia_hardening.upstream import Outcome, UpstreamError, outcome_of
 
-if TYPE_CHECKING:
-    from collections.abc import Awaitable
-
-_PENDING, _PASSED, _SWALLOWED = 0, 1, 2
-_SWALLOW_LIMIT = 65536
-"""Bytes of an unwanted answer that are let run out, so that its connection can be used again."""
+_NEVER = float("inf")
 
 
 class Forward:
@@ -51,14 +45,18 @@ class Forward:
         self.repeatable = repeatable(self.method, scope["headers"], self.effects)
         self.body = Body(receive, int(settings.retry.body))
         self.tried: list[Member] = []
-        self.winner: Attempt | None = None
+        self.winner: Answer | None = None
         self.next: Member | None = None
         """The bot that was taken for the next attempt before the last answer was put aside."""
-        self.primary: anyio.CancelScope | None = None
-        self.hedge: Attempt | None = None
+        self.primary: Cut | None = None
+        self.hedge: Answer | None = None
         self.hedge_scope: anyio.CancelScope | None = None
         self.hedge_over: Latch | None = None
+        self.hedge_unwanted = False
         self.timed_out = False
+        self._watched: Watched | None = None
+        self._hedge_due = False
+        self._limit = _NEVER
 
     # -- the loop ------------------------------------------------------------------------------------------
 
@@ -87,7 +85,7 @@ class Forward:
 
     async def _attempt(self, member: Member) -> BaseException | None:
         """One attempt; its bot is judged. What it raised comes back, unless it must be passed on."""
-        attempt = Attempt(self, member)
+        attempt = Answer(self, member)
         watched = self._watch(member)
         error: BaseException | None = None
         self.timed_out = False
@@ -95,10 +93,9 @@ class Forward:
             if watched is None:
                 await self._call(attempt)
             else:
-                with anyio.CancelScope() as scope:
-                    self.primary = scope
-                    await self._call(attempt)
-        except _PutAside:
+                self.primary = cut()
+                await self.primary.run(self._call(attempt))
+        except PutAside:
             pass
         except Exception as raised:
             error = raised
@@ -118,12 +115,12 @@ class Forward:
                 raise error  # the answer broke after its start: the client must notice
             return None
         if self.next is None:
-            self._take_next(outcome, attempt.exhausted)
+            self.take_next(outcome, attempt.exhausted)
         if error is not None and not isinstance(error, UpstreamError) and self.next is None:
             raise error  # an app in this process raised: it is passed on untouched
         return error if error is not None else _TimedOut() if self.timed_out else None
 
-    async def _call(self, attempt: Attempt) -> None:
+    async def _call(self, attempt: Answer) -> None:
         scope = self._child_scope()
         await attempt.member.target(scope, self.body.reader(), attempt.send)
 
@@ -141,7 +138,7 @@ class Forward:
             scope["headers"] = headers
         return scope
 
-    def _judge(self, attempt: Attempt, error: BaseException | None, beaten: bool) -> Outcome:
+    def _judge(self, attempt: Answer, error: BaseException | None, beaten: bool) -> Outcome:
         now = monotonic()
         seconds = (attempt.began or now) - attempt.started
         outcome = outcome_of(error, started=attempt.began > 0.0)
@@ -175,19 +172,23 @@ class Forward:
         pool.done(attempt.member, now, seconds, verdict, reason)
         return outcome
 
-    def _abandon(self, attempt: Attempt) -> None:
+    def _abandon(self, attempt: Answer) -> None:
         """The caller was cancelled: give the bot back unjudged, take the hedge along."""
         self.pool.done(attempt.member, monotonic(), 0.0, Verdict.NEUTRAL)
+        self._drop_hedge()
+        self._release_next()
+
+    def _drop_hedge(self) -> None:
+        self.hedge_unwanted = True
         if self.hedge_scope is not None:
             self.hedge_scope.cancel()
-        self._release_next()
 
     def _release_next(self) -> None:
         if self.next is not None:
             self.pool.done(self.next, monotonic(), 0.0, Verdict.NEUTRAL)
             self.next = None
 
-    def _take_next(self, outcome: Outcome, refused: bool) -> bool:
+    def take_next(self, outcome: Outcome, refused: bool) -> bool:
         """Take a bot for one more attempt, if the rules and the budget allow one."""
         if self.context.exchange.disconnected or not may_ask_another(
             outcome,
@@ -225,45 +226,46 @@ class Forward:
     # -- hedging and time limits ---------------------------------------------------------------------------
 
     def _watch(self, member: Member) -> Watched | None:
+        """Have the watcher act when a hedge is due or a time limit passes; None where there is neither."""
         settings = self.pool.settings
         now = monotonic()
-        times = []
+        limit = self.context.deadline or _NEVER
+        if settings.first_within:
+            limit = min(limit, now + settings.first_within)
+        at = limit
+        self._hedge_due = False
         if (
-            settings.retry.hedge
-            and self.method == "GET"
+            self.method == "GET"
             and self.repeatable
-            and not self.hedge_over
+            and settings.retry.hedge
+            and self.hedge_over is None
             and self.context.mode is Mode.FULL
             and len(self.pool) > 1
         ):
-            usual = max(member.load.latency, float(settings.retry.hedge_min) / settings.retry.hedge_factor)
-            times.append(now + usual * settings.retry.hedge_factor)
-        limit = float("inf")
-        if settings.first_within:
-            limit = now + float(settings.first_within)
-        if self.context.deadline is not None:
-            limit = min(limit, self.context.deadline)
-        hedge_at = times[0] if times and times[0] < limit else None
-        if hedge_at is None and limit == float("inf"):
+            hedge_at = now + max(member.load.latency * settings.retry.hedge_factor, settings.retry.hedge_min)
+            if hedge_at < limit:
+                at = hedge_at
+                self._hedge_due = True
+        if at == _NEVER:
             return None
-        holder: list[Watched] = []
-
-        def act() -> None:
-            if self.winner is not None or self.primary is None:
-                return
-            if hedge_at is not None and self.hedge_over is None and monotonic() < limit:
-                self._start_hedge()
-                if limit != float("inf"):
-                    holder[0].at = limit
-                    self.watcher.add(holder[0])
-                return
-            self.timed_out = True
-            self.primary.cancel()
-
-        watched = Watched(hedge_at if hedge_at is not None else limit, act)
-        holder.append(watched)
+        self._limit = limit
+        watched = self._watched = Watched(at, self._act)
         self.watcher.add(watched)
         return watched
+
+    def _act(self) -> None:
+        """The watched moment came; on the serving loop, outside of the request's task."""
+        if self.winner is not None or self.primary is None:
+            return
+        if self._hedge_due:
+            self._hedge_due = False
+            self._start_hedge()
+            if self._limit != _NEVER and self._watched is not None:
+                self._watched.at = self._limit
+                self.watcher.add(self._watched)
+            return
+        self.timed_out = True
+        self.primary.cancel()
 
     def _start_hedge(self) -> None:
         """Ask one more bot for the same GET, while the first has not answered. On the serving loop."""
@@ -279,7 +281,7 @@ class Forward:
             self.pool.done(member, now, 0.0, Verdict.NEUTRAL)
             return
         self.tried.append(member)
-        self.hedge = Attempt(self, member)
+        self.hedge = Answer(self, member)
         self.hedge_over = Latch()
         spawn(self._run_hedge)
 
@@ -301,8 +303,9 @@ class Forward:
         try:
             with anyio.CancelScope() as scope:
                 self.hedge_scope = scope
-                await attempt.member.target(self._child_scope(), receive, attempt.send)
-        except _PutAside:
+                if self.winner is None and not self.hedge_unwanted:  # else it is late already
+                    await attempt.member.target(self._child_scope(), receive, attempt.send)
+        except PutAside:
             pass
         except Exception as raised:
             error = raised
@@ -322,13 +325,12 @@ class Forward:
         try:
             await self.hedge_over.wait()
         except BaseException:
-            if self.hedge_scope is not None:
-                self.hedge_scope.cancel()
+            self._drop_hedge()
             raise
         if self.winner is not None and self.winner.error is not None:
             raise self.winner.error
 
-    def claimed(self, attempt: Attempt) -> None:
+    def claimed(self, attempt: Answer) -> None:
         """`attempt` is the one whose answer goes out: the other one is cancelled."""
         self.winner = attempt
         self.context.bot = attempt.member.bot.id
@@ -341,96 +343,3 @@ class Forward:
 
 class _TimedOut(Exception):  # noqa: N818 - an internal verdict
     """No first byte within the limit."""
-
-
-class _PutAside(Exception):  # noqa: N818 - no error
-    """Ends an answer that nobody wants any more and that does not end by itself."""
-
-
-class Attempt:
-    """One bot's try at answering: what it sends is passed on, held back or put aside."""
-
-    __slots__ = (
-        "_chunks", "_forward", "_held", "_state", "_swallowed", "began",
-        "error", "exhausted", "failure", "member", "rest", "started",
-    )  # fmt: skip
-
-    def __init__(self, forward: Forward, member: Member) -> None:
-        self._forward = forward
-        self.member = member
-        self.started = monotonic()
-        self.began = 0.0
-        self.failure = ""
-        self.exhausted = False
-        self.rest = 0.0
-        self.error: BaseException | None = None
-        self._state = _PENDING
-        self._held: Message | None = None
-        self._chunks: list[Message] = []
-        self._swallowed = 0
-
-    def send(self, message: Message) -> Awaitable[None]:
-        """The ASGI `send` of this attempt."""
-        if self._state == _PASSED:
-            return self._forward.send(message)
-        if self._state == _SWALLOWED:
-            return self._swallow(message)
-        return self._decide(message)
-
-    async def _swallow(self, message: Message) -> None:
-        self._swallowed += len(message.get("body", b""))
-        if self._swallowed > _SWALLOW_LIMIT:
-            raise _PutAside
-
-    async def _decide(self, message: Message) -> None:
-        forward = self._forward
-        if forward.winner is not None:
-            self._state = _SWALLOWED
-            return
-        kind = message["type"]
-        if kind == "http.response.start":
-            self.began = monotonic()
-            status: int = message["status"]
-            judge = forward.pool.judge
-            if judge.exhausted(status):
-                self.exhausted = True
-                self.rest = retry_after(message.get("headers", ()), 5.0)
-            elif judge.fails(status):
-                self.failure = f"status {status}"
-            elif judge.looks_into(message.get("headers", ())):
-                self._held = message
-                return
-            await self._settle(message)
-        elif self._held is not None:
-            self._chunks.append(message)
-            if kind == "http.response.body" and not message.get("more_body"):
-                body = b"".join(chunk.get("body", b"") for chunk in self._chunks)
-                if forward.pool.judge.body_fails(body):
-                    self.failure = "its body says so"
-                await self._settle(self._held)
-        else:
-            await forward.send(message)  # an early hint: it commits nobody
-
-    async def _settle(self, start: Message) -> None:
-        """The answer is known for what it is: pass it on, or put it aside for another bot's."""
-        forward = self._forward
-        if self.failure or self.exhausted:
-            other_runs = forward.hedge_over is not None and not forward.hedge_over.is_set()
-            if self is forward.hedge and forward.primary is not None:
-                self._state = _SWALLOWED
-                return
-            if self is not forward.hedge and other_runs:
-                self._state = _SWALLOWED
-                return
-            if forward._take_next(Outcome.FAILED_BEFORE_START, self.exhausted):
-                self._state = _SWALLOWED
-                return
-        self._state = _PASSED
-        forward.claimed(self)
-        if forward.pool.settings.served_by:
-            headers = [*start.get("headers", ()), (b"x-served-by", self.member.bot.id.encode("utf-8"))]
-            start = {**start, "headers": headers}
-        await forward.send(start)
-        for chunk in self._chunks:
-            await forward.send(chunk)
-        self._chunks = []

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import heapq
+import itertools
 import sys
 import threading
 from collections.abc import Callable
@@ -30,9 +31,6 @@ class Watched:
         self.over = False
         self.context = contextvars.copy_context()
         self.send = _sender()
-
-    def __lt__(self, other: Watched) -> bool:
-        return self.at < other.at
 
     def _run(self) -> None:
         if not self.over:
@@ -60,7 +58,8 @@ class Watcher:
     def reset(self) -> None:
         """As never started (after a fork)."""
         self._lock = threading.Lock()
-        self._heap: list[Watched] = []
+        self._heap: list[tuple[float, int, Watched]] = []
+        self._order = itertools.count().__next__
         self._running = False
         self._next = 0.0
         self._stir: asyncio.Event | None = None
@@ -68,7 +67,7 @@ class Watcher:
     def add(self, entry: Watched) -> None:
         """Have `entry` called at its time. About 1 µs."""
         with self._lock:
-            heapq.heappush(self._heap, entry)
+            heapq.heappush(self._heap, (entry.at, self._order(), entry))
             if self._running:
                 if entry.at >= self._next - _LEAST_SLEEP:
                     return
@@ -89,14 +88,14 @@ class Watcher:
             with self._lock:
                 now = clock()
                 heap = self._heap
-                while heap and (heap[0].over or heap[0].at <= now):
-                    entry = heapq.heappop(heap)
+                while heap and (heap[0][2].over or heap[0][0] <= now):
+                    entry = heapq.heappop(heap)[2]
                     if not entry.over:
                         due.append(entry)
                 if not heap and not due:
                     self._running = False
                     return
-                self._next = heap[0].at if heap else now + 0.05
+                self._next = heap[0][0] if heap else now + 0.05
                 pause = max(_LEAST_SLEEP, self._next - now)
                 stir.clear()
             for entry in due:

@@ -1,0 +1,117 @@
+"""One bot's try at answering a request: what it sends is passed on, held back or put aside.
+
+The answer goes to the client as it comes, unbuffered; it is held back only until its status is known (and its body,
+where the pool's settings look into it). An answer is put aside only when another bot has been taken already, so no
+answer of a bot is ever replaced by a worse one of ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable
+from time import monotonic
+from typing import TYPE_CHECKING
+
+from deia_degradation.fallback.judge import retry_after
+from deia_degradation.pool.bot import Member
+from deia_hardening.plugin import Message
+from deia_hardening.upstream import Outcome
+
+if TYPE_CHECKING:
+    from deia_degradation.fallback.forward import Forward
+
+_PENDING, _PASSED, _SWALLOWED = 0, 1, 2
+_SWALLOW_LIMIT = 65536
+"""Bytes of an unwanted answer that are let run out, so that its connection can be used again."""
+
+
+class PutAside(Exception):  # noqa: N818 - no error
+    """Ends an answer that nobody wants any more and that does not end by itself."""
+
+
+class Answer:
+    """One bot's try at answering: what it sends is passed on, held back or put aside."""
+
+    __slots__ = (
+        "_chunks", "_forward", "_held", "_state", "_swallowed", "began",
+        "error", "exhausted", "failure", "member", "rest", "started",
+    )  # fmt: skip
+
+    def __init__(self, forward: Forward, member: Member) -> None:
+        self._forward = forward
+        self.member = member
+        self.started = monotonic()
+        self.began = 0.0
+        self.failure = ""
+        self.exhausted = False
+        self.rest = 0.0
+        self.error: BaseException | None = None
+        self._state = _PENDING
+        self._held: Message | None = None
+        self._chunks: list[Message] = []
+        self._swallowed = 0
+
+    def send(self, message: Message) -> Awaitable[None]:
+        """The ASGI `send` of this attempt."""
+        if self._state == _PASSED:
+            return self._forward.send(message)
+        if self._state == _SWALLOWED:
+            return self._swallow(message)
+        return self._decide(message)
+
+    async def _swallow(self, message: Message) -> None:
+        self._swallowed += len(message.get("body", b""))
+        if self._swallowed > _SWALLOW_LIMIT:
+            raise PutAside
+
+    async def _decide(self, message: Message) -> None:
+        forward = self._forward
+        if forward.winner is not None:
+            self._state = _SWALLOWED
+            return
+        kind = message["type"]
+        if kind == "http.response.start":
+            self.began = monotonic()
+            status: int = message["status"]
+            judge = forward.pool.judge
+            if judge.exhausted(status):
+                self.exhausted = True
+                self.rest = retry_after(message.get("headers", ()), 5.0)
+            elif judge.fails(status):
+                self.failure = f"status {status}"
+            elif judge.looks_into(message.get("headers", ())):
+                self._held = message
+                return
+            await self._settle(message)
+        elif self._held is not None:
+            self._chunks.append(message)
+            if kind == "http.response.body" and not message.get("more_body"):
+                body = b"".join(chunk.get("body", b"") for chunk in self._chunks)
+                if forward.pool.judge.body_fails(body):
+                    self.failure = "its body says so"
+                await self._settle(self._held)
+        else:
+            await forward.send(message)  # an early hint: it commits nobody
+
+    async def _settle(self, start: Message) -> None:
+        """The answer is known for what it is: pass it on, or put it aside for another bot's."""
+        forward = self._forward
+        if self.failure or self.exhausted:
+            other_runs = forward.hedge_over is not None and not forward.hedge_over.is_set()
+            if self is forward.hedge and forward.primary is not None:
+                self._state = _SWALLOWED
+                return
+            if self is not forward.hedge and other_runs:
+                self._state = _SWALLOWED
+                return
+            if forward.take_next(Outcome.FAILED_BEFORE_START, self.exhausted):
+                self._state = _SWALLOWED
+                return
+        self._state = _PASSED
+        forward.claimed(self)
+        if forward.pool.settings.served_by:
+            headers = [*start.get("headers", ()), (b"x-served-by", self.member.bot.id.encode("utf-8"))]
+            start = {**start, "headers": headers}
+        await forward.send(start)
+        for chunk in self._chunks:
+            await forward.send(chunk)
+        self._chunks = []
