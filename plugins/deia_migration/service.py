@@ -119,7 +119,10 @@ class MigrationManager:
     async def history(self, limit: int = 100) -> list[dict[str, Any]]:
         """The last `limit` records of `migration-log.jsonl`, oldest first."""
 
+        journal = self._host.journal(log.NAME)
+
         def read() -> list[dict[str, Any]]:
+            journal.drain(1.0)  # what has just happened is in it too
             found = [{"seq": seq, **event} for seq, event in log.records(self._engine.log_path)]
             return found[-limit:]
 
