@@ -8,21 +8,42 @@ import logging
 import time
 from typing import Any
 
-from bot_service import bots as _bots  # noqa: F401 - the bots' package
 from bot_service.bots import arithmetic, statistics, summary
 from bot_service.hub import hub
 from bot_service.models import Bot
 from bot_service.settings import Limits
 from bot_service.state import assignments, bots, tasks
 from deia_audit import record
-from deia_hardening import current
+from deia_degradation import Attempt, DegradationManager
+from deia_hardening import NotEnabled, current
 from deia_recovery import transaction
 
 logger = logging.getLogger("bot_service")
+STAND_INS = {"summary-lead": summary.lead}
 SKILLS = {"summary": summary.app, "arithmetic": arithmetic.app, "statistics": statistics.app}
 
 
 async def ask(skill: str, text: str) -> dict[str, Any]:
+    """Have a bot with this skill do the work; when one fails, the next of its pool does it (settings: pools)."""
+    try:
+        pool = current(DegradationManager).pool(skill)
+    except (NotEnabled, LookupError):  # degradation is off, or has no pool of that name: ask the one bot there is
+        return await call(SKILLS[skill], text)
+
+    async def send(attempt: Attempt) -> dict[str, Any]:
+        answer = await call(STAND_INS.get(attempt.bot.id, SKILLS[skill]), text)
+        if answer["status"] >= 500:
+            raise BotFailedError(f"bot {attempt.bot.id} answered {answer['status']}")
+        return answer
+
+    return await pool.call(send)
+
+
+class BotFailedError(Exception):
+    """A bot answered with a server error."""
+
+
+async def call(bot: Any, text: str) -> dict[str, Any]:
     """Call a bot's ASGI app in this process: `POST /work`."""
     body = json.dumps({"text": text}).encode()
     answer: dict[str, Any] = {"status": 500, "body": b""}
@@ -41,7 +62,7 @@ async def ask(skill: str, text: str) -> dict[str, Any]:
         elif message["type"] == "http.response.body":
             answer["body"] += message.get("body", b"")
 
-    await SKILLS[skill](scope, receive, send)
+    await bot(scope, receive, send)
     return {"status": answer["status"], **json.loads(answer["body"])}
 
 

@@ -25,7 +25,13 @@ def summarise(text: str) -> str:
     return " ".join(sentences[index] for index in best)
 
 
+def first(text: str) -> str:
+    """The first sentences: what a stand-in gives when the summariser fails."""
+    return " ".join(sentence.strip() for sentence in _SENTENCE.findall(text)[:SENTENCES])
+
+
 app = bot("summary", summarise)
+lead = bot("summary-lead", first)
 
 if __name__ == "__main__":
     serve(app)
