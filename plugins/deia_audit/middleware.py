@@ -8,9 +8,14 @@ from __future__ import annotations
 
 import random
 from time import monotonic as _monotonic
+from urllib.parse import parse_qsl
 
+from deia_audit.bodies import BodyWatch, watch_receive, watch_send
+from deia_audit.escape import quoted, quoted_header
 from deia_audit.guarantees import HeldSend, unavailable
 from deia_audit.policy import Level, Policy
+from deia_audit.recognise import CHAT, MCP, OPENAI, recognise
+from deia_audit.records import plain_map
 from deia_audit.service import TRACE_NOTE, AuditLogger
 from deia_audit.settings import AuditSettings
 from deia_hardening.context import ANONYMOUS, SCOPE_KEY, Exchange, RequestContext
@@ -30,6 +35,15 @@ class AuditMiddleware:
         self.policy = policy
         self.settings = settings
         self.plain = policy.trivial and not policy.patterns and settings.guarantee != "response"
+        self.plain = self.plain and not (settings.headers or settings.query)
+        self.protocols = {
+            **dict.fromkeys(settings.mcp, MCP),
+            **dict.fromkeys(settings.openai, OPENAI),
+            **dict.fromkeys(settings.chat, CHAT),
+        }
+        self.bodies = policy.highest >= Level.REQUEST
+        self.looks = self.bodies or bool(self.protocols)
+        self.kept = bool(settings.headers or settings.query)
         self.holds = settings.guarantee == "response"
         self.refuse = settings.on_failure == "refuse"
         self.reasons = Routes((pattern, True) for pattern in settings.require_reason)
@@ -57,6 +71,11 @@ class AuditMiddleware:
         if not self.reasons.empty and not context.reason and self.reasons.match(scope, False):
             await self._ask_reason(scope, send)
             return
+        logger = self.logger
+        if logger.encrypts and context.actor is not ANONYMOUS and not logger.assembler.knows(context.actor):
+            await logger.meet(context.actor)
+        if self.looks and scope["type"] == "http":
+            receive, send = self._look(call, scope, receive, send)
         if self.holds:
             if self.refuse and not self.logger.journal.health().ok:
                 await unavailable().send(send, websocket=scope["type"] == "websocket")
@@ -70,6 +89,24 @@ class AuditMiddleware:
             raise
         if call.deferred:
             call.write(exchange)
+
+    def _look(self, call: Call, scope: Scope, receive: Receive, send: Send) -> tuple[Receive, Send]:
+        """Watch bodies where the policy or a recogniser asks for it."""
+        path, method = scope["path"], scope["method"]
+        protocol = self.protocols.get(path) if method == "POST" else None
+        level = self.policy.bodies(method, path) if self.bodies else Level.METADATA
+        if protocol is None and level < Level.REQUEST:
+            return receive, send
+        limit = int(self.settings.body_limit)
+        key = self.logger.subjects.root() if level >= Level.REQUEST else None
+        call.plain = False
+        call.protocol = protocol
+        call.request = BodyWatch(key, limit)
+        receive = watch_receive(receive, call.request)
+        if level >= Level.RESPONSE:
+            call.response = BodyWatch(key, limit)
+            send = watch_send(send, call.response)
+        return receive, send
 
     async def _ask_reason(self, scope: Scope, send: Send) -> None:
         problem = Problem(
@@ -96,7 +133,9 @@ def trace_id(value: bytes) -> bytes | None:
 class Call:
     """One request on its way: what its record will need that the context doesn't hold."""
 
-    __slots__ = ("agent", "context", "deferred", "layer", "plain", "recorded", "trace")
+    __slots__ = (
+        "agent", "context", "deferred", "layer", "plain", "protocol", "recorded", "request", "response", "trace",
+    )  # fmt: skip
 
     def __init__(self, layer: AuditMiddleware, context: RequestContext) -> None:
         self.layer = layer
@@ -105,13 +144,16 @@ class Call:
         self.agent: bytes | None = None
         self.deferred = self.recorded = False
         self.plain = layer.plain
+        self.protocol: str | None = None
+        self.request: BodyWatch | None = None
+        self.response: BodyWatch | None = None
 
     def record_start(self, status: int) -> Receipt | None:
         """Append the result of an answer that is about to start; None where the policy keeps no record of it."""
         self.recorded = True
         context = self.context
         method = context.scope.get("method") or "WEBSOCKET"
-        if not self._wanted(self.layer.policy, method, context.scope["path"], status):
+        if self._level(self.layer.policy, method, context.scope["path"], status) is Level.NONE:
             return None
         logger = self.layer.logger
         return logger.append(logger.assembler.http(context, "result", self.agent, self.trace, status=status))
@@ -139,7 +181,8 @@ class Call:
         scope = context.scope
         method = scope.get("method") or "WEBSOCKET"
         status = exchange.status
-        if not self._wanted(layer.policy, method, scope["path"], status):
+        level = self._level(layer.policy, method, scope["path"], status)
+        if level is Level.NONE:
             return
         if (
             400 <= status < 500
@@ -152,16 +195,32 @@ class Call:
         if method == "WEBSOCKET" and status == 101:
             stage = "end" if exchange.complete else "aborted"
             inside = b',"close":%d' % exchange.close_code
-        logger.append(logger.assembler.http(context, stage, self.agent, self.trace, inside=inside))
+        extra = self._extra(level)
+        logger.append(logger.assembler.http(context, stage, self.agent, self.trace, extra, inside))
 
-    def _wanted(self, policy: Policy, method: str, path: str, status: int) -> bool:
+    def _level(self, policy: Policy, method: str, path: str, status: int) -> Level:
         if policy.probe(method, path):
-            return False
+            return Level.NONE
         if policy.trivial:
-            return True
+            return Level.METADATA
         context = self.context
         effects = bool(context.revision.effects.match(context.scope, False))
-        return policy.level(method, path, context.actor, status, effects, random.random) > Level.NONE
+        return policy.level(method, path, context.actor, status, effects, random.random)
+
+    def _extra(self, level: Level) -> bytes:
+        """Return the members that come from bodies, headers and the query string, as far as the settings allow."""
+        settings, scope = self.layer.settings, self.context.scope
+        extra = b""
+        if self.request is not None:
+            if self.protocol is not None:
+                extra += recognise(self.protocol, self.request.first, scope["headers"])
+            if level >= Level.REQUEST:
+                extra += b',"request_body":{%b}' % self.request.members(text=settings.body_text)
+            if self.response is not None and level >= Level.RESPONSE:
+                extra += b',"response_body":{%b}' % self.response.members(text=settings.body_text)
+        if self.layer.kept:
+            extra += kept_parts(scope, settings)
+        return extra
 
     def opened(self, exchange: Exchange) -> None:
         """Append the record of a WebSocket that was accepted."""
@@ -177,3 +236,25 @@ class Call:
             self.write(self.context.exchange)
             return
         logger.append(logger.assembler.http(self.context, "aborted", self.agent, self.trace, b',"event":"late-error"'))
+
+
+def kept_parts(scope: Scope, settings: AuditSettings) -> bytes:
+    """Return the headers and query parameters that the settings list; of other parameters only the names."""
+    extra = b""
+    wanted = {name.lower().encode("latin-1"): name for name in settings.headers}
+    headers = [
+        b"%b:%b" % (quoted(wanted[name], 64), quoted_header(value, 256))
+        for name, value in scope["headers"]
+        if name in wanted
+    ]
+    if headers:
+        extra += b',"headers":{%b}' % b",".join(headers)
+    raw = scope.get("query_string", b"")
+    if raw and settings.query:
+        pairs = parse_qsl(raw.decode("latin-1"), keep_blank_values=True)[:64]
+        kept = {name: value for name, value in pairs if name in settings.query}
+        others = sorted({name[:64] for name, _ in pairs if name not in settings.query})
+        extra += b',"query":%b' % plain_map(kept)
+        if others:
+            extra += b',"redacted":[%b]' % b",".join(quoted(f"query.{name}") for name in others)
+    return extra

@@ -170,6 +170,35 @@ class PruneOutput:
 
 
 @attrs.frozen
+class EraseInput:
+    """Who is erased."""
+
+    subject: str = setting(attrs.NOTHING, "the subject's id, as it was recorded before it was encrypted", ge=1)
+
+
+@attrs.frozen
+class EraseOutput:
+    """What was done."""
+
+    handle: str
+    key_destroyed: bool
+
+
+@attrs.frozen
+class LookupInput:
+    """Who is looked up."""
+
+    subject: str = setting(attrs.NOTHING, "a subject's id, or an encrypted one as it stands in the trail", ge=1)
+
+
+@attrs.frozen
+class LookupOutput:
+    """How the subject may stand in the trail, or who is behind what stands there."""
+
+    names: list[str]
+
+
+@attrs.frozen
 class WitnessInput:
     """Whom the witness serves."""
 
@@ -399,6 +428,27 @@ class Handlers:
 
         return await self._host.blocking(work)
 
+    async def erase(self, value: EraseInput, call: Call) -> EraseOutput:
+        subjects = self._plugin.logger.subjects
+        destroyed = await self._host.blocking(subjects.erase, value.subject)
+        self._plugin.logger.assembler.reset()
+        handle = await self._host.blocking(subjects.handle, value.subject)
+        self._plugin.logger.system("audit.erased", target={"type": "subject", "id": handle}, by=call.actor)
+        return EraseOutput(handle, destroyed)
+
+    async def lookup(self, value: LookupInput, call: Call) -> LookupOutput:
+        logger = self._plugin.logger
+
+        def work() -> LookupOutput:
+            if value.subject.startswith("e:"):
+                try:
+                    return LookupOutput([logger.subjects.decrypt(value.subject)])
+                except ValueError as error:
+                    raise Problem(400, str(error)) from None
+            return LookupOutput(logger.shown(value.subject))
+
+        return await self._host.blocking(work)
+
     async def witness(self, value: WitnessInput, call: Call) -> AsyncIterator[Progress | WitnessOutput]:
         _local(call)
         host, _, port = value.listen.rpartition(":")
@@ -479,6 +529,15 @@ def operations(plugin: AuditPlugin) -> Sequence[Operation]:
         Operation(
             name="audit.prune", summary="Let retention take what the settings let go, except under hold.",
             role=Role.ADMIN, handler=do.prune, output=PruneOutput,
+        ),
+        Operation(
+            name="audit.erase", summary="Destroy a subject's key: what it encrypted can't be read any more.",
+            role=Role.ADMIN, handler=do.erase, input=EraseInput, output=EraseOutput,
+            confirm="The subject's key is destroyed for good. Go on?",
+        ),
+        Operation(
+            name="audit.lookup", summary="How a subject stands in the trail, or who is behind a name there.",
+            role=Role.ADMIN, handler=do.lookup, input=LookupInput, output=LookupOutput, local=True,
         ),
         Operation(
             name="audit.witness", summary="Serve a witness for logs of others, until it is interrupted.",

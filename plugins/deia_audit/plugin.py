@@ -12,7 +12,7 @@ from deia_audit.keeper import Keeper
 from deia_audit.middleware import AuditMiddleware
 from deia_audit.notes import VerifierKey
 from deia_audit.operations import operations
-from deia_audit.policy import Policy
+from deia_audit.policy import Level, Policy
 from deia_audit.query.search import Search
 from deia_audit.service import AuditLogger
 from deia_audit.settings import AuditSettings
@@ -57,13 +57,16 @@ class AuditPlugin(Plugin[AuditSettings]):
         return layers
 
     async def adopted(self, old: AuditSettings | None, new: AuditSettings) -> None:
+        await self._warm(new)
         self.logger.configure(new)
         self.keeper.configure(new)
 
     @asynccontextmanager
     async def _live(self) -> AsyncIterator[None]:
         settings = self._settings()
+        await self._warm(settings)
         self.logger.configure(settings)
+        await self.host.blocking(self.logger.subjects.reapply)
         await self.keeper.start(settings)
         sealer = self.keeper.sealer
         search = self.logger.search = Search(
@@ -81,6 +84,10 @@ class AuditPlugin(Plugin[AuditSettings]):
             await self.host.blocking(search.close)
             await self.host.blocking(self.logger.journal.drain, 5.0)
             await self.keeper.stop()
+
+    async def _warm(self, settings: AuditSettings) -> None:
+        policy = Policy(settings.level, settings.rules, settings.probes)
+        await self.host.blocking(lambda: self.logger.warm(settings, bodies=policy.highest >= Level.REQUEST))
 
     def _settings(self) -> AuditSettings:
         """The running settings, or those of the revision that is just turning the plugin on."""

@@ -87,6 +87,7 @@ class Policy:
             )
             for rule in rules
         )
+        self.highest = max([self.default, *(rule.level for rule in self.rules)])
         self.trivial = not self.rules and self.default is Level.METADATA
 
     def probe(self, method: str, path: str) -> bool:

@@ -119,6 +119,10 @@ class Assembler:
         for cache in (self._actors, self._calls, self._peers, self._agents, self._modes):
             cache.clear()
 
+    def knows(self, actor: Actor) -> bool:
+        """Whether an actor's fragment is ready."""
+        return actor in self._actors
+
     # -- fragments --
 
     def actor(self, actor: Actor) -> bytes:

@@ -13,6 +13,8 @@ from urllib.parse import parse_qsl
 import attrs
 
 from deia_audit.flood import FloodGate
+from deia_audit.layout import Layout
+from deia_audit.privacy import Subjects
 from deia_audit.query.grammar import Query, parse_query
 from deia_audit.query.search import Page, Search
 from deia_audit.records import Assembler
@@ -41,6 +43,9 @@ class AuditLogger:
         self._host = host
         self._journal: Journal | None = None
         self.assembler = Assembler()
+        layout = Layout.of(host.home)
+        self.subjects = Subjects(layout.keys, layout.evidence)
+        self._privacy = ("plain", "plain", True)
         self.flood = FloodGate(50.0, 200, host.clock.monotonic())
         self.search: Search | None = None
         self._searched = 0.0
@@ -63,9 +68,32 @@ class AuditLogger:
         """Take up settings that act on what is shared by all revisions."""
         self.flood.rate = settings.flood_rate
         self.flood.burst = float(settings.flood_burst)
-        if self.assembler.user_agent != settings.user_agent:
+        privacy = (settings.actor_ids, settings.client_address, settings.user_agent)
+        if privacy != self._privacy:
+            self._privacy = privacy
+            names = {"pseudonym": self.subjects.pseudonym, "encrypted": self.subjects.encrypt}
+            self.assembler.subject = names.get(settings.actor_ids, str)
+            addresses = {"pseudonym": self.subjects.pseudonym, "none": _nothing}
+            self.assembler.address = addresses.get(settings.client_address, str)
             self.assembler.user_agent = settings.user_agent
             self.assembler.reset()
+
+    def warm(self, settings: AuditSettings, *, bodies: bool) -> None:
+        """Read or make the keys that requests will need; blocking, at start and after a reload."""
+        if bodies or settings.actor_ids != "plain" or settings.client_address == "pseudonym":
+            self.subjects.root()
+
+    @property
+    def encrypts(self) -> bool:
+        return self._privacy[0] == "encrypted"
+
+    async def meet(self, actor: Actor) -> None:
+        """Have the key of an actor that is seen for the first time, before it is recorded."""
+        await self._host.blocking(self.assembler.actor, actor)
+
+    def shown(self, subject: str) -> list[str]:
+        """Return how a subject may stand in the trail: as itself, as its pseudonym, encrypted."""
+        return [subject, self.subjects.pseudonym(subject), self.subjects.encrypt(subject)]
 
     # -- recording --
 
@@ -192,6 +220,10 @@ class AuditLogger:
             refusals = [{"status": status, "route": route, "count": count} for (status, route), count in counts.items()]
             total = sum(counts.values())
             self.system("audit.refusals-summed", outcome="refused", level="warning", count=total, refusals=refusals)
+
+
+def _nothing(text: str) -> str:
+    return ""
 
 
 def _target(target: Target | tuple[str, str]) -> dict[str, str]:

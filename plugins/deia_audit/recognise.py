@@ -1,0 +1,111 @@
+"""Names an agent's call from the first bytes of a known protocol: MCP's method and tool, a model API's model.
+
+Pure. What is looked at is capped by the caller; what can't be read is left out, never guessed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Final
+
+import msgspec
+
+from deia_audit.escape import quoted
+
+MCP: Final = "mcp"
+OPENAI: Final = "openai"
+CHAT: Final = "chat"
+_NAME_LIMIT = 128
+
+
+class _McpParams(msgspec.Struct):
+    name: str | None = None
+    uri: str | None = None
+
+
+class _Mcp(msgspec.Struct):
+    method: str | None = None
+    id: Any = None
+    params: _McpParams | None = None
+
+
+class _Model(msgspec.Struct):
+    model: str | None = None
+    conversation: Any = None
+    stream: bool | None = None
+
+
+class _Chat(msgspec.Struct):
+    type: str | None = None
+    event: dict[str, Any] | None = None
+
+
+_mcp = msgspec.json.Decoder(_Mcp)
+_model = msgspec.json.Decoder(_Model)
+_chat = msgspec.json.Decoder(_Chat)
+
+
+def _member(name: bytes, value: str | None) -> bytes:
+    return b'"%b":%b' % (name, quoted(value, _NAME_LIMIT)) if value else b""
+
+
+def _object(name: bytes, members: Iterable[bytes]) -> bytes:
+    inside = b",".join(member for member in members if member)
+    return b',"%b":{%b}' % (name, inside) if inside else b""
+
+
+def mcp_headers(headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
+    """Return MCP's method, name and session from its headers, where a client sends them."""
+    known = {b"mcp-method": "method", b"mcp-name": "name", b"mcp-session-id": "session"}
+    return {known[name]: value[:_NAME_LIMIT].decode("latin-1") for name, value in headers if name in known}
+
+
+def recognise(kind: str, body: bytes, headers: Iterable[tuple[bytes, bytes]]) -> bytes:
+    """Return the record's further members for a call of a known protocol, or nothing.
+
+    `body` is the request's first bytes; cut JSON is looked through as far as it goes.
+    """
+    if kind == MCP:
+        return _recognise_mcp(body, mcp_headers(headers))
+    if kind == OPENAI:
+        found = _decode(_model, body)
+        model = found.model if found is not None else _text_member(body, b"model")
+        conversation = found.conversation if found is not None and isinstance(found.conversation, str) else None
+        return _object(b"model", [_member(b"name", model), _member(b"conversation", conversation)])
+    event = _decode(_chat, body)
+    if event is None:
+        return b""
+    inner = event.event.get("type") if event.event is not None else None
+    name = inner if isinstance(inner, str) else event.type
+    return b"," + _member(b"event", name) if name else b""
+
+
+def _recognise_mcp(body: bytes, told: dict[str, str]) -> bytes:
+    call = _decode(_mcp, body)
+    method = call.method if call is not None else told.get("method") or _text_member(body, b"method")
+    params = call.params if call is not None else None
+    name = (params.name or params.uri) if params is not None else told.get("name") or _text_member(body, b"name")
+    call_id = str(call.id) if call is not None and isinstance(call.id, (str, int)) else None
+    return _object(b"tool", [_member(b"name", name), _member(b"method", method), _member(b"call_id", call_id)])
+
+
+def _decode(decoder: msgspec.json.Decoder[Any], body: bytes) -> Any:
+    try:
+        return decoder.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+
+
+def _text_member(body: bytes, name: bytes) -> str | None:
+    """Find `"name": "text"` at the outermost or next level of JSON that was cut; None when it is not plain."""
+    at = body.find(b'"%b"' % name)
+    if at < 0:
+        return None
+    rest = body[at + len(name) + 2 : at + len(name) + 2 + 2 * _NAME_LIMIT].lstrip()
+    if not rest.startswith(b":"):
+        return None
+    rest = rest[1:].lstrip()
+    end = rest.find(b'"', 1)
+    if not rest.startswith(b'"') or end < 0 or b"\\" in rest[:end]:
+        return None
+    return rest[1:end].decode("utf-8", "replace")

@@ -1,0 +1,171 @@
+"""What is kept of people and of bodies: only what the settings list.
+
+Erased subjects stay erased; hashes still verify.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, StreamingResponse
+from starlette.routing import Route
+
+from deia_audit import AuditLogger
+from deia_audit.layout import Layout
+from deia_audit.privacy import ERASED, Subjects
+from deia_audit.recognise import CHAT, MCP, OPENAI, recognise
+from deia_audit.verdict import Verdict
+from deia_audit.verify import verify
+from deia_hardening import current
+from deia_hardening.context import Actor
+from deia_hardening.runtime import runtime
+from deia_hardening.testing import running
+
+
+async def echo(request: Request) -> PlainTextResponse:
+    return PlainTextResponse((await request.body())[::-1])
+
+
+async def stream(request: Request) -> StreamingResponse:
+    async def parts() -> Any:
+        for number in range(3):
+            yield b"part %d " % number
+
+    return StreamingResponse(parts())
+
+
+def app() -> Starlette:
+    return Starlette(
+        routes=[Route("/echo", echo, methods=["POST"]), Route("/mcp", echo, methods=["POST"]), Route("/stream", stream)]
+    )
+
+
+def calls(home: Path) -> list[dict[str, Any]]:
+    lines = (home / "logs" / "audit-trail.jsonl").read_bytes().splitlines()[1:]
+    return [one for one in map(json.loads, lines) if one.get("kind") == "http"]
+
+
+def serve(home: Path, requests: list[tuple[str, str, bytes, dict[str, Any]]], **audit: Any) -> None:
+    async def work() -> None:
+        async with running(app(), {"home": str(home), "audit": audit}) as service:
+            for method, path, body, options in requests:
+                assert (await service.call(method, path, body, **options)).status == 200
+
+    asyncio.run(work())
+
+
+def test_bodies_are_digests_under_a_key_and_streams_pass_untouched(tmp_path: Path) -> None:
+    serve(tmp_path, [("POST", "/echo", b"secret prompt", {}), ("GET", "/stream", b"", {})], level="request+response")
+    posted, streamed = calls(tmp_path)
+    assert posted["request_body"]["size"] == posted["response_body"]["size"] == 13
+    assert posted["request_body"]["digest"].startswith("hmac-sha256:")
+    assert posted["request_body"]["digest"] != posted["response_body"]["digest"]
+    assert streamed["response_body"]["size"] == 21
+    assert b"secret" not in (tmp_path / "logs" / "audit-trail.jsonl").read_bytes()
+
+
+def test_body_text_is_capped_and_said_to_be_cut(tmp_path: Path) -> None:
+    options = {"level": "request", "body_text": True, "body_limit": "8B"}
+    serve(tmp_path, [("POST", "/echo", b"0123456789", {})], **options)
+    (posted,) = calls(tmp_path)
+    assert posted["request_body"]["text"] == "01234567"
+    assert posted["request_body"]["cut"] is True
+    assert "response_body" not in posted
+
+
+def test_only_listed_headers_and_parameters_are_kept(tmp_path: Path) -> None:
+    scope = {
+        "headers": [(b"authorization", b"Bearer x-secret"), (b"x-team", b"blue")],
+        "query_string": b"page=2&token=x-secret",
+    }
+    serve(tmp_path, [("GET", "/stream", b"", scope)])
+    serve(tmp_path, [("GET", "/stream", b"", scope)], headers=["X-Team"], query=["page"])
+    plain, listed = calls(tmp_path)
+    assert "headers" not in plain
+    assert "query" not in plain
+    assert listed["headers"] == {"X-Team": "blue"}
+    assert listed["query"] == {"page": "2"}
+    assert listed["redacted"] == ["query.token"]
+    assert b"x-secret" not in (tmp_path / "logs" / "audit-trail.jsonl").read_bytes()
+
+
+def test_an_mcp_call_is_named(tmp_path: Path) -> None:
+    body = json.dumps(
+        {"jsonrpc": "2.0", "id": 7, "method": "tools/call", "params": {"name": "search", "arguments": {}}}
+    )
+    serve(tmp_path, [("POST", "/mcp", body.encode(), {})])
+    (call,) = calls(tmp_path)
+    assert call["tool"] == {"name": "search", "method": "tools/call", "call_id": "7"}
+    assert "request_body" not in call
+
+
+@pytest.mark.parametrize(
+    ("kind", "body", "wanted"),
+    [
+        (MCP, b'{"method": "tools/list", "id": "a"}', {"tool": {"method": "tools/list", "call_id": "a"}}),
+        (MCP, b'{"method":"m","params":{"name":"x","arguments":{"q":"cut', {"tool": {"name": "x", "method": "m"}}),
+        (MCP, b"not json", {}),
+        (OPENAI, b'{"model":"gpt-5","messages":[{"role":"us', {"model": {"name": "gpt-5"}}),
+        (OPENAI, b'{"model":"m","conversation":"c1"}', {"model": {"name": "m", "conversation": "c1"}}),
+        (OPENAI, b'{"model":7}', {}),
+        (CHAT, b'{"type":"event_callback","event":{"type":"message"}}', {"event": "message"}),
+        (CHAT, b"", {}),
+    ],
+)  # fmt: skip
+def test_known_protocols_are_named_from_their_first_bytes(kind: str, body: bytes, wanted: dict[str, Any]) -> None:
+    found = recognise(kind, body, [])
+    assert json.loads(b"{" + found.removeprefix(b",") + b"}") == wanted
+
+
+def test_mcp_headers_name_a_call_whose_body_says_nothing() -> None:
+    found = recognise(MCP, b"", [(b"mcp-method", b"tools/call"), (b"mcp-name", b"search")])
+    assert json.loads(b"{" + found[1:] + b"}") == {"tool": {"name": "search", "method": "tools/call"}}
+
+
+def subjects(home: Path) -> Subjects:
+    layout = Layout.of(home)
+    return Subjects(layout.keys, layout.evidence)
+
+
+def test_an_erased_subject_can_not_be_read_and_stays_erased_after_a_restore(tmp_path: Path) -> None:
+    one = subjects(tmp_path)
+    text = one.encrypt("alice")
+    assert text == one.encrypt("alice") == subjects(tmp_path).encrypt("alice")
+    assert one.decrypt(text) == "alice"
+    assert "alice" not in text
+    shutil.copytree(tmp_path / "keys", tmp_path / "kept")
+    assert one.erase("alice")
+    assert one.decrypt(text) == ERASED
+    assert one.encrypt("alice") == ERASED
+    assert one.pseudonym("alice") == subjects(tmp_path).pseudonym("alice")
+
+    shutil.copytree(tmp_path / "kept", tmp_path / "keys", dirs_exist_ok=True)
+    restored = subjects(tmp_path)
+    assert restored.decrypt(text) == "alice"
+    assert restored.reapply() == 1
+    assert restored.decrypt(text) == ERASED
+
+
+def test_a_trail_with_encrypted_actors_verifies_after_an_erasure(tmp_path: Path) -> None:
+    async def work() -> None:
+        settings = {"home": str(tmp_path), "audit": {"actor_ids": "encrypted", "client_address": "none"}}
+        async with running(app(), settings) as service:
+            logger = current(AuditLogger, app=service.app)
+            actor = Actor("user", "alice", "test")
+            await logger.meet(actor)
+            logger.record("bot.assigned", actor=actor)
+            await service.get("/stream")
+            await runtime().blocking(logger.subjects.erase, "alice")
+
+    asyncio.run(work())
+    text = (tmp_path / "logs" / "audit-trail.jsonl").read_text()
+    assert "alice" not in text
+    assert '"src":{}' in text
+    assert verify(Layout.of(tmp_path)).verdict is Verdict.OK_LOCAL_ONLY
