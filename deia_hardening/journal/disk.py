@@ -38,6 +38,19 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+_LEVELS = 3
+
+
+def sync_above(folder: Path) -> None:
+    """Return when the names of `folder` and of the two folders above it are on disk.
+
+    Another process may have made them a moment ago, and not have come to syncing them.
+    """
+    for above in [*folder.parents][:_LEVELS]:
+        with contextlib.suppress(PermissionError):  # somebody else's folder was there before
+            sync_folder(above)
+
+
 def make_folder(folder: Path) -> None:
     """Make `folder` and what is missing above it, private, with their names on disk."""
     missing: list[Path] = []

@@ -19,7 +19,16 @@ from pathlib import Path
 import attrs
 
 from deia_hardening.journal import fence
-from deia_hardening.journal.disk import FolderLock, read_range, save_aside, sync_file, sync_folder, write_all, write_new
+from deia_hardening.journal.disk import (
+    FolderLock,
+    read_range,
+    save_aside,
+    sync_above,
+    sync_file,
+    sync_folder,
+    write_all,
+    write_new,
+)
 from deia_hardening.journal.errors import JournalError
 from deia_hardening.journal.lines import LONGEST_LINE, Header, leaf_hex, make_header, parse_prefix, parse_time
 from deia_hardening.journal.repair import Found, birth, end_of_sealed, inspect
@@ -352,6 +361,7 @@ class LiveFile:
                     origin = known.origin
                 known = Known(origin, number, next_seq, prev)
         if known is None:
+            sync_above(self.path.parent)
             write_new(new, birth(self._now_ns()))
         else:
             write_new(new, make_header(known.origin, known.segment + 1, known.next_seq, known.prev).encode() + b"\n")

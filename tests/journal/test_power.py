@@ -124,3 +124,16 @@ def test_power_cuts_below_a_real_file_system(tmp_path: Path) -> None:
                 check_folder(cut, folder)
             done += 1
     assert done == 100
+
+
+@pytest.mark.fault
+def test_a_folder_that_another_process_has_just_made_is_synced_too(tmp_path: Path) -> None:
+    with faults.recording(tmp_path / "home") as trace:
+        (tmp_path / "home" / "logs").mkdir()  # by somebody who has not come to syncing it
+        journal = open_journal(tmp_path / "home" / "logs" / "a.jsonl", SMALL)
+        receipt = journal.append({"n": 0})
+        assert receipt.wait(30)
+        trace.mark((receipt.seq, 0))
+        journal.close()
+    for number, cut in enumerate(faults.power_cuts(trace, count=60, seed=1)):
+        check(cut, tmp_path / f"cut-{number}")
