@@ -200,7 +200,7 @@ class Follower:
     async def _look_at_flags(self, force: bool) -> bool:
         manager = self._manager
         settings = self._settings()
-        accepted = Snapshot(Path(), ())
+        accepted = manager.flag_files
         running = manager.flag_set.digest
 
         def read() -> Snapshot:
@@ -209,7 +209,7 @@ class Follower:
         def known(snapshot: Snapshot) -> bool:
             return snapshot.digest == running
 
-        seen, why = await self._settled(read, accepted, known, force)
+        seen, why = await self._settled(read, accepted, known, force, may_vanish=True)
         if known(seen):
             manager.flags_refused = None
             return True
@@ -220,7 +220,7 @@ class Follower:
         except SettingsError as error:
             manager.refuse_flags(error, seen.digest)
             return False
-        manager.adopt_flags(flags)
+        manager.adopt_flags(flags, seen)
         return True
 
     async def _settled(
@@ -229,10 +229,14 @@ class Follower:
         accepted: Snapshot | None,
         known: Callable[[Snapshot], bool],
         force: bool,
+        *,
+        may_vanish: bool = False,
     ) -> tuple[Snapshot, str]:
         """Read until the content is settled. Returns it, and why it must not be taken, or ''."""
         settings = self._settings()
-        patience = Patience(settings.settle, settings.unfinished_wait, settings.cut_off_wait, settings.cut_off)
+        patience = Patience(
+            settings.settle, settings.unfinished_wait, settings.cut_off_wait, settings.cut_off, may_vanish
+        )
         if force:
             patience = Patience(settings.settle, 0, 0, "apply")
         clock = self._host.clock

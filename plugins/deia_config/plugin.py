@@ -13,6 +13,7 @@ from deia_config.service import ConfigManager
 from deia_config.settings import ConfigSettings
 from deia_hardening.events import RevisionApplied, RevisionRefused, Started
 from deia_hardening.plugin import FeatureSource, Health, HealthState, Host, Layer, Operation, Plugin, Position
+from deia_hardening.settings import Snapshot
 
 
 class ConfigPlugin(Plugin[ConfigSettings]):
@@ -26,7 +27,7 @@ class ConfigPlugin(Plugin[ConfigSettings]):
         super().__init__(host)
         self.manager = ConfigManager(host)
         self.follower: Follower | None = None
-        self._checked: tuple[ConfigSettings, FlagSet] | None = None
+        self._checked: tuple[ConfigSettings, FlagSet, Snapshot] | None = None
 
     async def check(self, settings: ConfigSettings) -> None:
         """Refuse settings whose flag files are broken."""
@@ -35,7 +36,7 @@ class ConfigPlugin(Plugin[ConfigSettings]):
             return  # the same files, which are followed by themselves
         snapshot = await self.host.blocking(flag_snapshot, settings, self.host.home)
         flags = await self.host.blocking(compiled, snapshot, settings.flags.fractional)
-        self._checked = (settings, flags)
+        self._checked = (settings, flags, snapshot)
 
     def layers(self, settings: ConfigSettings) -> Sequence[Layer]:
         """None: it works beside the requests."""
@@ -46,7 +47,7 @@ class ConfigPlugin(Plugin[ConfigSettings]):
         """Put the flags that were checked with these settings in force, and follow what is named now."""
         checked, self._checked = self._checked, None
         if checked is not None and checked[0] == new:
-            self.manager.adopt_flags(checked[1])
+            self.manager.adopt_flags(checked[1], checked[2])
         if self.follower is not None:
             self.follower.hint()
 
@@ -55,7 +56,7 @@ class ConfigPlugin(Plugin[ConfigSettings]):
         host, manager = self.host, self.manager
         settings = manager.settings()
         snapshot = await host.blocking(flag_snapshot, settings, host.home)
-        manager.adopt_flags(await host.blocking(compiled, snapshot, settings.flags.fractional), first=True)
+        manager.adopt_flags(await host.blocking(compiled, snapshot, settings.flags.fractional), snapshot, first=True)
         await manager.load_state()
         _metrics(host, manager)
         async with contextlib.AsyncExitStack() as stack:

@@ -14,6 +14,7 @@ from deia_config.record import Recorder
 from deia_hardening.context import context_variable
 from deia_hardening.errors import SettingsError
 from deia_hardening.plugin import Host
+from deia_hardening.settings import Snapshot
 
 logger = logging.getLogger("deia_config")
 
@@ -39,6 +40,7 @@ class RunningFlags:
         self._recorder = recorder
         self._flag_callbacks: list[Callable[[tuple[str, ...]], None]] = []
         self.flag_set = FlagSet()
+        self.flag_files: Snapshot | None = None
         self.flags_refused: Refusal | None = None
 
     def evaluate(self, name: str, default: Any, key: str | None, attributes: Mapping[str, Any]) -> Any:
@@ -65,8 +67,9 @@ class RunningFlags:
 
         return forget
 
-    def adopt_flags(self, flags: FlagSet, *, first: bool = False) -> tuple[str, ...]:
+    def adopt_flags(self, flags: FlagSet, files: Snapshot, *, first: bool = False) -> tuple[str, ...]:
         """Put flag definitions in force: one assignment. Returns the keys that changed."""
+        self.flag_files = files
         changed = self.flag_set.changed(flags)
         self.flag_set = flags
         self.flags_refused = None

@@ -49,6 +49,8 @@ class Patience:
     unfinished: float
     cut_off: float
     policy: Literal["wait", "refuse", "apply"]
+    may_vanish: bool = False
+    """Whether all files may go, when they stay away (flags may, settings may not)."""
 
 
 def judge(accepted: Snapshot | None, seen: Snapshot, unchanged_for: float, patience: Patience) -> Verdict:
@@ -57,6 +59,8 @@ def judge(accepted: Snapshot | None, seen: Snapshot, unchanged_for: float, patie
         return Wait(patience.settle - unchanged_for, "two reads must agree")
     if accepted is None:
         return Take()
+    if patience.may_vanish and not seen.files and not seen.problems:
+        return Take() if unchanged_for >= patience.cut_off else Wait(patience.cut_off - unchanged_for, "all are gone")
     emptied = _emptied(accepted, seen)
     if emptied:
         return Refuse(emptied)

@@ -297,3 +297,22 @@ async def test_a_worker_that_can_not_follow_is_not_ready_until_it_has_caught_up(
         service.replace(text.replace("label: one", "label: two"))
         await service.until(lambda: service.run.core.health()["config"].state == "ok")
         assert (await service.body())["label"] == "two"
+
+
+async def test_half_written_flags_are_not_taken(start: Any, folder: Path) -> None:
+    flags = folder.parent / "flags"
+    flags.mkdir()
+    one = "    state: ENABLED\n    variants: {on: true, off: false}\n    defaultVariant: on\n"
+    whole = "".join(f"  f{n}:\n{one}" for n in range(4))
+    (flags / "f.yaml").write_text("flags:\n" + whole)
+    async with start(ONE) as service:
+        assert len(service.manager.flag_set.flags) == 4
+        half = "flags:\n" + whole[: len(whole) // 2]
+        await asyncio.to_thread((flags / "f.yaml").write_text, half)
+        for _ in range(20):
+            await asyncio.sleep(0.005)
+            assert len(service.manager.flag_set.flags) == 4
+        final = "flags:\n" + whole.replace("defaultVariant: on", "defaultVariant: off")
+        await asyncio.to_thread((flags / "f.yaml").write_text, final)
+        await service.until(lambda: service.manager.flag_set.value("f0", None, None, {}) is False)
+        assert service.manager.flags_refused is None

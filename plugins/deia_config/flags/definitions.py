@@ -143,6 +143,7 @@ def _flag(
         metadata=metadata,
         identity=f"{seed}{generation}{text}",
         broken=broken or compiling.broken,
+        uses_flagd=compiling.uses_flagd,
     )
 
 

@@ -63,6 +63,7 @@ class Flag:
     metadata: MappingType[str, Any]
     identity: str
     broken: str = ""
+    uses_flagd: bool = True
 
 
 @attrs.frozen(eq=False)
@@ -85,7 +86,8 @@ class FlagSet:
             data = dict(attributes)
             if key is not None:
                 data["targetingKey"] = key
-            data["$flagd"] = {"flagKey": name, "timestamp": int(self._now())}
+            if flag.uses_flagd:
+                data["$flagd"] = {"flagKey": name, "timestamp": int(self._now())}
             try:
                 found = rule(data)
             except Exit:

@@ -34,6 +34,8 @@ class Compiling:
     variants: frozenset[str] = frozenset()
     broken: str = ""
     """Why the rule can't be evaluated at all, or ''."""
+    uses_flagd: bool = False
+    """Whether the rule may look at `$flagd` (its time costs 300 ns per evaluation, so only where it is wanted)."""
     within: tuple[str, ...] = ()
 
     def note(self, node: Node, key: str, message: str, allowed: str = "", suggestion: str = "") -> None:
@@ -158,8 +160,11 @@ def look_up(data: Any, path: Any, default: Any = None) -> Any:
 def _var(node: Node, key: str, compiling: Compiling) -> Rule:
     rules = arguments(node, key, compiling)
     if not rules:
+        compiling.uses_flagd = True
         return lambda data: data
     path, default = rules[0], rules[1] if len(rules) > 1 else constant(None)
+    if not is_constant(path) or not isinstance(path(None), str) or path(None).startswith("$") or not path(None):
+        compiling.uses_flagd = True
     if is_constant(path) and is_constant(default):
         name, fallback = path(None), default(None)
         if isinstance(name, str) and name and "." not in name:
@@ -183,11 +188,13 @@ def _missing_from(data: Any, keys: list[Any]) -> list[Any]:
 
 
 def _missing(node: Node, key: str, compiling: Compiling) -> Rule:
+    compiling.uses_flagd = True
     rules = arguments(node, key, compiling)
     return lambda data: _missing_from(data, [rule(data) for rule in rules])
 
 
 def _missing_some(node: Node, key: str, compiling: Compiling) -> Rule:
+    compiling.uses_flagd = True
     rules = arguments(node, key, compiling)
     if len(rules) != 2:
         compiling.note(node, key, f"{len(rules)} arguments", "a number and a list of keys")

@@ -366,6 +366,7 @@ def _rollout(node: Node, key: str, compiling: Compiling) -> Rule:
         return _nothing
     later = compile_rule(nodes[-1], f"{key}[{len(nodes) - 1}]", compiling)
     earlier = compile_rule(nodes[2], f"{key}[2]", compiling) if len(nodes) == 4 else constant(None)
+    compiling.uses_flagd = True
     begin, duration = int(start), int(end) - int(start)
     generation, flag = compiling.generation, compiling.flag
 
