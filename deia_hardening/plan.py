@@ -37,9 +37,13 @@ class Plan:
 
 
 class Source:
-    """Where an app's settings come from: a folder, a file or a mapping, with the app's own settings class."""
+    """Where an app's settings come from: a folder, a file or a mapping, with the app's own settings class.
 
-    def __init__(self, config: Config, app_settings: type | None) -> None:
+    `without_app` leaves the section `app:` aside, for tools that don't import the app.
+    """
+
+    def __init__(self, config: Config, app_settings: type | None, *, without_app: bool = False) -> None:
+        self.without_app = without_app
         self.config: Config = config if isinstance(config, Mapping) else Path(config).absolute()
         self.app_settings = app_settings
         self._first: Any = None
@@ -60,6 +64,8 @@ class Source:
         document, self._first = self._first, None
         if document is None or overrides:
             document = read(self.config, os.environ, overrides)
+        if self.without_app:
+            document = _without(document, "app")
         problems: list[SettingsProblem] = []
         classes: dict[str, type[Plugin[Any]]] = {}
         heads = dict(document.sections_named())
@@ -113,3 +119,8 @@ class Source:
 def _enabled(section: Any) -> bool:
     entry = section.entries.get("enabled")
     return entry is None or getattr(entry.node, "value", True) is not False
+
+
+def _without(document: Any, section: str) -> Any:
+    entries = {name: entry for name, entry in document.root.entries.items() if name != section}
+    return attrs.evolve(document, root=attrs.evolve(document.root, entries=entries))

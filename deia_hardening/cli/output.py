@@ -13,7 +13,11 @@ from rich.text import Text
 
 from deia_hardening.journal.terminal import escape_for_terminal
 
-out = Console(highlight=False, soft_wrap=True)
+PIPED_WIDTH = 160
+MOST_COLUMNS = 10
+FIRST_COLUMNS = ("seq", "time", "actor", "action", "target", "outcome", "http", "change", "reason", "kind")
+
+out = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else PIPED_WIDTH)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
@@ -66,13 +70,22 @@ def show(value: Any, as_json: bool) -> None:
 
 
 def _table(title: str, items: Sequence[Mapping[str, Any]]) -> None:
-    columns = list(dict.fromkeys(key for item in items for key in item))
+    columns = _columns(items)
     table = Table(title=Text(title.replace("_", " ")), title_justify="left", box=None, pad_edge=False)
     for column in columns:
-        table.add_column(column.replace("_", " "))
+        table.add_column(column.replace("_", " "), overflow="fold")
     for item in items:
         table.add_row(*(_cell(item.get(column, "")) for column in columns))
     out.print(table)
+
+
+def _columns(items: Sequence[Mapping[str, Any]]) -> list[str]:
+    """All columns, or where they are too many for a terminal those a person reads first; `--json` has them all."""
+    columns = list(dict.fromkeys(key for item in items for key in item))
+    if len(columns) <= MOST_COLUMNS:
+        return columns
+    told = [name for name in FIRST_COLUMNS if name in columns]
+    return told if len(told) > 2 else columns[:MOST_COLUMNS]
 
 
 def _cell(item: Any) -> Text | Table:

@@ -29,7 +29,7 @@ from deia_hardening.errors import HardeningError, SettingsError
 from deia_hardening.operations import Call, Operation, Progress
 from deia_hardening.problem import Problem
 from deia_hardening.runtime import runtime
-from deia_hardening.settings import Bytes, Ratio, Seconds
+from deia_hardening.settings import Bytes, Ratio, Seconds, read
 from deia_hardening.settings.classes import FieldInfo, fields_of
 from deia_hardening.surface import Surface
 
@@ -46,9 +46,7 @@ def add_verbs(app: App, tokens: Sequence[str]) -> None:
     config = _config(tokens)
     try:
         surface = _surface(config)
-    except SettingsError:
-        if tokens and not tokens[0].startswith("-"):
-            raise
+    except SettingsError:  # a running service still runs what it accepted: its verbs stay usable
         surface = _surface(None)
     groups: dict[str, App] = {}
     for operation in sorted(surface.operations().values(), key=lambda one: one.name):
@@ -163,13 +161,12 @@ def _call(operation: Operation, value: Mapping[str, Any], options: Mapping[str, 
         say(f"{operation.confirm} [y/N]")
         if sys.stdin.readline().strip().lower() not in ("y", "yes"):
             fail(["nothing was done"])
-    core = _core(config if config.exists() else None)
     try:
-        _online(Client(core.home.path), operation, value, reason, as_json)
+        _online(Client(read(config if config.exists() else {}).home), operation, value, reason, as_json)
     except NotRunning as error:
         if not operation.offline:
             fail([str(error)])
-        _offline(core, operation, value, reason, as_json)
+        _offline(_core(config), operation, value, reason, as_json)
     except Problem as problem:
         _refused(problem)
     except HardeningError as error:
