@@ -83,7 +83,7 @@ def test_no_acknowledged_write_is_lost_by_a_power_cut(tmp_path: Path) -> None:
 @pytest.mark.fault
 @pytest.mark.slow
 def test_a_long_campaign_of_power_cuts(tmp_path: Path) -> None:
-    cuts(tmp_path, 120, 500)
+    cuts(tmp_path, 60, 200)
 
 
 def failures(tmp_path: Path, limit: int, calls: tuple[str, ...]) -> int:
@@ -108,7 +108,7 @@ def test_a_failed_system_call_loses_nothing_that_was_acknowledged(tmp_path: Path
 @pytest.mark.fault
 @pytest.mark.slow
 def test_every_system_call_failed_in_turn(tmp_path: Path) -> None:
-    assert failures(tmp_path, 60, ("fdatasync", "fsync", "pwrite64", "ftruncate", "openat", "unlink", "rename")) > 0
+    assert failures(tmp_path, 8, ("fdatasync", "fsync", "pwrite64", "ftruncate", "openat", "unlink", "rename")) > 0
 
 
 @pytest.mark.fault
