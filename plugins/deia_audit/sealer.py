@@ -259,7 +259,9 @@ class Sealer:
             builder = self._rebuild(checkpoint)
         for stray in self.tiles.stray_partials(size):
             stray.unlink(missing_ok=True)
-        seals = self._scan(size)
+        told = self._scan(size)
+        seals = [Seal.parse(text)[0] for _seq, text in told]
+        self._copy_seals(told)
         epoch = self._settle_epoch(seals)
         epoch_start = max((seal.size for seal in seals), default=self._last_seal_size())
         state = _State(log_key.name, log_key, builder, checkpoint, epoch, epoch_start, self._stamp())
@@ -295,17 +297,17 @@ class Sealer:
         self.tiles.write([*full, *builder.partials()])
         return builder
 
-    def _scan(self, start: int) -> list[Seal]:
+    def _scan(self, start: int) -> list[tuple[int, str]]:
         """Read what came after the checkpoint: queue its hashes, make it durable, return the seals in it."""
         self._pending_reset(start)
         leaves: list[bytes] = []
-        seals = []
+        seals: list[tuple[int, str]] = []
         for record in JournalReader(self.layout.log).records(start):
             leaves.append(leaf_hash(record.line))
             if _SEAL_MARK in record.line:
                 event = record.event()
                 if event.get("action") == SEALED_ACTION and "seal" in event:
-                    seals.append(Seal.parse(event["seal"])[0])
+                    seals.append((record.seq, str(event["seal"])))
         if leaves:
             self._sync_log()
             self._pending.appendleft((start, b"".join(leaves)))
@@ -440,15 +442,27 @@ class Sealer:
         self._crash("hand-over")
         self.keys.destroy(epoch_file(state.epoch))
         self._crash("destroyed")
-        descriptor = os.open(self.layout.seals, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        try:
-            write_all(descriptor, msgspec.json.encode({"seq": receipt.seq, "seal": text}) + b"\n")
-            sync_file(descriptor)
-        finally:
-            os.close(descriptor)
+        self._copy_seals([(receipt.seq or 0, text)])
         state.epoch += 1
         state.epoch_start = head.size
         self._started = self._clock.monotonic()
+
+    def _copy_seals(self, told: list[tuple[int, str]]) -> None:
+        """Keep copies of seals beside the log, for when retention takes their records; a known one is left out."""
+        try:
+            have = self.layout.seals.read_bytes()
+        except FileNotFoundError:
+            have = b""
+        entries = [msgspec.json.encode({"seq": seq, "seal": text}) + b"\n" for seq, text in told]
+        new = [entry for entry in entries if entry not in have]
+        if not new:
+            return
+        descriptor = os.open(self.layout.seals, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            write_all(descriptor, b"".join(new))
+            sync_file(descriptor)
+        finally:
+            os.close(descriptor)
 
     def seal_now(self) -> Checkpoint | None:
         """Make a checkpoint and hand over to a new key at once, whatever the policy says."""

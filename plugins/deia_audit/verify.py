@@ -15,6 +15,7 @@ from deia_audit.checkpoint import Checkpoint, open_checkpoint
 from deia_audit.keys import LOG_KEY, KeyFileError, KeyFolder, epoch_file
 from deia_audit.layout import Layout
 from deia_audit.notes import NoteError, VerifierKey
+from deia_audit.query.index import sound
 from deia_audit.rebuilt import RebuiltTree
 from deia_audit.scan import Part
 from deia_audit.seal import OPENED_ACTION, SEALED_ACTION, Opening, Seal, SealChain
@@ -127,6 +128,7 @@ class _Verification:
             self._check_seals(tree)
             self._check_private_keys()
             self._check_heads(tree)
+            self._check_indexes()
             if self.torn:
                 raise _Found(Verdict.TORN_TAIL, self.torn, self.next)
             verdict, detail = self._good()
@@ -507,7 +509,7 @@ class _Verification:
         written = {one if isinstance(one, str) else one[0] for one in found.values()}
         for seq, copy in copies.items():
             text = copy if isinstance(copy, str) else copy[0]
-            if text not in written and seq < self.next:
+            if text not in written and seq < self.next and self.signed:
                 raise _Found(Verdict.UNSEALED, f"{self.layout.seals} holds a statement that the log does not")
         return sorted(found.items())
 
@@ -529,6 +531,15 @@ class _Verification:
             self.notes.append("the private keys may not be read by this user, and were not looked at")
         except KeyFileError as error:
             raise _Found(Verdict.UNSEALED, f"{error}; what comes next can't be sealed") from None
+
+    def _check_indexes(self) -> None:
+        """An index decides nothing, but one that was changed says that somebody was here."""
+        for path in sorted(self.layout.index.glob("*.sqlite")):
+            if not sound(path):
+                raise _Found(
+                    Verdict.ALTERED,
+                    f"the records are whole, but the index {path.name} is not as it was made; queries make it anew",
+                )
 
     # -- heads from elsewhere --
 

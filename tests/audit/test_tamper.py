@@ -18,12 +18,13 @@ from deia_audit.checkpoint import Checkpoint, TreeHead, sign_checkpoint
 from deia_audit.keys import LOG_KEY, KeyFolder, epoch_file
 from deia_audit.layout import Layout
 from deia_audit.notes import Signer
+from deia_audit.query.index import build
 from deia_audit.seal import epoch_name
 from deia_audit.tiles import TreeBuilder
 from deia_audit.tilestore import TileStore
 from deia_audit.verdict import Verdict
 from deia_audit.verify import Report, verify
-from deia_hardening.journal import leaf_hash
+from deia_hardening.journal import JournalReader, leaf_hash
 
 RECORDS = 700
 EPOCH = 200
@@ -369,3 +370,15 @@ def test_records_after_the_checkpoint_are_fine_and_counted(make_trail: Callable[
     assert report.verdict is Verdict.OK_LOCAL_ONLY
     assert report.records == report.signed + 1
     assert "1 records came after" in report.detail
+
+
+def test_a_changed_index_is_told(copy: Copy) -> None:
+    head = copy.head
+    (segment,) = JournalReader(copy.layout.log).segments()
+    path = build(segment, copy.layout.index)
+    data = bytearray(path.read_bytes())
+    data[100] ^= 1
+    path.write_bytes(data)
+    for report in both(copy, head):
+        assert report.verdict is Verdict.ALTERED
+        assert "index" in report.detail

@@ -1,0 +1,171 @@
+"""The evidence survives kills at every step, several workers, and falling behind.
+
+Keys are handed over and destroyed.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deia_audit.checkpoint import Checkpoint
+from deia_audit.keys import KeyFolder
+from deia_audit.layout import Layout
+from deia_audit.seal import EpochPolicy
+from deia_audit.verdict import Verdict
+from deia_audit.verify import verify
+
+WRITER = """
+import os, signal, sys, time
+from pathlib import Path
+from deia_audit.layout import Layout
+from deia_audit.seal import EpochPolicy
+from deia_audit.sealer import Sealer
+from deia_hardening.clock import SYSTEM_CLOCK
+from deia_hardening.journal import JournalSettings, open_journal
+from deia_hardening.settings import Bytes
+home, step, batches = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+layout = Layout.of(home)
+(home / "logs").mkdir(parents=True, exist_ok=True)
+journal = open_journal(layout.log, JournalSettings(segment_bytes=Bytes("64KiB")), clock=SYSTEM_CLOCK)
+def crash(at):
+    if at == step:
+        os.kill(os.getpid(), signal.SIGKILL)
+sealer = Sealer(layout, journal, "test.example", EpochPolicy(40, 1e9), SYSTEM_CLOCK, crash=crash)
+journal.on_batch(sealer.written, sealer.synced)
+sealer.open()
+print("open", flush=True)
+number = 0
+while number < batches or batches < 0:
+    for _ in range(15):
+        journal.append({"kind": "test", "text": "x" * 60})
+    journal.drain(30)
+    sealer.tick()
+    assert not sealer.problem, sealer.problem
+    number += 1
+sealer.finish()
+assert not sealer.problem, sealer.problem
+journal.close()
+"""
+
+
+def write(home: Path, step: str = "", batches: int = 6) -> int:
+    """Run a writer in a process of its own; its exit status."""
+    return subprocess.run([sys.executable, "-c", WRITER, str(home), step, str(batches)], timeout=120).returncode
+
+
+STEPS = ["keys", "begun", "tiles", "checkpoint", "next-key", "hand-over", "destroyed"]
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize("step", STEPS)
+def test_a_kill_at_any_step_is_no_alarm_and_the_next_start_goes_on(tmp_path: Path, step: str) -> None:
+    layout = Layout.of(tmp_path)
+    assert write(tmp_path, step) == -signal.SIGKILL
+    if step != "keys":  # before, there is no log yet
+        report = verify(layout)
+        assert report.verdict.ok, report
+    assert write(tmp_path) == 0
+    report = verify(layout)
+    assert report.verdict is Verdict.OK_LOCAL_ONLY, report
+    assert report.records == report.signed
+    assert report.epoch >= 1
+    assert KeyFolder(layout.keys).epochs() == [report.epoch]
+
+
+def kills(home: Path, count: int, seed: int) -> None:
+    print("seed", seed)
+    chance = random.Random(seed)
+    layout = Layout.of(home)
+    size = 0
+    for _ in range(count):
+        process = subprocess.Popen([sys.executable, "-c", WRITER, str(home), "", "-1"], stdout=subprocess.PIPE)
+        assert process.stdout is not None
+        process.stdout.readline()
+        time.sleep(chance.random() * 0.2)
+        process.kill()
+        process.wait()
+        process.stdout.close()
+        head = Checkpoint.parse(layout.checkpoint.read_bytes())
+        report = verify(layout, heads=[head])
+        assert report.verdict in (Verdict.OK_WITNESSED, Verdict.TORN_TAIL), report
+        assert report.signed >= size
+        size = report.signed
+    assert write(home) == 0
+    report = verify(layout)
+    assert report.verdict is Verdict.OK_LOCAL_ONLY, report
+
+
+@pytest.mark.fault
+def test_kills_at_random_moments_are_no_alarm(tmp_path: Path) -> None:
+    kills(tmp_path, 3, seed=20)
+
+
+@pytest.mark.slow
+@pytest.mark.fault
+def test_a_thousand_kills_are_no_alarm(tmp_path: Path) -> None:
+    seed = int(os.environ.get("DEIA_SEED", time.time_ns() % 1_000_000))
+    for number in range(20):
+        kills(tmp_path / str(number), 50, seed + number)
+
+
+@pytest.mark.fault
+def test_two_workers_write_one_trail_with_one_set_of_keys(tmp_path: Path) -> None:
+    layout = Layout.of(tmp_path)
+    assert write(tmp_path, batches=1) == 0
+    workers = [
+        subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path), "", "8"], stdout=subprocess.DEVNULL)
+        for _ in range(2)
+    ]
+    assert [worker.wait(120) for worker in workers] == [0, 0]
+    report = verify(layout)
+    assert report.verdict is Verdict.OK_LOCAL_ONLY, report
+    assert report.records == report.signed
+    assert report.epoch >= 2
+    assert KeyFolder(layout.keys).epochs() == [report.epoch]
+
+
+def test_a_checkpoint_never_covers_what_is_not_synced(make_trail: Callable[..., Any]) -> None:
+    trail = make_trail()
+    trail.add(5)
+    size = trail.sealer.checkpoint.head.size
+    trail.sealer._pending.append((size, b"x" * 32 * 3))  # written, not known to be on disk
+    assert trail.sealer.tick() is None
+    assert trail.sealer.checkpoint.head.size == size
+
+
+def test_damaged_tiles_are_made_anew_from_the_log(make_trail: Callable[..., Any]) -> None:
+    trail = make_trail()
+    trail.add(600)
+    for path in trail.layout.evidence.glob("tile/**/*"):
+        if path.is_file() and ".p" in str(path):
+            path.write_bytes(b"")
+    trail.sealer._state = None
+    trail.add(10, 600)
+    report = verify(trail.layout)
+    assert report.verdict is Verdict.OK_LOCAL_ONLY, report
+
+
+def test_superseded_partial_tiles_go(make_trail: Callable[..., Any]) -> None:
+    trail = make_trail()
+    for start in range(0, 100, 20):
+        trail.add(20, start)
+    partial = list(trail.layout.evidence.glob("tile/0/*.p/*"))
+    assert len(partial) == 1
+
+
+def test_an_epoch_is_counted_in_records_and_running_time() -> None:
+    policy = EpochPolicy(100, 60.0)
+    assert not policy.over(0, 1e9)
+    assert not policy.over(99, 59.0)
+    assert policy.over(100, 0.0)
+    assert policy.over(1, 60.0)
