@@ -6,6 +6,8 @@ scope, and shared by all plugins: `send` and `receive` are wrapped once for ever
 
 from __future__ import annotations
 
+import asyncio
+import inspect
 import time
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
@@ -99,7 +101,11 @@ class Exchange:
             elif streams.ended:
                 raise OSError("the service is going down: this stream's time is over")
         elif kind == "http.response.start":
+            if self.status:  # a second start is the server's to refuse
+                return self._send(message)
             self.status = message["status"]
+            if message.get("headers").__class__ is not list:
+                message = _readable(message)
             self.start = message
             self.started = _monotonic()
             if message.get("trailers"):
@@ -108,10 +114,10 @@ class Exchange:
                 for callback in self._starters:
                     callback(self)
         else:
-            self._sent_other(kind, message)
+            message = self._sent_other(kind, message)
         return self._send(message)
 
-    def _sent_other(self, kind: str, message: Message) -> None:
+    def _sent_other(self, kind: str, message: Message) -> Message:
         if kind == "websocket.send":
             if streams.ended:
                 raise OSError("the service is going down: this WebSocket's time is over")
@@ -120,15 +126,14 @@ class Exchange:
             data = message.get("bytes") or message.get("text") or b""
             self.bytes_out += len(data)
         elif kind == "websocket.accept":
-            self._begin(101, message)
+            return self._begin(101, message)
         elif kind == "websocket.close":
-            if not self.status:
-                self._begin(403, message)  # the server answers 403 to a handshake that is closed
-            self.close_code = message.get("code", 1000)
+            self._begin(403, message)  # the server answers 403 to a handshake that is closed
+            self.close_code = message.get("code") or 1000
             self.complete = True
             self.end()
         elif kind == "websocket.http.response.start":
-            self._begin(message["status"], message)
+            return self._begin(message["status"], message)
         elif kind in ("http.response.trailers", "websocket.http.response.body", "http.response.zerocopysend"):
             self.bytes_out += len(message.get("body", b""))
             if not (message.get("more_trailers") or message.get("more_body")):
@@ -139,13 +144,17 @@ class Exchange:
             if not self._trailers:
                 self.complete = True
                 self.end()
+        return message
 
-    def _begin(self, status: int, message: Message) -> None:
+    def _begin(self, status: int, message: Message) -> Message:
+        if self.status:
+            return message
         self.status = status
-        self.start = message
+        self.start = message = _readable(message)
         self.started = _monotonic()
         for callback in self._starters or ():
             callback(self)
+        return message
 
     async def receive(self) -> Message:
         if self._waiting and streams.armed:
@@ -154,7 +163,7 @@ class Exchange:
             message = await self._receive()
         kind = message["type"]
         if kind == "http.request":
-            self.bytes_in += len(message.get("body", b""))
+            self.bytes_in += len(message.get("body") or b"")
             self._waiting = not message.get("more_body")
         elif kind == "websocket.connect":
             self._waiting = True
@@ -164,7 +173,7 @@ class Exchange:
             self.bytes_in += len(message.get("bytes") or message.get("text") or b"")
         elif kind == "websocket.disconnect":
             self.disconnected = True
-            self.close_code = message.get("code", 1005)
+            self.close_code = message.get("code") or 1005
             self.complete = self.status == 101
             self.end()
         return message
@@ -194,6 +203,21 @@ class Exchange:
                 self._enders = None
                 for callback in enders:
                     callback(self)
+
+
+# Bridges to synchronous code (asgiref's AsyncToSync) ask whether `send` is a coroutine function, and warn otherwise.
+if hasattr(inspect, "markcoroutinefunction"):
+    inspect.markcoroutinefunction(Exchange.send)
+else:
+    Exchange.send._is_coroutine = asyncio.coroutines._is_coroutine  # type: ignore[attr-defined]
+
+
+def _readable(message: Message) -> Message:
+    """The start message with headers that can be read more than once: the specification allows any iterable."""
+    headers = message.get("headers")
+    if headers is None or isinstance(headers, (list, tuple)):
+        return message
+    return {**message, "headers": list(headers)}
 
 
 class RequestContext:

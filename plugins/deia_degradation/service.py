@@ -19,7 +19,6 @@ from deia_degradation.admission.limit import LimitPolicy
 from deia_degradation.admission.room import RoomPolicy
 from deia_degradation.clients import ClientQuotas
 from deia_degradation.control import ModeControl, describe
-from deia_degradation.events import BotsReleased
 from deia_degradation.fallback.outgoing import Attempt
 from deia_degradation.fallback.watch import Watcher
 from deia_degradation.modes import Demand
@@ -31,7 +30,7 @@ from deia_degradation.signals import LoopLag, Machine, MachineReader, Observed, 
 from deia_hardening.context import context_variable
 from deia_hardening.events import BotChanged
 from deia_hardening.peers import parse_networks
-from deia_hardening.plugin import SYSTEM, Actor, Host, Mode, Scope, Target
+from deia_hardening.plugin import SYSTEM, Actor, Completion, Host, Mode, Scope, Target
 
 logger = logging.getLogger("deia_degradation")
 
@@ -73,6 +72,7 @@ class DegradationManager:
         self._machine = MachineReader(host.home)
         self._lock = threading.Lock()
         self._sweeping = False
+        self._checking: Completion[None] | None = None
         self._pools: dict[str, Pool] = {}
         self._scaled_at = float("-inf")
         self._disabled = frozenset(settings.disable_features)
@@ -188,10 +188,6 @@ class DegradationManager:
                 level="info" if change.state in ("added", "restored") else "warning",
             )
         )  # fmt: skip
-        if change.state in ("ejected", "drained", "removed"):
-            self.host.events.emit(
-                BotsReleased(pool=pool, bot=change.bot, target=target, reason=change.reason, actor=SYSTEM)
-            )
         self.wake()
         self.host.touched()
 
@@ -323,12 +319,38 @@ class DegradationManager:
                     self.sweep_soon()
                 return
 
+    async def check_bots(self) -> None:
+        """Ask the bots of the pools whose settings want active checks, for as long as this runs."""
+        clock = self.host.clock
+        while not self.stopped:
+            wanted = [pool for pool in list(self._pools.values()) if pool.settings.check.every]
+            if not wanted:
+                return
+            now = clock.monotonic()
+            for pool in wanted:
+                if now >= pool.checked_at + pool.settings.check.every:
+                    pool.checked_at = now
+                    try:
+                        await pool.checker.once()
+                    except Exception:
+                        logger.exception("the active checks of pool %s failed", pool.name)
+            due = min(pool.checked_at + pool.settings.check.every for pool in wanted)
+            await clock.sleep(max(0.05, due - clock.monotonic()))
+
+    def begin_checks(self) -> None:
+        """Run the active checks, if any pool wants them and they don't run."""
+        if self._checking is not None and not self._checking.done():
+            return
+        if any(pool.settings.check.every for pool in self._pools.values()):
+            self._checking = self.host.runtime.submit(self.check_bots)
+
     # -- life ----------------------------------------------------------------------------------------------
 
     def start(self, proxies: tuple[str, ...]) -> None:
         """Begin, or begin again (after a stop or a fork). Opens the page: not on a serving loop."""
         self._lock = threading.Lock()
         self.stopped = self.ticking = self._sweeping = False
+        self._checking = None
         self.watcher.reset()
         self.control.reset()
         self.control.read_page()
@@ -339,7 +361,9 @@ class DegradationManager:
 
     async def load_pin(self) -> None:
         """Take a pin from the store where the page does not have it (the page was lost with the machine's start)."""
-        if self.control.page.version() or not (self.host.home / "state" / "store.db").exists():
+        if self.control.page.version():
+            return
+        if not await self.host.blocking((self.host.home / "state" / "store.db").exists):
             return
         try:
             await self.host.store.start()
@@ -372,6 +396,7 @@ class DegradationManager:
             pool = self.pool_for(name, pool_settings)
             pool.adopt(pool_settings)
             await pool.follow_upstreams()
+        self.begin_checks()
         self.control.adopt(settings)
 
     def status(self) -> dict[str, Any]:

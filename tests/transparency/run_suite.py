@@ -1,7 +1,8 @@
-"""Run Starlette's own test suite with every app hardened, and tell what fails that passes under a do-nothing wrapper.
+"""Run other people's test suites with every app hardened, and tell what fails that passes under a do-nothing wrapper.
 
-`python tests/transparency/run_suite.py [--numprocesses N] [--plugins a,b] [--select EXPR]`. The suite is in Starlette's
-source distribution, fetched by pip into a cache folder. Exit code 0 when no test fails that passes unwrapped.
+`python tests/transparency/run_suite.py [SUITE…] [--numprocesses N] [--plugins a,b] [--select EXPR] [--backend trio]`.
+A suite is the tests in the source distribution of an installed package, fetched by pip into a cache folder. Exit code
+0 when no test fails that passes unwrapped, 1 when one does, 2 when no test ran.
 """
 
 from __future__ import annotations
@@ -13,55 +14,84 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import time
 import xml.etree.ElementTree as ElementTree
-from importlib.metadata import version
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 HERE = Path(__file__).parent
 
 
-def fetch(cache: Path) -> Path:
-    """The unpacked source distribution of the installed Starlette."""
-    name = f"starlette-{version('starlette')}"
+@dataclass(frozen=True)
+class Suite:
+    """Whose tests, and how they want to be run. `needs`: what their tests import, to be installed beside."""
+
+    package: str
+    tests: tuple[str, ...] = ("tests",)
+    options: tuple[str, ...] = ()
+    path: tuple[str, ...] = ()
+    needs: tuple[str, ...] = ()
+
+
+SUITES = {
+    suite.package: suite
+    for suite in (
+        Suite("starlette", options=("-p", "no:asyncio"), needs=("opentelemetry-sdk", "aiofiles")),
+        Suite(
+            "fastapi",
+            options=("-p", "no:asyncio", "--ignore=docs_src"),
+            path=("docs_src",),
+            needs=(
+                "dirty-equals",
+                "httpx",
+                "inline-snapshot",
+                "opentelemetry-sdk",
+                "orjson",
+                "pwdlib[argon2]",
+                "pydantic-settings",
+                "pyjwt",
+                "pytest-timeout",
+                "sqlmodel",
+                "strawberry-graphql",
+            ),
+        ),
+    )
+}
+
+
+def fetch(suite: Suite, cache: Path) -> Path:
+    """The unpacked source distribution of the installed package."""
+    name = f"{suite.package.replace('-', '_')}-{version(suite.package)}"
     folder = cache / name
     if not folder.is_dir():
         cache.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", "starlette"]
-        subprocess.run(
-            [*command, "--no-build-isolation", "--dest", str(cache), name.replace("starlette-", "starlette==")],
-            check=True,
-        )
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", suite.package]
+        wanted = f"{suite.package}=={version(suite.package)}"
+        subprocess.run([*command, "--dest", str(cache), wanted], check=True)
         with tarfile.open(cache / f"{name}.tar.gz") as archive:
             archive.extractall(cache, filter="data")
     return folder
 
 
-def run(suite: Path, mode: str, arguments: argparse.Namespace) -> dict[str, str]:
-    """Test id -> passed, failed, error or skipped."""
+def run(suite: Suite, folder: Path, mode: str, arguments: argparse.Namespace) -> dict[str, str]:
+    """Test id -> passed, failure, error or skipped."""
     report = Path(tempfile.mkdtemp()) / "report.xml"
     environment = dict(os.environ, DEIA_SUITE_MODE=mode, DEIA_SUITE_PLUGINS=arguments.plugins)
-    environment["PYTHONPATH"] = str(HERE)
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-p",
-        "suite_plugin",
-        "-p",
-        "no:asyncio",
-        f"--junitxml={report}",
-        "--no-header",
-        "--continue-on-collection-errors",
-    ]
+    environment["DEIA_SUITE_BACKEND"] = arguments.backend
+    environment["PYTHONPATH"] = os.pathsep.join([str(HERE), *(str(folder / part) for part in suite.path)])
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "suite_plugin", *suite.options]
+    command += [f"--junitxml={report}", "--no-header", "--continue-on-collection-errors"]
     command += ["-o", "addopts=--strict-config --strict-markers", "--tb=short"]
     if arguments.numprocesses:
         command += ["-n", str(arguments.numprocesses)]
     if arguments.select:
         command += ["-k", arguments.select]
-    print(f"== {mode}", flush=True)
-    subprocess.run([*command, "tests"], cwd=suite, env=environment, check=False)
+    print(f"== {suite.package} {version(suite.package)}: {mode}", flush=True)
+    subprocess.run([*command, *suite.tests], cwd=folder, env=environment, check=False)
     results: dict[str, str] = {}
+    if not report.exists():
+        return results
     for case in ElementTree.parse(report).iter("testcase"):
         outcome = "passed"
         for child in case:
@@ -71,34 +101,51 @@ def run(suite: Path, mode: str, arguments: argparse.Namespace) -> dict[str, str]
     return results
 
 
+def compare(suite: Suite, arguments: argparse.Namespace) -> int:
+    """Run one suite twice and print the difference. 0, 1 or 2 as the exit code says."""
+    folder = fetch(suite, arguments.cache)
+    found: dict[str, dict[str, str]] = {}
+    took: dict[str, float] = {}
+    for mode in ("baseline", "hardened"):
+        began = time.monotonic()
+        found[mode] = run(suite, folder, mode, arguments)
+        took[mode] = time.monotonic() - began
+    baseline, hardened = found["baseline"], found["hardened"]
+    worse = sorted(name for name, outcome in baseline.items() if outcome == "passed" and hardened.get(name) != "passed")
+    passed = {mode: sum(outcome == "passed" for outcome in results.values()) for mode, results in found.items()}
+    print(
+        f"{suite.package}: baseline {passed['baseline']} passed of {len(baseline)} in {took['baseline']:.0f} s; "
+        f"hardened {passed['hardened']} passed of {len(hardened)} in {took['hardened']:.0f} s"
+    )
+    for name in worse:
+        print(f"  worse when hardened: {name} ({hardened.get(name, 'missing')})")
+    if not passed["baseline"]:
+        print(f"{suite.package}: no test ran; its tests need: {' '.join(suite.needs) or 'nothing'}")
+        return 2
+    print(f"{suite.package}: {len(worse)} worse when hardened")
+    return 1 if worse else 0
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("suites", nargs="*", choices=[[], *SUITES], metavar="SUITE", help=f"of {', '.join(SUITES)}")
     parser.add_argument("--numprocesses", type=int, default=0, help="xdist workers; 0 runs in this process")
     parser.add_argument("--plugins", default="audit,config,degradation,migration,recovery")
     parser.add_argument("--select", default="", help="pytest -k expression")
+    parser.add_argument("--backend", default="", help="the test client's backend where a test names none: trio")
     parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "deia-suites")
     parser.add_argument("--descriptors", type=int, default=1024, help="ulimit -n for the run")
     arguments = parser.parse_args()
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(arguments.descriptors, hard), hard))
-    suite = fetch(arguments.cache)
-    baseline = run(suite, "baseline", arguments)
-    hardened = run(suite, "hardened", arguments)
-    worse = sorted(name for name, outcome in baseline.items() if outcome == "passed" and hardened.get(name) != "passed")
-    counts = {
-        mode: sum(o == "passed" for o in found.values())
-        for mode, found in (("baseline", baseline), ("hardened", hardened))
-    }
-    print(
-        f"baseline: {counts['baseline']} passed of {len(baseline)}; hardened: {counts['hardened']} passed of {len(hardened)}"
-    )
-    for name in worse:
-        print(f"  worse when hardened: {name} ({hardened.get(name, 'missing')})")
-    if not baseline:
-        print("no test ran")
-        return 2
-    print(f"{counts['hardened']} passed, {len(worse)} failed")
-    return 1 if worse else 0
+    verdict = 0
+    for name in arguments.suites or ["starlette"]:
+        try:
+            verdict = max(verdict, compare(SUITES[name], arguments))
+        except PackageNotFoundError:
+            print(f"{name} is not installed")
+            verdict = 2
+    return verdict
 
 
 if __name__ == "__main__":

@@ -1,11 +1,13 @@
-"""A pytest plugin for other people's suites: every app that Starlette's test client is given is wrapped first.
+"""A pytest plugin for other people's suites: every app that a test client is given is wrapped first.
 
-`DEIA_SUITE_MODE=baseline` wraps it in a do-nothing ASGI callable, `hardened` hardens it with the plugins that
-`DEIA_SUITE_PLUGINS` names (all five by default).
+Test clients are Starlette's and httpx's ASGI transport. `DEIA_SUITE_MODE=baseline` wraps an app in a do-nothing ASGI
+callable, `hardened` hardens it with the plugins that `DEIA_SUITE_PLUGINS` names (all five by default).
+`DEIA_SUITE_BACKEND=trio` runs Starlette's client on trio where a test names no backend.
 """
 
 from __future__ import annotations
 
+import importlib
 import os
 import tempfile
 from pathlib import Path
@@ -19,6 +21,8 @@ PLUGINS = [
     for name in os.environ.get("DEIA_SUITE_PLUGINS", "audit,config,degradation,migration,recovery").split(",")
     if name
 ]
+
+BACKEND = os.environ.get("DEIA_SUITE_BACKEND", "")
 
 _original = starlette.testclient.TestClient.__init__
 _home = Path(tempfile.mkdtemp(prefix="deia-suite-"))
@@ -49,7 +53,24 @@ def _init(self: Any, app: Any, *args: Any, **kwargs: Any) -> None:
     # An app of the older, two-step ASGI style is wrapped by the client itself and is none of ours.
     if starlette.testclient._is_asgi3(app):
         app = _wrap(app)
+    if BACKEND:
+        kwargs.setdefault("backend", BACKEND)
     _original(self, app, *args, **kwargs)
 
 
+def _wrap_transport(module_name: str) -> None:
+    try:
+        transport = importlib.import_module(module_name).ASGITransport
+    except ImportError:
+        return
+    original = transport.__init__
+
+    def init(self: Any, app: Any, *args: Any, **kwargs: Any) -> None:
+        original(self, _wrap(app), *args, **kwargs)
+
+    transport.__init__ = init
+
+
 starlette.testclient.TestClient.__init__ = _init  # type: ignore[method-assign]
+for _name in ("httpx", "httpx2"):
+    _wrap_transport(_name)
