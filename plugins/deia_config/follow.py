@@ -19,7 +19,7 @@ from deia_config.effective import references
 from deia_config.flags import FlagSet, compile_flags
 from deia_config.service import ConfigManager
 from deia_config.settings import ConfigSettings
-from deia_config.settling import Patience, Refuse, Take, Verdict, Wait, judge
+from deia_config.settling import Inodes, Patience, Refuse, Verdict, Wait, judge
 from deia_config.watch import Watch, folders_of
 from deia_hardening.errors import ReloadRefused, SettingsError
 from deia_hardening.events import RevisionRefused
@@ -49,6 +49,7 @@ class Follower:
         self._watched: list[Path] = []
         self._task: asyncio.Task[None] | None = None
         self._refused = ""
+        self._inodes: dict[str, tuple[int, int]] = {}
         self._secret_stamps: list[tuple[str, int, int, int]] | None = None
         source = host.revisions.source
         self._source: Path | None = Path(source) if isinstance(source, (str, Path)) else None
@@ -169,8 +170,11 @@ class Follower:
                 if manager.refused is not None and manager.refused.source == "files":
                     manager.refused = None
             return True
-        if seen.digest == self._refused and not force and not manager.agreement.behind:
-            return False
+        if seen.digest == self._refused and not force:
+            if not manager.agreement.behind and manager.refused is not None:  # has another worker taken it since?
+                await manager.agreement.refused(seen.digest, manager.refused.problems[0])
+            if not manager.agreement.behind:
+                return False
         if why:
             self._refused = seen.digest
             self._host.events.emit(RevisionRefused(actor=SYSTEM, by="config", problems=(why,), source="files"))
@@ -248,12 +252,11 @@ class Follower:
             # Reads and the short wait between them in one visit to a thread: each change of threads may take 5 ms
             # while requests keep the interpreter busy.
             again, verdict = await self._host.blocking(
-                settled, read, known, seen, clock.monotonic() - since, baseline, patience
+                settled, read, known, seen, clock.monotonic() - since, baseline, patience, dict(self._inodes)
             )
-            if verdict is None or isinstance(verdict, Take):
-                return again, ""
-            if isinstance(verdict, Refuse):
-                return again, verdict.why
+            if verdict is None or not isinstance(verdict, Wait):
+                self._inodes.update((file.name, file.inode) for file in again.files)
+                return again, verdict.why if isinstance(verdict, Refuse) else ""
             if seen is None or again.digest != seen.digest:
                 since = clock.monotonic()
             seen = again
@@ -270,6 +273,7 @@ def settled(
     unchanged_for: float,
     accepted: Snapshot | None,
     patience: Patience,
+    inodes: Inodes,
 ) -> tuple[Snapshot, Verdict | None]:
     """Read, wait, read again and judge. No verdict for content that is in force already. Blocking."""
     first = read()
@@ -284,7 +288,7 @@ def settled(
         if second.digest != first.digest:
             return second, Wait(patience.settle, "the files are being written")
         unchanged_for = (unchanged_for if same else 0.0) + patience.settle
-    return first, judge(accepted, first, unchanged_for, patience)
+    return first, judge(accepted, first, unchanged_for, patience, inodes)
 
 
 def flag_paths(settings: ConfigSettings, home: Path) -> list[Path]:

@@ -6,6 +6,7 @@ configuration. Two equal reads are needed; what looks cut off needs longer; what
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 import attrs
@@ -14,7 +15,8 @@ from deia_hardening.settings import Snapshot
 from deia_hardening.settings.document import parse_any
 from deia_hardening.settings.files import FileText
 from deia_hardening.settings.limits import DEFAULT_LIMITS
-from deia_hardening.settings.nodes import Mapping, Node, Sequence, Source
+from deia_hardening.settings.nodes import Mapping as MapNode
+from deia_hardening.settings.nodes import Node, Sequence, Source
 from deia_hardening.settings.problems import Problems
 
 
@@ -53,8 +55,18 @@ class Patience:
     """Whether all files may go, when they stay away (flags may, settings may not)."""
 
 
-def judge(accepted: Snapshot | None, seen: Snapshot, unchanged_for: float, patience: Patience) -> Verdict:
-    """What to do with content that has been the same for `unchanged_for` seconds."""
+Inodes = Mapping[str, tuple[int, int]]
+"""The device and inode that each file had when it was last looked at."""
+
+
+def judge(
+    accepted: Snapshot | None, seen: Snapshot, unchanged_for: float, patience: Patience, inodes: Inodes | None = None
+) -> Verdict:
+    """What to do with content that has been the same for `unchanged_for` seconds.
+
+    `accepted` is what is in force. `inodes` are those of the last look, which may have been refused; a file that
+    still has its inode was saved in place.
+    """
     if unchanged_for < patience.settle:
         return Wait(patience.settle - unchanged_for, "two reads must agree")
     if accepted is None:
@@ -73,10 +85,11 @@ def judge(accepted: Snapshot | None, seen: Snapshot, unchanged_for: float, patie
             return Wait(patience.unfinished - unchanged_for, f"{file.name} can't be read yet")
         if patience.policy != "apply" and looks_cut_off(old.data, file.data, file.name):
             why = f"{file.name} looks cut off: it ends where the accepted file went on"
-            if patience.policy == "refuse" and old.inode == file.inode:
+            if patience.policy == "refuse":
                 return Refuse(f"{why}; save it by a rename, or run `config reload` if it is meant")
             # Replaced, so most likely by a rename and whole; but some editors make a new file and write into it.
-            enough = patience.cut_off if old.inode == file.inode else min(patience.cut_off, patience.unfinished)
+            in_place = file.inode in (old.inode, (inodes or {}).get(file.name))
+            enough = patience.cut_off if in_place else min(patience.cut_off, patience.unfinished)
             if unchanged_for < enough:
                 return Wait(enough - unchanged_for, why)
     return Take()
@@ -131,7 +144,7 @@ def _paths(data: bytes, name: str) -> list[str]:
     found: list[str] = []
 
     def walk(node: Node | None, path: str) -> None:
-        if isinstance(node, Mapping) and node.entries:
+        if isinstance(node, MapNode) and node.entries:
             for key, entry in node.entries.items():
                 walk(entry.node, f"{path}.{key}")
         elif isinstance(node, Sequence) and node.items:

@@ -20,7 +20,7 @@ from deia_hardening.plugin import Problem
 def text(number: int, picky: str, value: int = 1, extra: str = "") -> str:
     """`label` and `max_bots` belong together: label is `n<max_bots>`."""
     app = f"app:\n  max_bots: {number}\n  label: n{number}\n"
-    return f"config: {{}}\n{app}picky:\n  use: {picky}\n  value: {value}\n{extra}"
+    return f"config: {{cut_off: refuse}}\n{app}picky:\n  use: {picky}\n  value: {value}\n{extra}"
 
 
 async def campaign(start: Any, picky: str, limits: Any, steps: int, seed: int) -> None:

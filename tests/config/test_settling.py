@@ -62,6 +62,13 @@ def test_a_renamed_file_waits_only_a_little() -> None:
     assert isinstance(judge(shot(SAMPLE), shot(shorter, inode=2), 0.25, PATIENCE), Take)
 
 
+def test_a_save_in_place_of_a_file_that_was_refused_before_is_one_in_place() -> None:
+    """A rename was refused, so the accepted file has another inode than the one that is cut off now."""
+    shorter = SAMPLE[: SAMPLE.index(b"app:")]
+    seen = {"a.yaml": (1, 2)}
+    assert isinstance(judge(shot(SAMPLE), shot(shorter, inode=2), 1.9, PATIENCE, seen), Wait)
+
+
 @pytest.mark.parametrize("data", [b"", b"\n", b"# only a comment\n", b"---\n", b"{}\n", b"\0" * 40, b"\xef\xbb\xbf"])
 def test_an_emptied_file_is_never_taken(data: bytes) -> None:
     for inode in (1, 2):
