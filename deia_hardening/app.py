@@ -90,6 +90,9 @@ class Entry:
         try:
             await self.core.ensure()
         except Exception as error:
+            if scope["type"] == "http" and scope["path"] == self.core.livez:
+                await _alive(send)  # the process lives, whatever failed to start: no reason to end it
+                return False
             if not isinstance(error, HardeningError):
                 logger.error("the start failed", exc_info=error)
             problem = Problem(
@@ -114,6 +117,16 @@ class Entry:
                 signals.remove(self.core)
 
         await self.core.serving.hold(body)
+
+
+async def _alive(send: Send) -> None:
+    headers = [
+        (b"content-type", b"text/plain; charset=utf-8"),
+        (b"content-length", b"6"),
+        (b"cache-control", b"no-store"),
+    ]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": b"alive\n"})
 
 
 class _Lifespan:

@@ -6,6 +6,7 @@ opened is closed again by the journals and the store when there is no more work.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import threading
 import weakref
@@ -38,6 +39,8 @@ class Home:
         self._store: SharedStore | None = None
         self._users: dict[int, tuple[str, str]] = {}
         self._made = False
+        self._keepers = 0
+        self._keeper: asyncio.Task[None] | None = None
 
     def make(self) -> None:
         """Create the folders that are missing; those with secrets are 0700. Blocking."""
@@ -79,6 +82,7 @@ class Home:
     def forget(self, user: int) -> None:
         """After a fork: the app is not started in this process."""
         self._users.pop(user, None)
+        self._keepers, self._keeper = 0, None
 
     def leave(self, user: int) -> bool:
         """An app stops; true when it was the last one."""
@@ -115,6 +119,20 @@ class Home:
                     found = open_store(settings, self.path / "state", blocking=_blocking, clock=self.clock)
                     self._store = found
         return found
+
+    async def keep(self, settings: StoreSettings) -> None:
+        """Keep the mapped page in step with the store while a lifespan is open; background loop, once per home."""
+        self._keepers += 1
+        if self._keeper is None:
+            self._keeper = asyncio.get_running_loop().create_task(self.store(settings).keep(), name="deia-page")
+
+    async def release(self) -> None:
+        """A lifespan that kept the page closed; the last one ends the keeping. Background loop."""
+        self._keepers -= 1
+        if self._keepers <= 0 and self._keeper is not None:
+            keeper, self._keeper = self._keeper, None
+            keeper.cancel()
+            await asyncio.wait([keeper])
 
     @property
     def page(self) -> HomePage:

@@ -39,6 +39,7 @@ from deia_hardening.runtime import Completion, runtime
 from deia_hardening.sections import RequestsSettings
 from deia_hardening.server import Serving
 from deia_hardening.services import FeatureSource, NoSplit, Services, VersionSplit
+from deia_hardening.store.settings import StoreSettings
 from deia_hardening.surface import Surface
 from deia_hardening.types import ASGIApp, Receive, Scope, Send
 
@@ -157,6 +158,12 @@ class Core:
         """The app's own stack was built (again): put the chain around it."""
         self.inner = inner
         self.revision = self.build_revision(self.revision.number, self.plan, self.plugins)
+
+    @property
+    def livez(self) -> str:
+        """The path of the liveness probe, "" with the control plane off."""
+        control = self.revision.sections.get("control")
+        return "" if control is None else f"{control.prefix}/livez"
 
     def _identify(self, plan: Plan) -> Identify | None:
         if self.link is None:
@@ -287,9 +294,12 @@ class Core:
             with self._lock:
                 self.lifespans -= 1
             raise
+        await runtime().submit(self.home.keep, self.revision.settings[StoreSettings])
 
     def leave_lifespan(self) -> bool:
         """A lifespan ended without a shutdown; true when it was the last one open."""
+        with contextlib.suppress(RuntimeError):
+            runtime().submit(self.home.release)
         with self._lock:
             self.lifespans -= 1
             return self.lifespans <= 0

@@ -394,3 +394,10 @@ def test_settings_of_two_apps_on_one_home_must_agree(home: Path) -> None:
 def test_a_hardened_function_can_not_be_pickled_by_accident(home: Path) -> None:
     with pytest.raises(Exception, match=r"pickle|cannot"):
         pickle.dumps(harden(number, {"home": str(home)}))
+
+
+async def test_liveness_does_not_depend_on_the_start(home: Path) -> None:
+    app = harden(number, {"home": str(home)})
+    home.write_text("a file where the folder should be")
+    assert (await request(app, "GET", "/deia/livez")).status == 200
+    assert (await request(app, "GET", "/deia/readyz")).status == 503

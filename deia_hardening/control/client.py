@@ -133,7 +133,7 @@ class Client:
             return _Answer(connection)
         except (FileNotFoundError, ConnectionRefusedError, NotADirectoryError) as error:
             connection.close()
-            raise NotRunning(f"no service answers at {where}: start it, or name its home with --home") from error
+            raise NotRunning(f"no service answers at {where}: start it, or name its settings with --config") from error
         except OSError as error:
             connection.close()
             raise NotRunning(f"the service at {where} does not answer: {error}") from error

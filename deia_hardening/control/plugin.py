@@ -102,15 +102,12 @@ class ControlPlugin(Plugin[ControlSettings]):
             pause = min(_SLOWEST_LOOK, pause * 2)
         leave = self._home.add(self._api.app_name, self._handle)
         listener = self._listener = Listener(self._handle, self._settings, self.host)
-        keeping = asyncio.get_running_loop().create_task(self.host.store.keep())
         try:
             while True:
                 await self._own(listener)
                 if await self._pause(stop, self._settings().takeover_interval):
                     return
         finally:
-            keeping.cancel()
-            await asyncio.wait([keeping])
             leave()
             await listener.close()
             await self._home.close(self.host.blocking)
