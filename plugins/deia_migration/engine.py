@@ -13,27 +13,25 @@ import logging
 import os
 from collections.abc import Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import attrs
-import msgspec
 
-from deia_hardening.errors import HardeningError
 from deia_hardening.events import WeightChanged
 from deia_hardening.ids import uuid7
-from deia_hardening.journal import JournalError
 from deia_hardening.plugin import SYSTEM, Actor, Host, Problem, Target
-from deia_hardening.store import StaleRevision, StoreError, Write
+from deia_hardening.store import StaleRevision, StoreError
 from deia_migration import log
+from deia_migration.book import FIELD, Book, busy
 from deia_migration.code import prune
+from deia_migration.crew import Crew, Report
 from deia_migration.gates import Gates
 from deia_migration.judge import Verdict
 from deia_migration.log import Base
 from deia_migration.mirror import Mirror
 from deia_migration.outcome import Outcome
 from deia_migration.plan import Plan
-from deia_migration.rollout import Move, Phase, Rollout, Seen, apply, next_move, rollback_move
+from deia_migration.rollout import Move, Phase, Rollout, Seen, apply, next_move
 from deia_migration.sessions import SessionTable
 from deia_migration.settings import MigrationSettings, VersionSettings
 from deia_migration.split import Split
@@ -42,13 +40,6 @@ from deia_migration.versions import APP_NAME, AppHosted, VersionHost
 from deia_migration.watchers import Watcher
 
 logger = logging.getLogger("deia_migration")
-
-CURRENT = "rollout/current"
-BASE = "rollout/base"
-PAGE = "page/weights"
-FIELD = "weights"
-JOURNAL_WAIT = 10.0
-"""Seconds that a raise waits for its record to be on disk; without it nothing is raised."""
 
 
 class Engine:
@@ -68,8 +59,8 @@ class Engine:
         self.verdict: Verdict | None = None
         self.problem = ""
         self.driving = False
-        self._revision = 0
-        self._area = -1
+        self.book = Book(host)
+        self.crew = Crew(host.home)
         self._wake = asyncio.Event()
         self._waking = False
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -146,33 +137,13 @@ class Engine:
             logger.error("%s", self.problem, exc_info=task.exception())
 
     @property
-    def log_path(self) -> Path:
-        return self.host.home / "logs" / f"{log.NAME}.jsonl"
-
-    @property
     def active(self) -> bool:
         """Whether a rollout is under way."""
         return self.rollout is not None and not self.rollout.phase.over
 
     async def _recover(self) -> None:
-        """Start from the log and the store: the lower of their two weights, and the latch of either."""
-        home = self.host.home
-        if not await self.host.blocking(_anything, home):
-            return
-        entry, base = None, None
-        try:
-            entry = await self.host.store.get(CURRENT)
-            base = await self.host.store.get(BASE)
-        except StoreError as error:
-            logger.error("the store can't be read (%s): the rollout is rebuilt from its log", error)
-        stored = log.load(entry.value) if entry else None
-        self._revision = entry.revision if entry else 0
-        told = await self.host.blocking(log.recover, self.log_path)
-        self.base = told.base
-        if base is not None and told.rollout is None:
-            with contextlib.suppress(msgspec.DecodeError, msgspec.ValidationError):
-                self.base = msgspec.json.decode(base.value, type=Base)
-        state = merged(told.rollout, stored)
+        """Start from what is written down."""
+        state, self.base = await self.book.recover()
         if _promoted(self.base) and (state is None or self.base.name != state.candidate or state.phase.over):
             await self._host_base()
         if state is None or state.phase.over:
@@ -213,6 +184,7 @@ class Engine:
             return
         self.rollout = state
         await self.host.blocking(self.table.open)
+        await self.host.blocking(self.crew.prepare)
         if _promoted(Base(state.stable)) and state.stable not in self.hosts:
             self.base = Base(state.stable, state.stable_target, state.stable_digest)
             await self._host_base()
@@ -225,10 +197,10 @@ class Engine:
         self._start_error = ""
         self._unready = 0
         self.verdict = None
-        self.watcher = Watcher(self.settings, state.plan, self.poke_from_anywhere)
+        self.watcher = Watcher(self.settings, state.plan, self.poke_from_anywhere, lambda: self.driving)
         if self._mirror is not None:
             self._mirror.reset()
-        self.watcher.condemned = partial(self.router.latch, state.id)
+        self.watcher.condemned = partial(self._condemned, state.id)
         self.gates = Gates(self.host, self.settings, state.plan, self._mirror)
         self.router.live = Live(
             rollout=state.id,
@@ -238,7 +210,8 @@ class Engine:
             candidate=hosted.version,
         )
         self._starting = self._spawn(self._start_candidate(hosted), "start")
-        self._spawn(self._drive(state.id), "drive")
+        self._spawn(self._attend(state.id), "attend")
+        self._spawn(self._lead(state.id), "lead")
 
     def _stable(self, state: Rollout) -> Version:
         hosted = self.hosts.get(state.stable) if state.stable else None
@@ -298,11 +271,9 @@ class Engine:
             await self._reload()
 
     async def _reload(self) -> None:
-        entry = await self.host.store.get(CURRENT)
-        state = log.load(entry.value) if entry else None
-        if entry is None or state is None:
+        state = await self.book.read()
+        if state is None:
             return
-        self._revision = entry.revision
         before = self.rollout
         if before is not None and before.id == state.id:
             self.rollout = state
@@ -311,33 +282,89 @@ class Engine:
         elif not state.phase.over:
             await self._attach(state)
 
-    # -- driving --------------------------------------------------------------------------------------------
+    # -- attending: what every worker does --------------------------------------------------------------------
 
-    async def _drive(self, rollout: str) -> None:
-        """Look, decide, act, until the rollout is over: by one worker at a time, whoever holds the lease."""
+    async def _attend(self, rollout: str) -> None:
+        """Follow the rollout in this worker, and drive it while this is the worker that holds the lease."""
+        while self._running and self.active and self.rollout is not None and self.rollout.id == rollout:
+            try:
+                async with self._moving:
+                    if self.book.changed():
+                        await self._reload()
+                    await self._tend()
+                if self.driving:
+                    await self._look()
+            except StoreError as error:
+                self.problem = f"the rollout stands still at its weight: {error}"
+                logger.warning("%s", self.problem)
+            except Exception as error:  # a defect must not leave a rollout unwatched
+                self.problem = f"a look at the rollout failed: {error!r}"
+                logger.exception("a look at the rollout failed")
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._wake.wait(), float(self.settings.tick))
+            self._wake.clear()
+
+    async def _tend(self) -> None:
+        """Look after this worker's own part: readiness, requests that hang, the drain, the report."""
+        state, live, watcher = self.rollout, self.router.live, self.watcher
+        if state is None or live is None or watcher is None:
+            return
+        hosted = self.hosts.get(state.candidate)
+        clock = self.host.clock
+        started = self._starting is None or self._starting.done()
+        due = clock.monotonic() - self._checked >= state.plan.guards.every
+        if hosted is not None and started and not self._start_error and due:
+            self._checked = clock.monotonic()
+            readiness = await hosted.ready()
+            self._unready = 0 if readiness.ok else self._unready + 1
+            if not hosted.died and not state.latched:
+                hosted.version.ready = readiness.ok
+        watcher.hung((live.stable, live.candidate), clock.monotonic())
+        leaving = live.candidate if state.latched else live.stable
+        if state.phase in (Phase.PROMOTED, Phase.ROLLING_BACK):
+            self._drain(state, leaving, max(0.0, clock.wall() - state.since))
+        if not self.driving:
+            self.crew.report(state.id, leaving.in_flight(), watcher.hand_over())
+
+    async def _lead(self, rollout: str) -> None:
+        """Drive while the lease is held: one worker at a time looks at the clock and decides."""
         while self._running and self.active and self.rollout is not None and self.rollout.id == rollout:
             try:
                 async with self.host.store.lease("migration", float(self.settings.lease)) as lease:
+                    await self.host.blocking(self.crew.listen, self._reported)
+                    self.crew.attach(asyncio.get_running_loop())
                     self.driving = True
+                    self._poke()
                     while self._running and self.active and not lease.lost:
-                        await self._look()
-                        with contextlib.suppress(TimeoutError):
-                            await asyncio.wait_for(self._wake.wait(), float(self.settings.tick))
-                        self._wake.clear()
-            except StoreError as error:
+                        await self.host.clock.sleep(float(self.settings.tick))
+            except (StoreError, OSError) as error:
                 self.problem = f"the rollout stands still at its weight: {error}"
                 logger.warning("%s", self.problem)
                 await self.host.clock.sleep(1.0)
             finally:
                 self.driving = False
+                self.crew.close()
+
+    def _reported(self, report: Report) -> None:
+        """What another worker saw."""
+        watcher = self.watcher
+        if watcher is not None and self.rollout is not None and report.rollout == self.rollout.id:
+            for outcome in report.outcomes:
+                watcher.take_over(outcome)
+
+    def _condemned(self, rollout: str) -> None:
+        """The judge has decided, in the request that failed: nothing new goes to the candidate. Any thread."""
+        self.router.latch(rollout)
+        loop = self._loop
+        if loop is not None:
+            with contextlib.suppress(RuntimeError):
+                loop.call_soon_threadsafe(self.book.lower, rollout)
+
+    # -- driving --------------------------------------------------------------------------------------------
 
     async def _look(self) -> None:
         """One look: everything that can be decided now is done."""
-        area = self.host.page.area("rollout")
         async with self._moving:
-            if area != self._area:
-                self._area = area
-                await self._reload()
             for _ in range(16):  # bounded: a plan has no more steps in a row that need no time
                 state = self.rollout
                 if state is None or state.phase.over:
@@ -356,21 +383,11 @@ class Engine:
         live, watcher, gates = self.router.live, self.watcher, self.gates
         if hosted is None or live is None or watcher is None or gates is None:
             return Seen(now=now, crashed="it is not running in this process")
-        guards = state.plan.guards
-        started = self._starting is None or self._starting.done()
-        if started and not self._start_error and clock.monotonic() - self._checked >= guards.every:
-            self._checked = clock.monotonic()
-            readiness = await hosted.ready()
-            self._unready = 0 if readiness.ok else self._unready + 1
-            if not hosted.died and not state.latched:
-                hosted.version.ready = readiness.ok
-        watcher.hung((live.stable, live.candidate), clock.monotonic())
         self.verdict = watcher.judge(clock.monotonic())
         leaving = live.candidate if state.latched else live.stable
         waited = max(0.0, now - state.since)
         sessions = 0
         if state.phase in (Phase.PROMOTED, Phase.ROLLING_BACK):
-            self._drain(state, leaving, waited)
             since = int(now - state.plan.limits.idle)
             sessions = await self.host.blocking(self.table.alive, leaving.number, since)
         else:
@@ -385,7 +402,7 @@ class Engine:
             tests=gates.tests,
             mirror=gates.mirror,
             webhook=gates.webhook,
-            idle=not leaving.in_flight(),
+            idle=not leaving.in_flight() and not self.crew.in_flight(),
             sessions=sessions,
             leaving=waited,
         )
@@ -425,9 +442,9 @@ class Engine:
                 reason=reason,
             )
             fields = log.started_fields(state)
-            await self._written(log.record(state, "started", now, fields=fields, actor=actor, reason=reason))
+            await self.book.write(log.record(state, "started", now, fields=fields, actor=actor, reason=reason))
             try:
-                self._revision = await self._store(state, self._revision)
+                await self.book.store(state)
             except StaleRevision:
                 await self._reload()
                 assert self.rollout is not None
@@ -459,7 +476,7 @@ class Engine:
         after = apply(state, move.event, move.fields, at)
         if after == state and move.event not in ("gate", "paused", "resumed"):
             return False
-        verdict = self.verdict
+        verdict, problem = self.verdict, ""
         entry = log.record(
             after,
             move.event,
@@ -472,12 +489,12 @@ class Engine:
         )
         if move.raises:
             try:
-                await self._written(entry)
+                await self.book.write(entry)
             except Problem as error:
                 self.problem = error.detail
                 return False
             try:
-                self._revision = await self._store(after, self._revision)
+                await self.book.store(after)
             except StaleRevision:
                 await self._reload()
                 return False
@@ -485,10 +502,13 @@ class Engine:
                 self.problem = f"the weight was not raised: {error}"
                 return False
         else:
-            self.host.journal(log.NAME).append(entry)  # not waited for: a dead disk holds up no rescue
-            await self._store_lowering(after)
+            self.book.note(entry)
+            problem = await self.book.store_lowering(after)
+            if problem == "stale":
+                await self._reload()
+                return False
         self.rollout = after
-        self.problem = ""
+        self.problem = problem
         if move.event != "retired" and self.router.live is not None:
             self.router.set_weight(after.weight)
         if after.weight != state.weight or move.event in ("rollback", "promoted"):
@@ -500,55 +520,10 @@ class Engine:
         watcher = self.watcher
         return {"requests": attrs.asdict(watcher.counts), "p99_old": watcher.frozen_p99} if watcher else {}
 
-    async def _written(self, entry: Mapping[str, Any]) -> None:
-        """Journal a record and wait until it is on disk. Raises Problem 503."""
-        receipt = self.host.journal(log.NAME).append(dict(entry))
-        try:
-            await asyncio.wait_for(receipt.durable(), JOURNAL_WAIT)
-        except (TimeoutError, JournalError) as error:
-            raise Problem(
-                503,
-                f"the step could not be written to {log.NAME}.jsonl ({error or 'no answer from the disk'}); "
-                "the weight was kept; make room or mend the disk and try again",
-                retry_after=5,
-            ) from error
-
-    async def _store(self, state: Rollout, revision: int | None) -> int:
-        writes = [
-            Write(CURRENT, log.dump(state), if_revision=revision),
-            Write(PAGE, msgspec.json.encode(page_field(state))),
-        ]
-        if state.phase in (Phase.PROMOTED, Phase.ROLLING_BACK):
-            writes.append(Write(BASE, msgspec.json.encode(attrs.asdict(base_of(state)))))
-        return (await self.host.store.apply(writes))[0]
-
-    async def _store_lowering(self, state: Rollout) -> None:
-        """Write a state that raises nothing; another worker's later state is kept, unless this one is a rollback."""
-        for _ in range(5):
-            try:
-                self._revision = await self._store(state, self._revision)
-                return
-            except StaleRevision as stale:
-                if not state.latched:
-                    await self._reload()
-                    return
-                self._revision = stale.found
-            except StoreError as error:
-                self.problem = f"'{state.phase}' is in force here and in the log, but not in the store: {error}"
-                logger.error("%s", self.problem)
-                return
-
     def _lower(self, rollout: str) -> None:
         """Nothing new to the candidate any more: here by one assignment, elsewhere by one write to the page."""
         self.router.latch(rollout)
-        page = self.host.page
-        now = page.state()
-        stamp = now.stamps.get(FIELD, 0) + 1
-        field = {"rollout": rollout, "weight": 0.0, "latched": True}
-        try:
-            page.publish([(FIELD, msgspec.json.encode(field), stamp)], store=now.store)
-        except (OSError, ValueError) as error:
-            logger.error("the page can't be written (%s): other workers follow through the store", error)
+        self.book.lower(rollout)
 
     def _emit(self, before: Rollout, after: Rollout, actor: Actor, reason: str) -> None:
         self.host.events.emit(
@@ -593,57 +568,6 @@ class Engine:
             await self.host.blocking(prune, self.host.home / "versions", self.settings.keep_code, in_use)
 
 
-def merged(told: Rollout | None, stored: Rollout | None) -> Rollout | None:
-    """The state to go on from: the log's; but a rollback or a lower weight that only the store knows holds."""
-    if told is None:
-        if stored is None or stored.phase.over:
-            return stored
-        # Its log is gone: nothing says how far it may go, so it goes back.
-        return apply(stored, "rollback", {"reason": "the rollout's log is gone"}, stored.since)
-    if stored is None or stored.id != told.id or told.phase.over:
-        return told
-    if stored.latched and not told.latched:
-        return stored
-    return told if told.weight <= stored.weight or told.latched else stored
-
-
-def base_of(state: Rollout) -> Base:
-    """The version that serves when this rollout is over."""
-    if state.phase in (Phase.PROMOTED, Phase.DONE):
-        return Base(state.candidate, state.target, state.digest)
-    return Base(state.stable, state.stable_target, state.stable_digest)
-
-
-def page_field(state: Rollout) -> dict[str, Any]:
-    """What the page says of a rollout."""
-    return {
-        "rollout": state.id,
-        "weight": state.weight,
-        "phase": str(state.phase),
-        "latched": state.latched,
-        "over": state.phase.over,
-        "version": state.candidate,
-    }
-
-
-def busy(running: Rollout) -> Problem:
-    """The refusal that a second operator gets: who is at what."""
-    return Problem(
-        409,
-        f"{running.by or 'somebody'} is rolling out {running.candidate} "
-        f"({running.phase}, weight {running.weight:.4g}); "
-        "promote it, roll it back, or wait until it is over",
-        extensions={"rollout": running.id, "by": running.by, "version": running.candidate, "phase": str(running.phase)},
-    )
-
-
 def _promoted(base: Base) -> bool:
     """Whether another version than the wrapped app serves."""
     return base.name not in ("", APP_NAME)
-
-
-def _anything(home: Path) -> bool:
-    return (home / "logs" / f"{log.NAME}.jsonl").exists() or (home / "state" / "store.db").exists()
-
-
-__all__ = ["Engine", "HardeningError", "rollback_move"]

@@ -14,8 +14,9 @@ import attrs
 from deia_hardening.errors import SettingsError
 from deia_hardening.plugin import SYSTEM, Actor, Host, Problem, Progress
 from deia_migration import log
+from deia_migration.book import busy
 from deia_migration.code import CodeError, copy_code, locate
-from deia_migration.engine import Engine, busy
+from deia_migration.engine import Engine
 from deia_migration.plan import Plan, read_plan
 from deia_migration.rollout import Move, Rollout, promote_by_hand, rollback_move
 from deia_migration.settings import MigrationSettings
@@ -123,7 +124,7 @@ class MigrationManager:
 
         def read() -> list[dict[str, Any]]:
             journal.drain(1.0)  # what has just happened is in it too
-            found = [{"seq": seq, **event} for seq, event in log.records(self._engine.log_path)]
+            found = [{"seq": seq, **event} for seq, event in log.records(self._engine.book.log_path)]
             return found[-limit:]
 
         return await self._host.blocking(read)

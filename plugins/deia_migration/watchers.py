@@ -44,7 +44,15 @@ class Counts:
 class Watcher:
     """Collects one rollout's outcomes. `tell` may be called from any thread; the rest on the background loop."""
 
-    def __init__(self, settings: MigrationSettings, plan: Plan, wake: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        settings: MigrationSettings,
+        plan: Plan,
+        wake: Callable[[], None],
+        judges: Callable[[], bool] = lambda: True,
+    ) -> None:
+        """`judges` says whether this worker drives; one that does not hands its outcomes over (`hand_over`)."""
+        self._judges = judges
         self._settings = settings
         self._guards: Guards = plan.guards
         self._judge = Judge(plan.judge.rules(settings.judged_keys))
@@ -59,7 +67,7 @@ class Watcher:
 
     def tell(self, outcome: Outcome) -> None:
         """Take one outcome: a deque's append; a failure is judged at once, and calls `condemned` when it decides."""
-        if outcome[4]:
+        if outcome[4] and self._judges():
             with self._lock:
                 changed = self._take(outcome, _monotonic())
                 decided = changed and self._judge.verdict().decision is Decision.ROLL_BACK
@@ -71,6 +79,21 @@ class Watcher:
         if len(queue) == queue.maxlen:
             self.counts.dropped += 1
         queue.append(outcome)
+        if outcome[4]:
+            self._wake()
+
+    def take_over(self, outcome: Outcome) -> None:
+        """Take what another worker saw; its clock for "slow" is the same, its answers count as ours."""
+        self.tell(outcome)
+
+    def hand_over(self) -> list[Outcome]:
+        """Everything that has come since the last call, for the worker that judges."""
+        queue, found = self._queue, []
+        while queue:
+            outcome = queue.popleft()
+            found.append(outcome)
+            self._count(outcome)
+        return found
 
     def hung(self, versions: tuple[Version, Version], now: float) -> None:
         """Count requests that have had no answer for too long, once each, on stable or candidate."""
@@ -98,9 +121,21 @@ class Watcher:
             return self._judge.verdict()
 
     def _take(self, outcome: Outcome, now: float) -> bool:
-        counts = self.counts
-        slow = False
         new, weight, who, network, bad, waited = outcome
+        self._count(outcome)
+        if not new and waited >= 0 and not self.frozen_p99:
+            self._learn_p99(waited)
+        slow = 0 < self.frozen_p99 < waited
+        key = self.key_of(who, network)
+        if 0 < weight < 1:
+            return self._judge.record(key=key, new=new, weight=weight, failed=bad, slow=slow)
+        if new:
+            self._window.append((now, key, bad))
+        return False
+
+    def _count(self, outcome: Outcome) -> None:
+        counts = self.counts
+        new, _, _, _, bad, waited = outcome
         if new:
             counts.new += 1
             counts.new_failed += bad
@@ -112,15 +147,6 @@ class Watcher:
                 counts.new_waited += (waited - counts.new_waited) / max(1, counts.new - counts.new_failed)
             else:
                 counts.old_waited += (waited - counts.old_waited) / max(1, counts.old - counts.old_failed)
-                if not self.frozen_p99:
-                    self._learn_p99(waited)
-            slow = 0 < self.frozen_p99 < waited
-        key = self.key_of(who, network)
-        if 0 < weight < 1:
-            return self._judge.record(key=key, new=new, weight=weight, failed=bad, slow=slow)
-        if new:
-            self._window.append((now, key, bad))
-        return False
 
     def _learn_p99(self, waited: float) -> None:
         waits = self._old_waits

@@ -1,0 +1,130 @@
+"""The workers of a home tell the one that drives a rollout what they see: outcomes, and what is in flight.
+
+Datagrams on a Unix socket in the home's run folder: a worker never waits for another. What does not fit is dropped and
+counted; which outcomes are lost does not depend on the version they came from, so the judge stays valid.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import attrs
+import msgspec
+
+from deia_hardening.upstream.rundir import RunDir
+from deia_migration.outcome import Outcome
+
+BATCH = 64
+"""Outcomes in one datagram: below 8 KiB, which every system's default buffers take."""
+
+SILENT = 2.0
+"""Seconds after which a worker that reported nothing is taken to be gone."""
+
+
+@attrs.frozen
+class Report:
+    """What one worker says: its outcomes, and how many requests it has on the version that leaves."""
+
+    rollout: str
+    pid: int
+    leaving: int = 0
+    outcomes: tuple[Outcome, ...] = ()
+
+
+_encode = msgspec.msgpack.encode
+_decode = msgspec.msgpack.Decoder(tuple[str, int, int, list[Outcome]]).decode
+
+
+class Crew:
+    """This process's end: it listens while it drives, and reports while it does not. For the background loop."""
+
+    def __init__(self, home: Path) -> None:
+        self._home = home
+        self._path: Path | None = None
+        self._receiving: socket.socket | None = None
+        self._sending: socket.socket | None = None
+        self._take: Callable[[Report], None] = lambda report: None
+        self._flights: dict[int, tuple[int, float]] = {}
+        self.dropped = 0
+
+    def prepare(self) -> Path:
+        """Find the place of the socket, making the run folder. Blocks."""
+        if self._path is None:
+            folder = RunDir(self._home)
+            folder.prepare()
+            self._path = folder.socket_path("migration-crew").with_suffix(".dgram")
+        return self._path
+
+    def listen(self, take: Callable[[Report], None]) -> None:
+        """Take the workers' reports from now on; the one that drove before is gone or stops. Blocks for file work."""
+        path = self.prepare()
+        beside = path.with_suffix(f".{os.getpid()}")
+        found = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+        found.setblocking(False)
+        with contextlib.suppress(FileNotFoundError):
+            beside.unlink()
+        found.bind(str(beside))
+        beside.chmod(0o600)
+        beside.rename(path)
+        self._take = take
+        self._receiving = found
+
+    def attach(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Begin to read what `listen` has opened."""
+        if self._receiving is not None:
+            loop.add_reader(self._receiving, self._read)
+
+    def _read(self) -> None:
+        receiving = self._receiving
+        if receiving is None:
+            return
+        for _ in range(64):  # bounded, so that a flood of reports leaves the loop its turn
+            try:
+                data = receiving.recv(65_536)
+            except (BlockingIOError, InterruptedError):
+                return
+            with contextlib.suppress(msgspec.DecodeError):
+                rollout, pid, leaving, outcomes = _decode(data)
+                self._flights[pid] = (leaving, asyncio.get_running_loop().time())
+                self._take(Report(rollout, pid, leaving, tuple(outcomes)))
+
+    def in_flight(self) -> int:
+        """Requests on the version that leaves, in the other workers that still report."""
+        now = asyncio.get_running_loop().time()
+        self._flights = {pid: seen for pid, seen in self._flights.items() if now - seen[1] < SILENT}
+        return sum(leaving for leaving, _ in self._flights.values())
+
+    def report(self, rollout: str, leaving: int, outcomes: Sequence[Outcome]) -> None:
+        """Send to whoever drives; nobody listening loses it. Never blocks."""
+        sending = self._sending
+        if sending is None:
+            sending = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+            sending.setblocking(False)
+            self._sending = sending
+        if self._path is None:
+            self.dropped += len(outcomes)
+            return
+        path = str(self._path)
+        for start in range(0, max(1, len(outcomes)), BATCH):
+            batch = outcomes[start : start + BATCH]
+            try:
+                sending.sendto(_encode((rollout, os.getpid(), leaving, batch)), path)
+            except OSError:
+                self.dropped += len(batch)
+
+    def close(self) -> None:
+        """Stop listening and reporting."""
+        receiving, self._receiving = self._receiving, None
+        if receiving is not None:
+            with contextlib.suppress(RuntimeError, ValueError):
+                asyncio.get_running_loop().remove_reader(receiving)
+            receiving.close()
+        if self._sending is not None:
+            self._sending.close()
+            self._sending = None
+        self._flights.clear()
