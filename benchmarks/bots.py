@@ -22,6 +22,7 @@ import sys
 import tempfile
 import time
 import urllib.request
+from datetime import datetime
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -32,7 +33,7 @@ WORK = 0.010
 LATE = 0.010
 """A run whose generator was later than this (p99) is discarded."""
 
-BOT = '''
+BOT = """
 import asyncio, sys, time
 mode = ["ok"]
 asked = []
@@ -59,15 +60,20 @@ async def app(scope, receive, send):
     length = str(len(body)).encode()
     await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", length)]})
     await send({"type": "http.response.body", "body": body})
-''' % (WORK,)  # noqa: UP031 - the text is code with braces
+""" % (WORK,)  # noqa: UP031 - the text is code with braces
 
 FRONT = """
 import json, os
 from deia_hardening import harden
 async def own(scope, receive, send):
     if scope["type"] == "http":
-        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]})
-        await send({"type": "http.response.body", "body": b""})
+        from deia_degradation import DegradationManager
+        from deia_hardening import current
+        pool = current(DegradationManager).pool("bots")
+        body = json.dumps([pool.calls, pool.attempts_made]).encode()
+        length = str(len(body)).encode()
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", length)]})
+        await send({"type": "http.response.body", "body": body})
 app = harden(own, json.loads(os.environ["BENCH_SETTINGS"]))
 """
 
@@ -123,7 +129,7 @@ def run(fault: str, seconds: float, seed: int) -> dict[str, float]:
             request = b"GET /task HTTP/1.1\r\nhost: bench\r\n\r\n"
             warm = Generator(front, {"get": request}, 10.0)
             asyncio.run(warm.run(poisson(50.0, 1.0, {"get": 1.0}, 1)))
-            base = {bot: len(json.loads(fetch(port, "/asked"))) for bot, port in ports.items()}
+            calls, made = json.loads(fetch(front, "/figures"))
             shots = poisson(RATE, seconds, {"get": 1.0}, seed)
             at = seconds / 3
             broken: list[float] = []
@@ -146,26 +152,23 @@ def run(fault: str, seconds: float, seed: int) -> dict[str, float]:
                 for bot, port in ports.items()
                 if not (fault == "crash" and bot == "b")
             }
-            attempts: float = sum(len(times) - base[bot] for bot, times in asked.items())
+            now = json.loads(fetch(front, "/figures"))
+            attempts = (now[1] - made) / (now[0] - calls)
             last = max((one for one in asked.get("b", before) if one >= broken[0]), default=broken[0])
             events = (folder / ".deia" / "logs" / "degradation-events.jsonl").read_text().splitlines()
             out = float("nan")
             restored = 0
             for line in map(json.loads, events):
                 if line.get("bot") == "b" and line.get("state") == "ejected" and out != out:
-                    from datetime import datetime
-
                     out = datetime.fromisoformat(line["time"]).timestamp() - broken[0]
                 restored += line.get("bot") == "b" and line.get("state") == "restored"
             failed = sum(shot.status != 200 for shot in shots)
             later = [shot.took for shot in shots if shot.due >= at and shot.status == 200]
             earlier = [shot.took for shot in shots if shot.due < at and shot.status == 200]
-            if fault == "crash":
-                attempts = float("nan")
             return {
                 "requests": len(shots),
                 "failed": failed,
-                "attempts": attempts / len(shots),
+                "attempts": attempts,
                 "p99 before": quantile(earlier, 0.99) * 1000,
                 "p99 after": quantile(later, 0.99) * 1000,
                 "max after": max(later) * 1000,

@@ -62,7 +62,8 @@ static_resources:
           "@type": type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager
           stat_prefix: bench
           route_config:
-            virtual_hosts: [{{name: all, domains: ["*"], routes: [{{match: {{prefix: "/"}}, route: {{cluster: app}}}}]}}]
+            virtual_hosts:
+            - {{name: all, domains: ["*"], routes: [{{match: {{prefix: "/"}}, route: {{cluster: app}}}}]}}
           http_filters:
           - name: envoy.filters.http.adaptive_concurrency
             typed_config:
@@ -212,7 +213,7 @@ def main() -> None:
         if "ours" in wanted:
             contenders.append(("ours", {"hardened": True}))
         for title, options_of in contenders:
-            for load in ([0.8, *loads] if title == "ours" else loads):
+            for load in [0.8, *loads] if title == "ours" else loads:
                 with Server(folder, **options_of) as server:  # type: ignore[arg-type]
                     shots = offer(server.port, best * load, seconds, seed)
                 print(report(title, load, shots, best, seconds), flush=True)

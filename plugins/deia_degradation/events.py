@@ -16,16 +16,3 @@ class ScalingChanged(Event):
 
     action: str = "scaling.allowed"
     allowed: bool
-
-
-@attrs.frozen(kw_only=True)
-class BotsReleased(Event):
-    """A bot was ejected, drained or removed: whoever gave it leased tasks and assignments takes them back.
-
-    `pool` and `bot` name it; recovery's plugin returns what it held to the queue.
-    """
-
-    action: str = "bot.released"
-    kind: str = "bot"
-    pool: str
-    bot: str

@@ -59,6 +59,7 @@ class DegradationPlugin(Plugin[DegradationSettings]):
         try:
             for pool in manager.pools.values():
                 await pool.follow_upstreams()
+            manager.begin_checks()
             yield
         finally:
             unmask()

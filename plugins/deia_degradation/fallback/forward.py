@@ -7,6 +7,7 @@ that moment are watched by one watcher for all requests, so a request sets no ti
 from __future__ import annotations
 
 from time import monotonic
+from typing import Any
 
 import anyio
 
@@ -22,6 +23,7 @@ from deia_hardening.plugin import Latch, Message, Mode, Problem, Receive, Reques
 from deia_hardening.upstream import Outcome, UpstreamError, outcome_of
 
 _NEVER = float("inf")
+_DONE: Any = object()
 
 
 class Forward:
@@ -64,6 +66,7 @@ class Forward:
         """Answer the request; False when no bot can serve and nothing was sent (the caller refuses)."""
         pool = self.pool
         pool.retry.deposit()
+        pool.calls += 1
         member = pool.take(self.named, monotonic()) if self.named else None
         if member is None:
             member = pool.choose(monotonic(), key=self.key, probe=self.repeatable and pool.retry.rich)
@@ -72,6 +75,7 @@ class Forward:
         try:
             while member is not None:
                 self.tried.append(member)
+                pool.attempts_made += 1
                 error = await self._attempt(member)
                 if self.winner is not None:
                     return True
@@ -82,6 +86,8 @@ class Forward:
             return True
         finally:
             self._release_next()
+            if self.winner is not None:
+                self.winner = _DONE  # no cycle is left behind, so the request's revision can be let go
 
     async def _attempt(self, member: Member) -> BaseException | None:
         """One attempt; its bot is judged. What it raised comes back, unless it must be passed on."""
@@ -105,7 +111,8 @@ class Forward:
         finally:
             self.primary = None
             if watched is not None:
-                watched.over = True
+                watched.drop()
+                self._watched = None
         beaten = self.winner is not None and self.winner is not attempt
         outcome = self._judge(attempt, error, beaten)
         if self.hedge_over is not None and not self.hedge_over.is_set() and self.winner is not attempt:
@@ -281,6 +288,7 @@ class Forward:
             self.pool.done(member, now, 0.0, Verdict.NEUTRAL)
             return
         self.tried.append(member)
+        self.pool.attempts_made += 1
         self.hedge = Answer(self, member)
         self.hedge_over = Latch()
         spawn(self._run_hedge)
@@ -317,6 +325,7 @@ class Forward:
                 self.pool.done(attempt.member, monotonic(), 0.0, Verdict.NEUTRAL)
             if self.winner is attempt:
                 attempt.error = error
+            self.hedge = None
             over.set()
 
     async def _await_hedge(self) -> None:

@@ -97,7 +97,7 @@ class Attempt:
             self._first = monotonic()
             self.sent = True
             if self._watched is not None:
-                self._watched.over = True
+                self._watched.drop()
 
     def usage(self, *, tokens: float | None = None, money: float | None = None) -> None:
         """What the call used: settles the budgets at the end. None keeps what was set aside."""
@@ -159,7 +159,8 @@ class Attempt:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool:
         if self._watched is not None:
-            self._watched.over = True
+            self._watched.drop()
+            self._watched = None
         if self._scope is not None:
             caught = self._scope.__exit__(kind, error, trace)
             if caught and self._too_slow:
@@ -234,6 +235,7 @@ class Attempts:
         self._deadline = None if context is None else context.deadline
         self._actor = "" if context is None else context.actor.id
         pool.retry.deposit()
+        pool.calls += 1
 
     def __aiter__(self) -> Attempts:
         return self
@@ -278,6 +280,7 @@ class Attempts:
                         continue
                     reserved.append((own, room))
                 self.tried.append(member)
+                pool.attempts_made += 1
                 return member, reserved
         except BaseException:
             for budget, reservation in reserved:

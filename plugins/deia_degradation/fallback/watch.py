@@ -29,12 +29,23 @@ class Watched:
         self.at = at
         self.action = action
         self.over = False
-        self.context = contextvars.copy_context()
+        self.context: contextvars.Context | None = contextvars.copy_context()
         self.send = _sender()
 
+    def drop(self) -> None:
+        """It is over: nothing will be called, and what it referred to is let go at once."""
+        self.over = True
+        self.action = _nothing
+        self.context = None
+
     def _run(self) -> None:
-        if not self.over:
-            self.context.run(self.action)
+        context = self.context
+        if context is not None:
+            context.run(self.action)
+
+
+def _nothing() -> None:
+    return None
 
 
 def _sender() -> Callable[..., Any]:

@@ -143,6 +143,10 @@ class Members:
         with self._lock:
             return tuple(member.bot for member in self._members.values())
 
+    def now(self) -> float:
+        """The pool's own time, in monotonic seconds."""
+        return self._clock()
+
     def member(self, bot_id: str) -> Member | None:
         """The member with this id, or None."""
         return self._members.get(bot_id)
@@ -379,8 +383,9 @@ class Members:
             ends = [m.resting_until - now for m in self._members.values() if m.resting_until > now and not m.drained]
         return min(ends, default=1.0)
 
-    def status(self, now: float) -> tuple[BotStatus, ...]:
-        """Every bot with its state, by id."""
+    def status(self, now: float | None = None) -> tuple[BotStatus, ...]:
+        """Every bot with its state at `now` (monotonic seconds; None is now), by id."""
+        now = self._clock() if now is None else now
         with self._lock:
             return tuple(
                 BotStatus(

@@ -14,6 +14,7 @@ from deia_degradation.fallback.judge import Judge
 from deia_degradation.fallback.retry import RetryBudget, RetryPolicy
 from deia_degradation.pool.bot import Bot, BotChange, Member
 from deia_degradation.pool.budget import Bounds, Budget, Budgets, bounds_of
+from deia_degradation.pool.checks import Checker
 from deia_degradation.pool.eject import EjectPolicy
 from deia_degradation.pool.members import Members, PoolPolicy
 from deia_degradation.settings import PoolSettings
@@ -57,6 +58,12 @@ class Pool(Members):
         self.retry = RetryBudget(_retry(settings), clock())
         self.quotas: dict[str, Budget] = {}
         self._personal: dict[str, Budgets] = {}
+        self.checker = Checker(self)
+        self.checked_at = 0.0
+        self.calls = 0
+        """Requests and outgoing calls so far."""
+        self.attempts_made = 0
+        """Bots asked for them: more than `calls` by retries and hedges."""
         self._follow(settings)
         self._changes.clear()
         self._listener = listener

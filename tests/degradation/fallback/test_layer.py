@@ -377,16 +377,13 @@ async def test_ejections_and_panic_are_events_and_half_the_bots_gone_degrade():
     bots = Bots()
     seen = []
     async with bots.open(degradation={**bots.settings["degradation"], "modes": {"tick": "100ms"}}) as app:
-        from deia_degradation.events import BotsReleased
         from deia_hardening.events import BotChanged
 
         app.core.events.subscribe(BotChanged, seen.append, inline=True)
-        app.core.events.subscribe(BotsReleased, seen.append, inline=True)
         bots["a"].behaviour = bots["b"].behaviour = 500
         for _ in range(300):
             assert (await app.get("/ask")).status == 200
         assert {event.bot for event in seen if isinstance(event, BotChanged) and event.state == "ejected"} == {"a", "b"}
-        assert {event.bot for event in seen if isinstance(event, BotsReleased)} == {"a", "b"}
         manager = app.service(DegradationManager)
         with anyio.fail_after(10):
             while manager.mode.value != "DEGRADED":
@@ -423,3 +420,28 @@ def test_two_bots_of_one_name_are_refused():
     pools = {"p": {"bots": [{"id": "a"}, {"id": "a"}]}}
     with pytest.raises(SettingsError, match="two bots are called 'a'"):
         harden(FakeBot("x"), {"degradation": {"pools": pools}})
+
+
+async def test_a_finished_request_leaves_nothing_behind_that_holds_its_revision():
+    import gc
+    import weakref
+
+    bots = Bots()
+    held = []
+
+    async def spy(scope, receive, send):
+        held.append(weakref.ref(scope["deia_hardening"]))
+        await answer(send, 200, b"ok")
+
+    bots.all(spy)
+    async with bots.open() as app:
+        gc.collect()
+        gc.disable()
+        try:
+            for _ in range(5):
+                await app.get("/ask")
+            for bot in bots.bots.values():
+                bot.scopes.clear()
+            assert [one() for one in held] == [None] * 5
+        finally:
+            gc.enable()
