@@ -15,6 +15,7 @@ from deia_recovery.errors import (
     UnknownTask,
     WrongKey,
 )
+from deia_recovery.sse import TaskEvents, event_bytes
 from deia_recovery.stores.assignments import AlreadyAssigned, Assignment, Assignments
 from deia_recovery.stores.claimed import ClaimedTask
 from deia_recovery.stores.registry import Registry, RegistryEntry
@@ -38,11 +39,13 @@ __all__ = [
     "StateUnavailable",
     "Submitted",
     "TaskEvent",
+    "TaskEvents",
     "TaskInfo",
     "TaskQueue",
     "TransactionEnded",
     "Undecodable",
     "UnknownTask",
     "WrongKey",
+    "event_bytes",
     "transaction",
 ]

@@ -63,6 +63,8 @@ class Backups:
         self.problems: dict[str, str] = {}
         """What goes wrong at the moment, by what was tried."""
         self.known_proofs = Proofs()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._stopping = False
         self.last_taken: dict[tuple[str, ...], float] = {}
 
     # -- where and with what ----------------------------------------------------------------------------------
@@ -167,17 +169,37 @@ class Backups:
         return result
 
     def _run(self, job: Job) -> Result:
-        process = subprocess.run(
+        if self._stopping:
+            return Result(error="the service stops")
+        process = subprocess.Popen(
             [sys.executable, "-m", "deia_recovery.backup.snapshot"],
-            input=msgspec.json.encode(job),
-            capture_output=True,
-            check=False,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
         )
+        self._process = process
         try:
-            return msgspec.json.decode(process.stdout.splitlines()[-1], type=Result)
-        except (IndexError, msgspec.DecodeError):
-            tail = process.stderr.decode("utf-8", "replace").strip().splitlines()[-1:]
+            answer, errors = process.communicate(msgspec.json.encode(job))
+        finally:
+            self._process = None
+        try:
+            return msgspec.json.decode(answer.splitlines()[-1], type=Result)
+        except (IndexError, msgspec.DecodeError, ValueError):
+            tail = errors.decode("utf-8", "replace").strip().splitlines()[-1:]
+            if self.stopping():
+                return Result(error="the service stopped while it was taken")
             return Result(error=f"its process ended with {process.returncode} {' '.join(tail)}")
+
+    def stopping(self) -> bool:
+        """Whether the service is going down."""
+        return self._stopping
+
+    def interrupt(self) -> None:
+        """The service stops: end a snapshot that is just being taken; it leaves no manifest, so nothing half."""
+        self._stopping = True
+        process = self._process
+        if process is not None:
+            process.terminate()
 
     # -- shipping ----------------------------------------------------------------------------------------------
 

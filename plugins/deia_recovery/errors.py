@@ -1,27 +1,19 @@
 """The errors of durable state: what happened, what was kept, what to do.
 
-Where Starlette is loaded, a full or broken disk is one of its HTTP exceptions too, so that a handler which lets
-it pass answers 507 and not 500.
+In a Starlette app a full or broken disk is one of its HTTP exceptions too, so that a handler which lets it pass
+answers 507 and not 500.
 """
 
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from deia_hardening.errors import HardeningError
 
-if TYPE_CHECKING:
 
-    class _HTTPError(Exception):
-        """What Starlette's exception handler reads."""
-
-elif "starlette.exceptions" in sys.modules or "starlette" in sys.modules or "fastapi" in sys.modules:
-    from starlette.exceptions import HTTPException as _HTTPError
-else:
-
-    class _HTTPError(Exception):
-        """Stands in where Starlette is not loaded."""
+class _HTTPError(Exception):
+    """Stands where Starlette's HTTPException goes, see `join_starlette`."""
 
 
 class StateError(HardeningError):
@@ -99,3 +91,10 @@ class WrongKey(StateError):  # noqa: N818 - says what is so
 
 class BackupError(StateError):
     """A backup can't be written, read or proven; the message says which and what was kept."""
+
+
+def join_starlette() -> None:
+    """Make StateUnavailable one of Starlette's HTTP exceptions, if Starlette is loaded. Called by the plugin."""
+    module = sys.modules.get("starlette.exceptions")
+    if module is not None and not issubclass(StateUnavailable, module.HTTPException):
+        StateUnavailable.__bases__ = (module.HTTPException, StateError)

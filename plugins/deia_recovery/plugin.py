@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Any, ClassVar
+from pathlib import Path
+from typing import ClassVar
 
 from deia_hardening.errors import NotEnabled
-from deia_hardening.plugin import Health, HealthState, Host, Operation, Plugin, Position
+from deia_hardening.plugin import Health, HealthState, Host, Layer, Operation, Plugin, Position, TaskSink
 from deia_recovery.backup.retention import clock_jumped
+from deia_recovery.errors import join_starlette
+from deia_recovery.inbox.middleware import InboxMiddleware
+from deia_recovery.inbox.replay import Replayer
+from deia_recovery.inbox.senders import sender_for
 from deia_recovery.operations import operations
 from deia_recovery.schedule import Every, due
 from deia_recovery.service import DisasterRecovery
@@ -31,13 +37,26 @@ class RecoveryPlugin(Plugin[RecoverySettings]):
 
     def __init__(self, host: Host) -> None:
         super().__init__(host)
+        join_starlette()
         self._given = RecoverySettings()
         self._recovery: DisasterRecovery | None = None
         self._since = 0.0
 
-    def layers(self, settings: RecoverySettings) -> Sequence[Any]:
+    def layers(self, settings: RecoverySettings) -> Sequence[Layer]:
         self._given = settings
-        return ()
+        senders = {route.path: sender_for(route) for route in settings.inbox}
+        return [Layer(Position.STATE, lambda app: InboxMiddleware(app, senders, self._replayer))]
+
+    def _replayer(self) -> Replayer | None:
+        return None if self._recovery is None else self._recovery.replayer
+
+    async def check(self, settings: RecoverySettings) -> None:
+        for route in settings.inbox:
+            sender_for(route)
+        for one in settings.protect:
+            path = Path(one.path).absolute()
+            if any(path.is_relative_to(self.host.home / name) for name in ("keys", "state")):
+                raise ValueError(f"protect: {path} holds keys or the control state, which are never in a backup")
 
     async def adopted(self, old: RecoverySettings | None, new: RecoverySettings) -> None:
         if self._recovery is not None:
@@ -58,10 +77,12 @@ class RecoveryPlugin(Plugin[RecoverySettings]):
             await host.blocking(recovery.stop)
             raise
         withdraw.extend(recovery.subscribe())
+        withdraw.append(host.services.provide(TaskSink, recovery.replayer))
         keeper = asyncio.create_task(self._keep(recovery), name="deia-recovery-keeper")
         try:
             yield
         finally:
+            recovery.backups.interrupt()
             keeper.cancel()
             await asyncio.wait({keeper})
             for take_back in withdraw:
@@ -97,6 +118,8 @@ class RecoveryPlugin(Plugin[RecoverySettings]):
     async def _round(self, recovery: DisasterRecovery, done: dict[tuple[str, ...], float], jumped: bool) -> None:
         blocking, now = self.host.blocking, self.host.clock.monotonic()
         recovery.loosen()
+        if recovery.generation is not None:
+            await recovery.replay()
         if recovery.engine.peek() < 0 or recovery.generation is None:
             return  # nothing was written or read so far: nothing to keep
         if not done:
@@ -108,7 +131,7 @@ class RecoveryPlugin(Plugin[RecoverySettings]):
                 recovery.journal({"kind": "recovery.pruning-suspended", "detail": "the wall clock jumped"})
                 continue
             try:
-                await blocking(recovery.perform, task.name)
+                await _to_its_end(blocking(recovery.perform, task.name))
             finally:
                 done[task.name] = self.host.clock.monotonic()
                 if kind == "snapshot" and "all" in task.name:
@@ -153,3 +176,13 @@ class RecoveryPlugin(Plugin[RecoverySettings]):
         if problems:
             state = HealthState.FAILED if recovery.engine.failure else HealthState.DEGRADED
         return Health(state, "; ".join(problems[:3]), self._since, recovery.figures())
+
+
+async def _to_its_end(job: Awaitable[None]) -> None:
+    """Await a thread's work also when cancelled: a stop must not pull the folder away under it."""
+    try:
+        await job
+    except asyncio.CancelledError:
+        with contextlib.suppress(Exception):
+            await job
+        raise

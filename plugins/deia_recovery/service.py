@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -27,6 +28,7 @@ from deia_recovery.engine.files import FileLock
 from deia_recovery.engine.generation import Generation, folder_name
 from deia_recovery.engine.transaction import Tx
 from deia_recovery.events import StateOpened
+from deia_recovery.inbox.replay import Replayer
 from deia_recovery.opening import Opened, StateHome, in_doubt
 from deia_recovery.settings import RecoverySettings
 from deia_recovery.stores import steps
@@ -78,12 +80,15 @@ class DisasterRecovery:
         self.state = shared.state
         self.state.split = self._split
         self.backups = Backups(self)
+        self.replayer = Replayer(host, self.state)
         self.problem = ""
         self._starting = False
+        self._looked_at = -1
         self._started = host.clock.wall()
         if shared.opened is None:
             self.engine.opener = self._open
         self.engine.tell = self._tell
+        self.engine.listened = True
 
     def _split(self) -> VersionSplit:
         return self._host.services.get(VersionSplit) or NoSplit()
@@ -242,6 +247,16 @@ class DisasterRecovery:
             self._shared.home.ownership.leave(self._host.clock.wall())
             self.journal({"kind": "recovery.stopped", "clean": True})
 
+    async def replay(self) -> None:
+        """Run stored requests, if there are any that could be run now; looks only when something was committed."""
+        position = self.engine.peek()
+        if position >= 0 and position == self._looked_at:
+            return
+        if await self.engine.read(_ready_requests):
+            self.replayer.wake()
+        else:
+            self._looked_at = position
+
     # -- the rounds ------------------------------------------------------------------------------------------------
 
     def loosen(self) -> None:
@@ -336,6 +351,8 @@ class DisasterRecovery:
             found.append("disk space is low: new entries and tasks get 507")
         found.extend(f"{what}: {why}" for what, why in sorted(self.backups.problems.items()))
         found.extend(f"{one.file} page {one.page} {one.detail}" for one in self.engine.checkpoints.problems[:3])
+        if self.replayer.waiting:
+            found.append(self.replayer.waiting)
         if self.problem:
             found.append(self.problem)
         if self.generation is not None and self._old(self._proven_at()):
@@ -385,6 +402,14 @@ class DisasterRecovery:
     def verdict(self) -> Verdict | None:
         """How the last run ended."""
         return None if self._shared.opened is None else self._shared.opened.verdict
+
+
+def _ready_requests(connection: sqlite3.Connection) -> bool:
+    """Whether a stored request waits to be run (or a lease or delay may have run out)."""
+    row = connection.execute(
+        "SELECT 1 FROM task WHERE queue IN ('deia.inbox', 'deia.accepted') AND finished IS NULL LIMIT 1"
+    ).fetchone()
+    return row is not None
 
 
 def _after_fork() -> None:

@@ -226,7 +226,7 @@ def test_another_key_a_newer_release_and_another_store_are_told_apart(
     Registry("n", int, state=state).put("a", 1).result(10)
     result: Result = take(job(engine, vault))
     keys = KeyRing(KEY)
-    with pytest.raises(WrongKey, match="another|was made with the key"):
+    with pytest.raises(WrongKey, match="was made with the key"):
         choose(Catalog(vault, KeyRing(b"x" * 32), "s"))
     with pytest.raises(BackupError):
         choose(Catalog(vault, keys, "other"))

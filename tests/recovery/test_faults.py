@@ -1,6 +1,6 @@
 """Kills, power cuts and failed system calls: nothing acknowledged is lost, nothing is half there, nothing is silent.
 
-The short slices run always, seeded and printed; the campaigns of thousands are marked slow (DEIA_CAMPAIGN sets how many).
+The short slices run always, seeded and printed; the campaigns of thousands are slow (DEIA_CAMPAIGN: how many).
 """
 
 from __future__ import annotations

@@ -308,3 +308,21 @@ async def test_files_folders_and_databases_come_back_on_a_new_machine(home: Path
                 connection.close()
 
         assert await anyio.to_thread.run_sync(look) == [(7,)]
+
+
+async def test_a_starlette_handler_that_lets_a_full_disk_pass_answers_507(home: Path) -> None:
+    from starlette.applications import Starlette
+    from starlette.requests import Request
+    from starlette.responses import PlainTextResponse
+    from starlette.routing import Route
+
+    async def put(request: Request) -> PlainTextResponse:
+        await bots.put("a", Bot("x"))
+        return PlainTextResponse("stored")
+
+    async with running(Starlette(routes=[Route("/put", put, methods=["POST"])]), settings(home)) as up:
+        assert (await up.post("/put")).body == b"stored"
+        up.service(DisasterRecovery).state.closed_for = "the disk is full"
+        answer = await up.post("/put")
+        assert answer.status == 507
+        assert answer.headers["retry-after"] == "5"

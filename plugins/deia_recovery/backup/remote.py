@@ -153,14 +153,16 @@ def open_store(settings: RemoteSettings) -> Any:
     if settings.url.startswith("file://"):
         folder = Path(settings.url.removeprefix("file://"))
         return stores.LocalStore(folder, mkdir=True)
-    options: dict[str, Any] = dict(settings.options)
+    options = {str(name): str(one) for name, one in settings.options.items()}
     client: dict[str, Any] = {"timeout": f"{float(settings.timeout):g}s"}
-    if settings.url.startswith("http://") or str(options.get("endpoint", "")).startswith("http://"):
+    if options.pop("allow_http", "") == "true" or options.get("endpoint", "").startswith("http://"):
         client["allow_http"] = True
     try:
         open_url: Any = stores.from_url
         return open_url(settings.url, config=options or None, client_options=client)
-    except Exception as error:
+    except BaseException as error:  # obstore's Rust side panics on a misnamed option
+        if isinstance(error, (KeyboardInterrupt, SystemExit)):
+            raise
         raise BackupError(f"recovery.remote: {_shown(settings.url)} can't be used: {error}") from error
 
 

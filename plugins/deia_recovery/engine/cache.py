@@ -11,7 +11,7 @@ import threading
 from collections.abc import Iterable
 from typing import Final
 
-from deia_recovery.engine.schema import DELETE, Change
+from deia_recovery.engine.schema import DELETE, ENTRY, Change
 
 MISS: Final = object()
 """The cache does not know this key."""
@@ -48,7 +48,9 @@ class Cache:
             if self.position not in (start, -1):  # an empty one may begin anywhere
                 return
             for kind, table, key, columns in changes:
-                if table == "registry":
+                if kind == ENTRY:
+                    self._set((key[0], key[1]), (key[2], key[3]))
+                elif table == "registry":
                     name = (key[0], key[1])
                     if kind == DELETE:
                         self._set(name, ABSENT)

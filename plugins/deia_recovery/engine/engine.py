@@ -29,7 +29,7 @@ from deia_recovery.engine.options import EngineOptions
 from deia_recovery.engine.pending import Pending, resolve
 from deia_recovery.engine.schema import Change
 from deia_recovery.engine.transaction import Tx
-from deia_recovery.engine.writer import Job, Session, Writer
+from deia_recovery.engine.writer import Entry, Job, Session, Writer
 from deia_recovery.errors import StateError, StateUnavailable
 
 T = TypeVar("T")
@@ -62,6 +62,8 @@ class Engine:
         """Called once, on a core-owned or the writer's thread, before anything is opened; it may call `place`."""
         self.cache = Cache(options.cache)
         self.tell: Callable[[list[Any], Any], None] = _tell_nobody
+        self.listened = False
+        """Whether `tell` goes to anybody: notes of plain writes are made only then."""
         self.committed: list[Callable[[Tx], None]] = []
         """Called on the writer thread after each commit that changed something; must be quick."""
         self.barrier: Callable[[int], None] | None = None
@@ -125,6 +127,13 @@ class Engine:
         if self._thread is None:
             self._start()
         return job.pending
+
+    def enter(self, entry: Entry) -> Entry:
+        """Write one plain registry row in the next commit; the entry is its own pending, of its revision."""
+        self._writer.put(entry)
+        if self._thread is None:
+            self._start()
+        return entry
 
     def session(self, session: Session) -> None:
         """Queue an open transaction."""

@@ -145,10 +145,14 @@ def create_statements() -> list[str]:
     return statements
 
 
-PUT, UPDATE, DELETE = 0, 1, 2
+PUT, UPDATE, DELETE, ENTRY = 0, 1, 2, 3
 
 Change = tuple[int, str, tuple[Any, ...], dict[str, Any]]
-"""(PUT | UPDATE | DELETE, table, key values, other columns): one change to one row."""
+"""(PUT | UPDATE | DELETE, table, key values, other columns): one change to one row.
+
+ENTRY is a registry row in the shortest form, since it is by far the most frequent: (ENTRY, "registry",
+(store, key, value, revision, at), {}).
+"""
 
 _statements: dict[Any, str] = {}
 
@@ -199,6 +203,8 @@ def _known(table: Table, names: tuple[str, ...]) -> None:
 def sql_of(change: Change) -> tuple[str, tuple[Any, ...]]:
     """A change as a statement and its parameters. Raises ValueError for a table or column that is not ours."""
     kind, name, key, columns = change
+    if kind == ENTRY and name == "registry" and len(key) == 5:
+        return ENTRY_SQL, tuple(key)
     table = TABLE.get(name)
     if table is None or len(key) != len(table.key):
         raise ValueError(f"no table {name!r} with such a key")
@@ -209,3 +215,7 @@ def sql_of(change: Change) -> tuple[str, tuple[Any, ...]]:
     if kind == DELETE:
         return delete_sql(table), tuple(key)
     raise ValueError(f"unknown kind of change {kind!r}")
+
+
+ENTRY_SQL = put_sql(TABLE["registry"], ("value", "revision", "at"))
+"""SQL for a registry row: store, key, value, revision, at."""

@@ -9,7 +9,18 @@ from __future__ import annotations
 import sqlite3
 from typing import Any
 
-from deia_recovery.engine.schema import DELETE, PUT, TABLE, UPDATE, Change, delete_sql, put_sql, update_sql
+from deia_recovery.engine.schema import (
+    DELETE,
+    ENTRY,
+    ENTRY_SQL,
+    PUT,
+    TABLE,
+    UPDATE,
+    Change,
+    delete_sql,
+    put_sql,
+    update_sql,
+)
 
 
 class Tx:
@@ -51,9 +62,16 @@ class Tx:
     def put_registry(self, store: str, key: str, value: bytes) -> int:
         """Insert or replace a registry row, whose revision is the position of this change."""
         self.position = position = self.position + 1
-        self._execute(_PUT_REGISTRY, (store, key, value, position, self.now))
-        self.changes.append((PUT, "registry", (store, key), {"value": value, "revision": position, "at": self.now}))
+        row = (store, key, value, position, self.now)
+        self._execute(ENTRY_SQL, row)
+        self.changes.append((ENTRY, "registry", row, {}))
         return position
+
+    def put_entries(self, rows: list[tuple[str, str, bytes, int, int]]) -> None:
+        """Write many registry rows (store, key, value, revision, at), whose revisions go on from `position`."""
+        self.connection.executemany(ENTRY_SQL, rows)
+        self.changes.extend([(ENTRY, "registry", row, _NO_COLUMNS) for row in rows])
+        self.position += len(rows)
 
     def update(self, table: str, key: tuple[Any, ...], columns: dict[str, Any]) -> int:
         """Set columns of one row."""
@@ -79,4 +97,4 @@ class Tx:
         self.notes.append(event)
 
 
-_PUT_REGISTRY = put_sql(TABLE["registry"], ("value", "revision", "at"))
+_NO_COLUMNS: dict[str, Any] = {}

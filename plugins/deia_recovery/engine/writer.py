@@ -10,7 +10,7 @@ from __future__ import annotations
 import queue
 import sqlite3
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from deia_recovery.engine.pending import Pending, resolve
@@ -37,6 +37,26 @@ class Job:
         self.guarded = guarded
         self.pending: Pending[Any] = Pending()
         self.notes: list[Any] = []
+
+
+class Entry(Pending[int]):
+    """One plain registry write, the most frequent there is: request and result in one object.
+
+    Many of them become one call of SQLite. `note` makes what is told after the commit.
+    """
+
+    __slots__ = ("actor", "data", "key", "note", "store")
+
+    def __init__(self, store: str, key: str, data: bytes, actor: Any, note: Any) -> None:
+        self._done = False
+        self._error = None
+        self._waiters = None
+        self._convert = None
+        self.store = store
+        self.key = key
+        self.data = data
+        self.actor = actor
+        self.note = note
 
 
 class Session:
@@ -88,10 +108,10 @@ class Writer:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._queue: queue.SimpleQueue[Job | Session | None] = queue.SimpleQueue()
-        self._held: Job | Session | None = None
+        self._queue: queue.SimpleQueue[Job | Entry | Session | None] = queue.SimpleQueue()
+        self._held: Job | Entry | Session | None = None
 
-    def put(self, item: Job | Session | None) -> None:
+    def put(self, item: Job | Entry | Session | None) -> None:
         self._queue.put(item)
 
     def empty(self) -> bool:
@@ -116,25 +136,25 @@ class Writer:
             else:
                 self._commit(self._gather(item))
 
-    def _gather(self, first: Job) -> list[Job]:
+    def _gather(self, first: Job | Entry) -> list[Job | Entry]:
         group = [first]
         get = self._queue.get_nowait
         limit = self._engine.options.group
         try:
             while len(group) < limit:
                 item = get()
-                if type(item) is Job:
-                    group.append(item)
-                elif item is not None:
+                if isinstance(item, Session):
                     self._held = item
                     break
+                if item is not None:
+                    group.append(item)
         except queue.Empty:
             pass
         return group
 
     # -- groups ---------------------------------------------------------------------------------------------
 
-    def _commit(self, group: list[Job]) -> None:
+    def _commit(self, group: list[Job | Entry]) -> None:
         engine = self._engine
         try:
             begun = time.perf_counter()
@@ -148,21 +168,34 @@ class Writer:
             engine.committed_in(time.perf_counter() - begun, len(group))
         except BaseException as error:
             problem = engine.failed(error)
-            resolve([(job.pending, None, problem) for job in group])
+            resolve([(job if isinstance(job, Entry) else job.pending, None, problem) for job in group])
             if not isinstance(error, Exception):
                 raise
             return
         engine.applied(tx)
         resolve(outcomes or ())
-        for job in group:
-            if job.notes:
-                engine.tell(job.notes, job.actor)
+        if engine.listened:
+            for job in group:
+                if isinstance(job, Entry):
+                    if job._error is None:
+                        engine.tell([job.note(job)], job.actor)
+                elif job.notes:
+                    engine.tell(job.notes, job.actor)
         engine.after_commit(tx)
 
-    def _run(self, connection: sqlite3.Connection, tx: Tx, group: list[Job], *, guarded: bool) -> list[_Outcome] | None:
+    def _run(
+        self, connection: sqlite3.Connection, tx: Tx, group: Sequence[Job | Entry], *, guarded: bool
+    ) -> list[_Outcome] | None:
         outcomes: list[_Outcome] = []
         full = self._engine.low_on_space
+        entries: list[Entry] = []
         for job in group:
+            if isinstance(job, Entry):
+                entries.append(job)
+                continue
+            if entries:
+                self._enter(tx, entries, outcomes, full)
+                entries = []
             if full and job.grows:
                 outcomes.append((job.pending, None, self._engine.no_room()))
                 continue
@@ -189,7 +222,18 @@ class Writer:
                     connection.execute("RELEASE job")
                 job.notes = tx.notes
                 outcomes.append((job.pending, value, None))
+        if entries:
+            self._enter(tx, entries, outcomes, full)
         return outcomes
+
+    def _enter(self, tx: Tx, entries: list[Entry], outcomes: list[_Outcome], full: bool) -> None:
+        if full:
+            error = self._engine.no_room()
+            outcomes.extend([(entry, None, error) for entry in entries])
+            return
+        at, first = tx.now, tx.position + 1
+        tx.put_entries([(e.store, e.key, e.data, n, at) for n, e in enumerate(entries, first)])
+        outcomes.extend([(entry, n, None) for n, entry in enumerate(entries, first)])
 
     def _undo(self, connection: sqlite3.Connection, tx: Tx, before: int, position: int, guard: bool) -> bool:
         if not guard:

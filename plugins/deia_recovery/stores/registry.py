@@ -15,11 +15,12 @@ import attrs
 from deia_recovery.engine.cache import ABSENT
 from deia_recovery.engine.pending import Pending, resolved
 from deia_recovery.engine.transaction import Tx
+from deia_recovery.engine.writer import Entry
 from deia_recovery.errors import StaleRevision, Undecodable
 from deia_recovery.stores.codec import codec_for
 from deia_recovery.stores.events import registry_note
 from deia_recovery.stores.names import check_key, check_name
-from deia_recovery.stores.state import State, find_state
+from deia_recovery.stores.state import State, find_state, open_session
 
 T = TypeVar("T")
 Item = tuple[str, T]
@@ -87,7 +88,10 @@ class Registry(Generic[T]):
         data = self._codec.encode(value)
         store = self.name
 
+        state = self._state
         if if_revision is None:
+            if open_session.get() is None:
+                return state.enter(store, key, data, _put_note)
 
             def write(tx: Tx) -> int:
                 revision = tx.put_registry(store, key, data)
@@ -103,7 +107,7 @@ class Registry(Generic[T]):
                 tx.notes.append((registry_note, ("registry.put", store, key, found, revision)))
                 return revision
 
-        return self._state.write(write)
+        return state.write(write)
 
     def update(self, key: str, change: Callable[[T | None], T]) -> Pending[T]:
         """Replace the value by `change(old)` (old is None without one), atomically. Returns the new value.
@@ -222,6 +226,10 @@ class Registry(Generic[T]):
 
     def __repr__(self) -> str:
         return f"Registry({self.name!r}, {getattr(self.kind, '__name__', self.kind)})"
+
+
+def _put_note(entry: Entry) -> tuple[Any, tuple[Any, ...]]:
+    return registry_note, ("registry.put", entry.store, entry.key, None, entry._value)
 
 
 def _revision(tx: Tx, store: str, key: str) -> int:

@@ -17,7 +17,7 @@ from deia_hardening.context import context_variable
 from deia_hardening.services import NoSplit, VersionSplit
 from deia_recovery.engine.pending import Pending, resolve
 from deia_recovery.engine.transaction import Tx
-from deia_recovery.engine.writer import Session
+from deia_recovery.engine.writer import Entry, Session
 from deia_recovery.errors import StateUnavailable
 
 if TYPE_CHECKING:
@@ -62,6 +62,15 @@ class State:
         return self._engine.write(
             function, actor=None if context is None else context.actor, grows=grows, guarded=guarded
         )
+
+    def enter(self, store: str, key: str, data: bytes, note: Callable[[Entry], Any]) -> Pending[int]:
+        """The same for one plain registry row, which is quicker. Not inside a transaction."""
+        if self.closed_for:
+            pending: Pending[int] = Pending()
+            resolve([(pending, None, StateUnavailable(self.closed_for))])
+            return pending
+        context = context_variable.get()
+        return self._engine.enter(Entry(store, key, data, None if context is None else context.actor, note))
 
     def read(self, function: Callable[[Any], T]) -> Pending[T]:
         """Run `function(connection)` on what is committed; inside a transaction, on what it has written too."""
