@@ -106,6 +106,15 @@ class Engine:
         if any(text.startswith(("client:", "path:")) for text in settings.sessions):
             await self.host.blocking(self.table.open)  # sessions that clients make up are bound before any rollout
         await self._recover()
+        self._spawn(self._watch_page(), "page")
+
+    async def _watch_page(self) -> None:
+        """Notice a rollout that another worker began also while no request comes here; a memory read each time."""
+        while self._running:
+            await self.host.clock.sleep(float(self.settings.look))
+            state = self.host.page.state()
+            if state is not self.router.seen:
+                self.router.refresh(state)
 
     async def close(self) -> None:
         """Stop everything that runs here; the log says how to go on."""

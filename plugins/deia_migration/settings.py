@@ -125,6 +125,12 @@ class MigrationSettings:
         65_536, "Answers that may wait to be judged; more are dropped and counted.", ge=1000, le=10_000_000
     )
     tick: Seconds = setting(Seconds("250ms"), "How often a rollout looks at itself without a cause.", ge=0.01, le=60)
+    look: Seconds = setting(
+        Seconds("1s"),
+        "How often a worker without requests looks whether another one has begun a rollout.",
+        ge=0.01,
+        le=60,
+    )
     lease: Seconds = setting(
         Seconds("5s"), "A worker that drives a rollout and is silent this long is replaced.", ge=1, le=300
     )

@@ -1,0 +1,167 @@
+"""Several worker processes on one home: one split, one judge, one history, whoever leads it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+WORKER = textwrap.dedent(
+    """
+    import asyncio, json, sys
+    from deia_hardening import harden
+    from deia_hardening.plugin import Problem
+    from deia_hardening.settings import Ratio, Seconds
+    from deia_hardening.testing import running
+    from deia_migration import Guards, Limits, MigrationManager, Plan, Step
+
+    failing = False
+
+    def version(name):
+        async def app(scope, receive, send):
+            if scope["type"] == "lifespan":
+                while True:
+                    message = await receive()
+                    await send({"type": message["type"] + ".complete"})
+                    if message["type"] == "lifespan.shutdown":
+                        return
+            status = 500 if failing and name == "new" else 200
+            await send({"type": "http.response.start", "status": status, "headers": []})
+            await send({"type": "http.response.body", "body": name.encode()})
+        return app
+
+    sys.modules["worker_versions"] = type(sys)("worker_versions")
+    sys.modules["worker_versions"].new = version("new")
+    hardened = harden(version("old"), {"home": sys.argv[1], "migration": {
+        "versions": {"v2": {"target": "inproc:worker_versions:new"}},
+        "key": ["header:x-user"], "tick": "20ms", "look": "20ms", "lease": "1s"}})
+    plan = Plan(steps=(Step(weight=Ratio("20%"), gate="manual"),), promote="manual")
+
+    async def main():
+        global failing
+        loop = asyncio.get_running_loop()
+        lines = asyncio.StreamReader()
+        await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(lines), sys.stdin)
+        async with running(hardened, {}) as live:
+            manager = live.service(MigrationManager)
+            print(json.dumps({"up": True}), flush=True)
+            while line := await lines.readline():
+                verb, *rest = line.decode().split()
+                answer = {}
+                try:
+                    if verb == "start":
+                        await manager.start("v2", plan=plan)
+                    elif verb == "rollback":
+                        await manager.rollback()
+                    elif verb == "promote":
+                        await manager.promote(full=True)
+                    elif verb == "fail":
+                        failing = True
+                    elif verb == "hit":
+                        counts = {"old": 0, "new": 0}
+                        for user in range(int(rest[0]), int(rest[1])):
+                            got = await live.post("/", headers=[(b"x-user", str(user).encode())],
+                                                  client=(f"10.{user // 250}.{user % 250}.1", 1))
+                            counts[got.body.decode()] += 1
+                            await asyncio.sleep(0)
+                        answer = counts
+                except Problem as problem:
+                    answer = {"problem": problem.status, "detail": problem.detail}
+                status = manager.status()
+                answer |= {"weight": status.weight, "phase": status.phase, "driving": manager._engine.driving,
+                           "latched": status.latched}
+                print(json.dumps(answer), flush=True)
+
+    asyncio.run(main())
+    """
+)
+
+
+class Worker:
+    def __init__(self, script: Path, home: Path) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, str(script), str(home)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        assert self._read()["up"]
+
+    def _read(self) -> dict[str, Any]:
+        assert self.process.stdout is not None
+        return dict(json.loads(self.process.stdout.readline()))
+
+    def ask(self, line: str) -> dict[str, Any]:
+        assert self.process.stdin is not None
+        self.process.stdin.write(line + "\n")
+        self.process.stdin.flush()
+        return self._read()
+
+    def until(self, key: str, value: Any) -> None:
+        for _ in range(2_000):
+            if self.ask("status")[key] == value:
+                return
+            signal.sigtimedwait([], 0.01)
+        raise AssertionError(f"{key} never became {value}: {self.ask('status')}")
+
+    def end(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        for pipe in (self.process.stdin, self.process.stdout):
+            assert pipe is not None
+            pipe.close()
+
+
+@pytest.fixture
+def workers(tmp_path: Path) -> Iterator[list[Worker]]:
+    script = tmp_path / "worker.py"
+    script.write_text(WORKER)
+    found: list[Worker] = []
+    try:
+        for _ in range(2):
+            found.append(Worker(script, tmp_path / ".deia"))
+        yield found
+    finally:
+        for worker in found:
+            worker.end()
+
+
+@pytest.mark.fault
+def test_two_workers_share_split_judge_and_rollback_and_one_replaces_the_other(workers: list[Worker]) -> None:
+    one, two = workers
+    one.ask("start")
+    for worker in workers:
+        worker.until("weight", 0.2)
+    assert two.ask("start")["problem"] == 409
+    first, second = one.ask("hit 0 200"), two.ask("hit 0 200")
+    assert first["new"] == second["new"] > 10  # the same users in both
+    leads = next(worker for worker in workers if worker.ask("status")["driving"])
+    other = two if leads is one else one
+    assert not other.ask("status")["driving"]
+    # The one that leads is killed: the other takes over at the same weight.
+    os.kill(leads.process.pid, signal.SIGKILL)
+    other.until("driving", True)
+    assert other.ask("status")["weight"] == 0.2
+    assert other.ask("promote")["weight"] == 1.0
+    assert other.ask("hit 200 250")["new"] == 50
+
+
+@pytest.mark.fault
+def test_failures_that_only_a_follower_sees_are_judged_by_the_leader(workers: list[Worker]) -> None:
+    workers[0].ask("start")
+    for worker in workers:
+        worker.until("weight", 0.2)
+    leads = next(worker for worker in workers if worker.ask("status")["driving"])
+    other = workers[1] if leads is workers[0] else workers[0]
+    other.ask("fail")
+    other.ask("hit 300 400")
+    leads.until("latched", True)
+    other.until("weight", 0.0)
+    for worker in workers:
+        assert worker.ask("hit 0 100")["new"] == 0
+        worker.until("phase", "rolled-back")
