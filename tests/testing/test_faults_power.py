@@ -153,3 +153,17 @@ def test_sqlite_in_a_child_is_recorded(tmp_path: Path, level: str, lossless: boo
             found = set()
         lost += not set(told) <= found
     assert (lost == 0) is lossless
+
+
+def test_syncs_of_two_folders_at_once_are_kept_apart() -> None:
+    from deia_hardening.testing.faults.trace import Create, SyncBegin, SyncEnd, Trace
+
+    trace = Trace({"": None, "one": None, "two": None})
+    for operation in (
+        Create(1, "one", True), Create(2, "two", True), Create(3, "one/a"), Create(4, "two/b"),
+        SyncBegin(2, 1), Create(5, "one/c"), SyncBegin(1, 2), SyncEnd(2), SyncEnd(1),
+    ):  # fmt: skip
+        trace.add(operation)
+    for cut in faults.power_cuts(trace, count=200, seed=1):
+        if cut.position == cut.total:
+            assert {"one/a", "two/b", "one/c"} <= set(cut.files)

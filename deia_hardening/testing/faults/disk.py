@@ -150,17 +150,17 @@ class _State:
         folder = self.folders.get(node)
         if folder is None:
             return
-        left = []
+        left, gone = [], []
         for index, change in enumerate(self.name_changes):
             if change[0] == folder and index < count:
                 _rename_in(self.safe_names, change[1], change[2])
+                gone.append(index)
             else:
                 left.append(change)
-        removed = len(self.name_changes) - len(left)
         self.name_changes = left
         for other, (its_node, its_count) in list(self._syncs.items()):
-            if its_node not in self.nodes:
-                self._syncs[other] = (its_node, max(0, its_count - removed))
+            if its_node not in self.nodes:  # a sync of a folder that is under way counts among what is left
+                self._syncs[other] = (its_node, its_count - sum(index < its_count for index in gone))
 
 
 def _rename_in(names: dict[str, int], change: Operation, node: int) -> None:
