@@ -70,11 +70,22 @@ class DegradationPlugin(Plugin[DegradationSettings]):
         return operations(lambda: self.manager(self.host.settings(DegradationSettings)))
 
     def health(self) -> Health:
-        if self._manager is None:
+        manager = self._manager
+        if manager is None:
             return Health()
-        control = self._manager.control
-        figures = {"mode": control.mode.value, "limit": self._manager.gate.limit.limit}
+        control = manager.control
+        figures = {
+            "mode": control.mode.value,
+            "limit": manager.gate.limit.limit,
+            "in_flight": manager.gate.in_flight,
+            "waiting": manager.gate.room.size,
+            "streams": manager.gate.streams,
+        }
         if control.mode is Mode.FULL:
             return Health(figures=figures)
         detail = f"mode {control.mode.value}: {control.state.cause or control.state.source.name.lower()}"
-        return Health(HealthState.DEGRADED, detail, figures=figures)
+        lasted = self.host.clock.monotonic() - control.state.since
+        if control.mode is Mode.MAINTENANCE and manager.gate.streams and lasted > manager.settings.maintenance.drain:
+            detail += f"; {manager.gate.streams} streams are still open after {lasted:.0f} s"
+        since = self.host.clock.wall() - lasted
+        return Health(HealthState.DEGRADED, detail, since, figures)

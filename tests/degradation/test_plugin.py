@@ -275,3 +275,92 @@ async def test_ticks_stop_when_nothing_happens_and_start_with_the_next_request()
                 await anyio.sleep(0.02)
         await app.get("/")
         assert manager.ticking
+
+
+async def test_an_allowed_actor_passes_maintenance_and_a_claimed_one_does_not(monkeypatch):
+    import sys
+    import types
+
+    module = types.ModuleType("degradation_actors")
+    module.who = lambda scope: Actor("user", dict(scope["headers"])[b"x-me"].decode(), "token")
+    module.claimed = lambda scope: Actor("user", dict(scope["headers"])[b"x-me"].decode(), "")
+    monkeypatch.setitem(sys.modules, "degradation_actors", module)
+    for resolver, statuses in (("who", [200, 503]), ("claimed", [503, 503])):
+        more = {"requests": {"actor": [f"degradation_actors:{resolver}"]}}
+
+        @http_only
+        async def app(scope, receive, send):
+            await hello(scope, receive, send)
+
+        async with running(app, {**settings(maintenance={"allow_actors": ["ann"]}), **more}) as live:
+            await live.service(DegradationManager).pin("MAINTENANCE")
+            found = [(await live.get("/", headers={"x-me": me})).status for me in ("ann", "bob")]
+            assert found == statuses
+
+
+async def test_a_priority_is_believed_only_from_a_trusted_proxy():
+    from deia_degradation.admission.room import Criticality
+    from deia_degradation.middleware import Admission
+
+    for proxies, expected in (["10.0.0.0/8"], Criticality.CRITICAL_PLUS), ([], Criticality.SHEDDABLE_PLUS):
+
+        @http_only
+        async def app(scope, receive, send):
+            await hello(scope, receive, send)
+
+        async with running(app, {**settings(), "requests": {"trusted_proxies": proxies}}) as live:
+            manager = live.service(DegradationManager)
+            layer = Admission(app, manager, manager.settings)
+            scope = http_scope("GET", "/", headers={"x-criticality": "critical_plus"}, client=("10.1.2.3", 1))
+
+            class Context:
+                actor = Actor()
+
+            assert layer._criticality_of(scope, Context()) == expected
+
+
+async def test_health_tells_of_streams_that_outlast_the_drain():
+    async with running(hello, settings(maintenance={"drain": "0s"})) as app:
+        manager = app.service(DegradationManager)
+        assert manager.gate.enter_stream()
+        await manager.pin("MAINTENANCE", reason="x")
+        assert "1 streams are still open" in app.core.health()["degradation"].detail
+        manager.gate.leave_stream()
+
+
+async def test_the_schedule_is_in_force_from_its_first_moment():
+    from deia_hardening.testing import FakeClock
+
+    @http_only
+    async def app(scope, receive, send):
+        await hello(scope, receive, send)
+
+    # 1_700_000_000 is 2023-11-14T22:13:20Z
+    entry = {"start": "22:15", "end": "22:20", "reason": "disks"}
+    async with running(app, settings(schedule=[entry])) as live:
+        manager = live.service(DegradationManager)
+        clock = FakeClock()
+        manager.host.clock = clock
+        manager.control.evaluate()
+        assert manager.mode is Mode.FULL
+        clock.advance(120)
+        assert manager.mode is Mode.MAINTENANCE
+        clock.advance(300)
+        assert manager.mode is Mode.FULL
+
+
+async def test_scaling_is_suggested_and_held_back():
+    async with running(hello, settings()) as app:
+        manager = app.service(DegradationManager)
+        advice = manager.evaluate()
+        assert (advice.suggestion, advice.allowed) == ("down", True)
+        for _ in range(18):
+            assert manager.gate.enter()
+        assert manager.evaluate().suggestion == "up"
+        manager.scaled()
+        assert not manager.evaluate().allowed
+        assert manager.evaluate().cooldown > 50
+        await manager.pin("DEGRADED")
+        assert "not in mode DEGRADED" in manager.evaluate().reason
+        for _ in range(18):
+            manager.gate.leave(0.0, None)

@@ -29,6 +29,20 @@ _DONE: Any = object()
 class Forward:
     """One request. `run` returns when the client has its answer."""
 
+    # What most requests never need costs them nothing: it is set when it happens.
+    winner: Answer | None = None
+    next: Member | None = None
+    """The bot that was taken for the next attempt before the last answer was put aside."""
+    primary: Cut | None = None
+    hedge: Answer | None = None
+    hedge_scope: anyio.CancelScope | None = None
+    hedge_over: Latch | None = None
+    hedge_unwanted = False
+    timed_out = False
+    _watched: Watched | None = None
+    _hedge_due = False
+    _limit = _NEVER
+
     def __init__(
         self, pool: Pool, watcher: Watcher, scope: Scope, receive: Receive, send: Send, context: RequestContext,
         path: str, key: str | None, named: str,
@@ -47,18 +61,6 @@ class Forward:
         self.repeatable = repeatable(self.method, scope["headers"], self.effects)
         self.body = Body(receive, int(settings.retry.body))
         self.tried: list[Member] = []
-        self.winner: Answer | None = None
-        self.next: Member | None = None
-        """The bot that was taken for the next attempt before the last answer was put aside."""
-        self.primary: Cut | None = None
-        self.hedge: Answer | None = None
-        self.hedge_scope: anyio.CancelScope | None = None
-        self.hedge_over: Latch | None = None
-        self.hedge_unwanted = False
-        self.timed_out = False
-        self._watched: Watched | None = None
-        self._hedge_due = False
-        self._limit = _NEVER
 
     # -- the loop ------------------------------------------------------------------------------------------
 
@@ -94,7 +96,8 @@ class Forward:
         attempt = Answer(self, member)
         watched = self._watch(member)
         error: BaseException | None = None
-        self.timed_out = False
+        if self.timed_out:
+            self.timed_out = False
         try:
             if watched is None:
                 await self._call(attempt)
@@ -148,6 +151,10 @@ class Forward:
     def _judge(self, attempt: Answer, error: BaseException | None, beaten: bool) -> Outcome:
         now = monotonic()
         seconds = (attempt.began or now) - attempt.started
+        slower = self.pool.judge.slower
+        if error is None and attempt.began and not (beaten or attempt.failure or attempt.exhausted or slower):
+            self.pool.done(attempt.member, now, seconds, Verdict.GOOD)
+            return Outcome.COMPLETED
         outcome = outcome_of(error, started=attempt.began > 0.0)
         if self.timed_out and not attempt.began:
             outcome = Outcome.FAILED_BEFORE_START
@@ -174,7 +181,7 @@ class Forward:
                 verdict, reason = Verdict.FAILED, "no answer"
         elif attempt.failure:
             verdict, reason = Verdict.FAILED, attempt.failure
-        elif pool.judge.slower and seconds > pool.judge.slower:
+        elif slower and seconds > slower:
             verdict, reason = Verdict.FAILED, f"its answer began after {seconds:.3g} s"
         pool.done(attempt.member, now, seconds, verdict, reason)
         return outcome

@@ -40,7 +40,8 @@ class Load:
     def observe(self, now: float, seconds: float, policy: BalancePolicy) -> None:
         """A good answer, that began after `seconds`."""
         elapsed = now - self.stamp
-        keep = exp(-elapsed / policy.tau) if elapsed > 0.0 else 1.0
+        share = elapsed / policy.tau
+        keep = exp(-share) if share > 0.05 else 1.0 - share if share > 0.0 else 1.0
         self.stamp = now
         latency = self.latency * keep
         # The share of the newest answer is that of one 20th: the time-only rule of the original hardly moves at

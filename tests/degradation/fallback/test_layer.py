@@ -445,3 +445,37 @@ async def test_a_finished_request_leaves_nothing_behind_that_holds_its_revision(
             assert [one() for one in held] == [None] * 5
         finally:
             gc.enable()
+
+
+async def test_a_post_that_nobody_can_serve_becomes_a_task_without_credentials(monkeypatch):
+    import sys
+    import types
+
+    from deia_hardening.context import Actor
+    from deia_hardening.services import AcceptedTask, TaskSink
+
+    module = types.ModuleType("degradation_sink")
+    module.who = lambda scope: Actor("user", "ann", "token")
+    monkeypatch.setitem(sys.modules, "degradation_sink", module)
+    taken = []
+
+    class Sink:
+        async def accept(self, request, *, key, actor):
+            taken.append((request, key, actor))
+            return AcceptedTask("t1", "/api/tasks/t1")
+
+    bots = Bots(accept=True)
+    async with bots.open(requests={"actor": ["degradation_sink:who"]}) as app:
+        for name in "abc":
+            app.pool.drain(name)
+        assert (await app.post("/ask", b"x")).status == 503, "no sink, no promise"
+        app.core.services.provide(TaskSink, Sink())
+        headers = {"authorization": "Bearer secret", "cookie": "s=1", "content-type": "text/plain"}
+        one = await app.post("/ask", b"payload", headers=headers)
+        assert (one.status, json.loads(one.body)) == (202, {"task": "t1", "status": "/api/tasks/t1"})
+        assert one.headers["location"] == "/api/tasks/t1"
+        request, key, actor = taken[0]
+        assert (key, actor) == ("ann", "ann")
+        assert [name for name, _ in request["headers"]] == ["content-type"]
+        assert "secret" not in json.dumps(request)
+        assert (await app.get("/ask")).status == 503
