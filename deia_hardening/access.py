@@ -44,7 +44,7 @@ def current(kind: type[T], *, app: Any = None) -> T:
                     if kind is RequestContext:
                         return context  # type: ignore[return-value]
                     raise _not_enabled(kind)
-            return cast("T", found)
+            return found  # type: ignore[no-any-return]
     if kind is RequestContext:
         raise LookupError("current(RequestContext): there is no request here")
     core = _only() if app is None else core_of(app)

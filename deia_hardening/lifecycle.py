@@ -75,7 +75,8 @@ class Core:
         self.metrics = Metrics()
         self.serving = Serving()
         self.clock = SYSTEM_CLOCK
-        self.overrides: Mapping[str, Any] = {}
+        self.plan: Plan
+        self.overrides: Mapping[str, Any]
         self.failures: dict[str, Health] = {}
         self.refused: Health | None = None
         self.lifespans = 0
@@ -90,7 +91,10 @@ class Core:
         self.leaving = False
         self.lives: dict[str, Life] = {}
         self._reload_lock: asyncio.Lock | None = None
-        self.plan: Plan = source.load(self.overrides)
+        self.plan, self.overrides, passed_over = source.first()
+        if passed_over:
+            detail = f"started with the last good settings; the present ones were refused: {passed_over}"
+            self.refused = Health(HealthState.DEGRADED, detail, self.clock.wall())
         self.home: Home = home_at(self.plan.home, self.clock)
         self.plugins: dict[str, Plugin[Any]] = {}
         self.plugins = self.instances(self.plan, self.plugins)

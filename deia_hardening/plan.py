@@ -111,6 +111,35 @@ class Source:
             loaded=loaded,
         )
 
+    def first(self) -> tuple[Plan, Mapping[str, Any], str]:
+        """The plan to start with: (plan, the run-time overrides in it, why the present files were passed over or "").
+
+        With the plugin config on, the overrides of an earlier run are in force from the first revision, and where
+        its settings allowed it, the last good files stand in for broken ones. Raises SettingsError otherwise.
+        """
+        from deia_hardening.settings import read
+        from deia_hardening.settings.state import read_last_good, read_overrides
+
+        document = self._first or read(self.config, os.environ, {})
+        head = document.sections_named().get("config")
+        overrides: Mapping[str, Any] = {}
+        if head is not None and head.enabled and not self.without_app:
+            overrides = read_overrides(document.home).nested()
+        try:
+            try:
+                return self.load(overrides), overrides, ""
+            except SettingsError:
+                if not overrides:
+                    raise
+                return self.load({}), {}, ""  # the plugin config says what is wrong with them
+        except SettingsError as error:
+            good = None if isinstance(self.config, Mapping) else read_last_good(document.home)
+            if good is None or not good.start_from_it:
+                raise
+            logger.error("the settings are broken; starting with the last good ones:\n%s", error)
+            self._first = read(good.snapshot, os.environ, {})
+            return self.load({}), {}, str(error.problems[0])
+
     def name(self) -> str:
         """How the source is called in messages."""
         return "<mapping>" if isinstance(self.config, Mapping) else str(self.config)

@@ -47,7 +47,8 @@ class Reload:
         core = self.core
         try:
             plan, plugins = await self.prepare()
-            if plan.digest == core.revision.digest and set(plugins) == set(core.plugins):
+            same = plan.loaded.fingerprint == core.plan.loaded.fingerprint  # the digest leaves secrets out
+            if same and set(plugins) == set(core.plugins):
                 core.overrides, core.plan, core.refused = self.overrides, plan, None
                 return core.revision
             new = self._build(plan, plugins)

@@ -311,3 +311,35 @@ def test_health_of_a_plugin_that_cannot_tell_is_degraded(home: Path) -> None:
     core: Any = find_core(hardened)
     core.plugins["probe"] = Mute(core.plugins["probe"].host)
     assert core.health()["probe"].state is HealthState.DEGRADED
+
+
+async def test_overrides_of_an_earlier_run_are_in_force_from_the_first_revision(home: Path) -> None:
+    from deia_hardening.settings.state import Override, Overrides, write_overrides
+
+    (home / "state").mkdir(parents=True)
+    write_overrides(home, Overrides({"probe.value": Override(42, "me", "kept", 1.0)}))
+    service = harden(app, {"home": str(home), "config": {}, "probe": PROBE})
+    core = find_core(service)
+    assert core is not None
+    assert core.revision.number == 1
+    assert core.revision.sections["probe"].value == 42
+
+
+def test_a_broken_file_at_start_is_passed_over_where_the_last_good_one_allowed_it(home: Path, tmp_path: Path) -> None:
+    from deia_hardening.settings import take_snapshot
+    from deia_hardening.settings.state import encode_last_good, last_good_path
+
+    file = tmp_path / "hardening.yaml"
+    good = f"home: {home}\nconfig: {{start_from_last_good: true}}\nprobe: {{use: '{__name__}:Probe', value: 5}}\n"
+    file.write_text(good)
+    kept = encode_last_good(take_snapshot(file), "digest", at=1.0, start_from_it=True)
+    last_good_path(home).parent.mkdir(parents=True)
+    last_good_path(home).write_bytes(kept)
+    file.write_text(good.replace("value: 5", "value: many"))
+    core = find_core(harden(app, file))
+    assert core is not None
+    assert core.revision.sections["probe"].value == 5
+    assert "many" in core.health()["core"].detail or "probe.value" in core.health()["core"].detail
+    last_good_path(home).unlink()
+    with pytest.raises(SettingsError, match=r"probe\.value"):
+        harden(app, file)
