@@ -313,7 +313,7 @@ def test_health_of_a_plugin_that_cannot_tell_is_degraded(home: Path) -> None:
     assert core.health()["probe"].state is HealthState.DEGRADED
 
 
-async def test_overrides_of_an_earlier_run_are_in_force_from_the_first_revision(home: Path) -> None:
+def test_overrides_of_an_earlier_run_are_in_force_from_the_first_revision(home: Path) -> None:
     from deia_hardening.settings.state import Override, Overrides, write_overrides
 
     (home / "state").mkdir(parents=True)
