@@ -1,0 +1,113 @@
+"""Who is asking: addresses right to left, and nothing believed of an untrusted peer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from deia_hardening import Actor, RequestContext, SettingsError, current, harden
+from deia_hardening.peers import build_identify, client_address, is_trusted, parse_networks
+from deia_hardening.sections import RequestsSettings
+from deia_hardening.testing import http_scope, request
+
+PROXIES = parse_networks(["10.0.0.0/8", "::1"])
+
+
+@pytest.mark.parametrize(
+    ("peer", "forwarded", "client"),
+    [
+        ("203.0.113.9", "1.2.3.4", "203.0.113.9"),
+        ("10.0.0.1", "1.2.3.4", "1.2.3.4"),
+        ("10.0.0.1", "6.6.6.6, 1.2.3.4", "1.2.3.4"),
+        ("10.0.0.1", "6.6.6.6, 1.2.3.4, 10.9.9.9", "1.2.3.4"),
+        ("10.0.0.1", "10.1.1.1, 10.2.2.2", "10.1.1.1"),
+        ("10.0.0.1", "1.2.3.4, evil", "10.0.0.1"),
+        ("10.0.0.1", "", "10.0.0.1"),
+        ("::1", "2001:db8::7", "2001:db8::7"),
+        ("::ffff:10.0.0.1", "1.2.3.4", "1.2.3.4"),
+    ],
+)
+def test_the_client_is_the_last_hop_that_is_not_trusted(peer: str, forwarded: str, client: str) -> None:
+    scope = http_scope(client=(peer, 1), headers={"x-forwarded-for": forwarded} if forwarded else {})
+    assert client_address(scope, PROXIES) == client
+
+
+@given(st.lists(st.ip_addresses().map(str), max_size=5), st.text(alphabet="0123456789.:, abcx", max_size=30))
+def test_what_a_client_sends_never_moves_the_address_past_the_proxy(hops: list[str], junk: str) -> None:
+    """Whatever is to the left of the hop that our proxy appended can't change the result."""
+    tail = "198.51.100.7"
+    scope = http_scope(client=("10.0.0.1", 1), headers=[(b"x-forwarded-for", ", ".join([junk, *hops, tail]).encode())])
+    assert client_address(scope, PROXIES) == tail
+
+
+def test_a_name_is_no_trusted_address() -> None:
+    assert not is_trusted("localhost", PROXIES)
+    assert not is_trusted("", PROXIES)
+    with pytest.raises(SettingsError, match="trusted_proxies"):
+        parse_networks(["10.0.0.0/99"])
+
+
+def someone(scope: Any) -> Actor | None:
+    return Actor("user", "resolved", auth="test") if scope["path"] == "/known" else None
+
+
+async def seen(home: Path, scope: dict[str, Any], **settings: Any) -> RequestContext:
+    found: list[RequestContext] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        found.append(current(RequestContext))
+        await send({"type": "http.response.start", "status": 204, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    hardened = harden(app, {"home": str(home), "requests": settings})
+    await request(hardened, "GET", scope.pop("path", "/"), **scope)
+    return found[0]
+
+
+async def test_a_trusted_proxys_word_is_believed(home: Path) -> None:
+    headers = {"x-request-id": "abc-1", "x-request-timeout": "5s", "x-user": "ann"}
+    context = await seen(
+        home, {"headers": headers, "client": ("10.0.0.1", 1)}, trusted_proxies=["10.0.0.0/8"], actor=["header:x-user"]
+    )
+    assert (context.id, context.actor.id) == ("abc-1", "ann")
+    remaining = context.remaining()
+    assert remaining is not None
+    assert 0 < remaining <= 5
+
+
+async def test_an_untrusted_peers_word_is_a_claim(home: Path) -> None:
+    headers = {"x-request-id": "abc-1" * 200, "x-request-timeout": "5s", "x-user": "root"}
+    context = await seen(
+        home,
+        {"headers": headers, "client": ("203.0.113.9", 1)},
+        trusted_proxies=["10.0.0.0/8"],
+        actor=["header:x-user"],
+    )
+    assert context.id != "abc-1"
+    assert context.deadline is None
+    assert context.actor.id == ""
+    assert context.claims["x-request-id"].startswith("abc-1")
+    assert len(context.claims["x-request-id"]) == 256
+
+
+async def test_resolvers_are_asked_in_order(home: Path) -> None:
+    resolver = f"{__name__}:someone"
+    import sys
+
+    sys.modules.setdefault(__name__, sys.modules[someone.__module__])
+    assert (await seen(home, {"path": "/known"}, actor=[resolver])).actor.id == "resolved"
+    assert (await seen(home, {"path": "/other"}, actor=[resolver])).actor.type == "anonymous"
+
+
+def test_nothing_configured_costs_nothing() -> None:
+    assert build_identify(RequestsSettings()) is None
+
+
+@pytest.mark.parametrize("resolver", ["nowhere:f", "json:nothing", "plain"])
+def test_a_resolver_that_cannot_be_found_is_a_settings_error(resolver: str) -> None:
+    with pytest.raises(SettingsError):
+        build_identify(RequestsSettings(actor=(resolver,)))
