@@ -28,7 +28,7 @@ from deia_recovery.backup.snapshot import FileJob, Job, Result
 from deia_recovery.backup.vault import FolderVault, Vault
 from deia_recovery.engine.files import write_whole
 from deia_recovery.engine.generation import Generation, build, newest_number, set_current
-from deia_recovery.errors import BackupError, StartRefused, StateError, WrongKey
+from deia_recovery.errors import BackupError, StartRefused, StateError, StateUnavailable, WrongKey
 from deia_recovery.events import ProofDone, RestoreDone, SnapshotTaken
 from deia_recovery.opening import Found
 
@@ -225,6 +225,18 @@ class Backups:
         else:
             self._succeeded("shipping")
 
+    def confirm(self, position: int) -> None:
+        """Synchronous shipping: return when `position` is in the remote store. On the writer's thread.
+
+        Raises StateUnavailable when that can't be had; the write is on this machine's disk then, unconfirmed.
+        """
+        self.ship(wait=True, trim=False)
+        why = self.problems.get("shipping") or self.problems.get("remote")
+        if why:
+            raise StateUnavailable(
+                f"the write is on this machine's disk, but recovery.remote.synchronous is set and {why}"
+            )
+
     def _mirrored(self, *, segments_only: bool = False) -> None:
         if not self.settings.remote.url:
             return
@@ -392,7 +404,7 @@ class Backups:
             except (BackupError, WrongKey) as error:
                 errors.append(str(error))
                 continue
-            return self._restore(found, catalog, plan)
+            return self._restore(found, catalog, plan, take_over=True)
         if not errors:
             return None
         if self.settings.start_empty and found.damaged is None:
@@ -424,8 +436,11 @@ class Backups:
             catalogs += [Catalog(mirror.vault(one), self.keys(make=False), one) for one in remote]
         return catalogs
 
-    def _restore(self, found: Found, catalog: Catalog, plan: Plan, until: float | None = None) -> Generation:
+    def _restore(
+        self, found: Found, catalog: Catalog, plan: Plan, until: float | None = None, *, take_over: bool
+    ) -> Generation:
         manifest = plan.snapshot
+        self._claim(manifest.store, take_over=take_over, required=catalog.vault.where)
         number = max(newest_number(found.root), manifest.generation) + 1
         origin = f"snapshot {manifest.id} to position {plan.position}"
         generation = build(found.root, number, manifest.store, origin, lambda c: fill(c, catalog, plan, until))
@@ -433,8 +448,6 @@ class Backups:
             Fork(manifest.store, number, manifest.generation, plan.position)
         )
         set_current(found.root, generation)
-        if self.settings.remote.url and (mirror := self.mirror()) is not None:
-            mirror.claim(manifest.store, take_over=True)
         files = restore_files(catalog, manifest, aside=None)
         missing = self._missing(found, plan)
         self._recovery.journal(
@@ -456,6 +469,17 @@ class Backups:
             RestoreDone(snapshot=manifest.id, position=plan.position, missing=missing, reason=found.reason)
         )
         return generation
+
+    def _claim(self, store: str, *, take_over: bool, required: str) -> None:
+        """Own the remote backups of a state that is about to be restored; a remote store that is away is only said."""
+        try:
+            mirror = self.mirror()
+            if mirror is not None:
+                mirror.claim(store, take_over=take_over)
+        except BackupError:
+            raise
+        except Exception as error:
+            self._failed("remote", f"{error} (restoring from {required})")
 
     def _missing(self, found: Found, plan: Plan) -> str:
         seconds = max(0.0, self._recovery.host.clock.wall() - plan.at)
@@ -497,7 +521,7 @@ class Backups:
                 self.ship(wait=True, trim=False)
                 live = recovery.engine.peek()
                 found = Found(recovery.root, "asked for by an operator", recovery.engine.folder, live)
-                generation = self._restore(found, catalog, plan, until)
+                generation = self._restore(found, catalog, plan, until, take_over=take_over)
                 recovery.engine.page.position = 1 << 62  # every worker's memory of the old generation ends here
             recovery.adopt()
         finally:

@@ -149,6 +149,7 @@ class RecoveryPlugin(Plugin[RecoverySettings]):
                 ("prune",),
                 min(3600.0, min(float(one.every) for one in settings.snapshots) if settings.snapshots else 3600.0),
             ),
+            Every(("measure",), float(settings.measure_every)),
             Every(("purge",), 60.0),
         ]
         tasks.extend(Every(("snapshot", *sorted(one.what)), float(one.every)) for one in settings.snapshots)

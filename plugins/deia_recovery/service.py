@@ -29,6 +29,7 @@ from deia_recovery.engine.generation import Generation, folder_name
 from deia_recovery.engine.transaction import Tx
 from deia_recovery.events import StateOpened
 from deia_recovery.inbox.replay import Replayer
+from deia_recovery.measures import Measures
 from deia_recovery.opening import Opened, StateHome, in_doubt
 from deia_recovery.settings import RecoverySettings
 from deia_recovery.stores import steps
@@ -81,12 +82,14 @@ class DisasterRecovery:
         self.state.split = self._split
         self.backups = Backups(self)
         self.replayer = Replayer(host, self.state)
+        self.measures = Measures(self, host.metrics)
         self.problem = ""
         self._starting = False
         self._looked_at = -1
         self._started = host.clock.wall()
         if shared.opened is None:
             self.engine.opener = self._open
+        self.engine.barrier = self._confirm if settings.remote.url and settings.remote.synchronous else None
         self.engine.tell = self._tell
         self.engine.listened = True
 
@@ -124,6 +127,9 @@ class DisasterRecovery:
     def adopt(self) -> None:
         """Change over to the generation that was just put in force, and lease anew what was in flight. Blocks."""
         self.engine.write(steps.release_all, grows=False, guarded=True).result(60.0)
+
+    def _confirm(self, position: int) -> None:
+        self.backups.confirm(position)
 
     # -- protected objects ----------------------------------------------------------------------------------------
 
@@ -295,6 +301,8 @@ class DisasterRecovery:
             with self._once("prune") as mine:
                 if mine:
                     self.backups.prune()
+        elif kind == "measure":
+            self.measures.update()
         elif kind == "purge":
             self._purge()
 
@@ -358,6 +366,11 @@ class DisasterRecovery:
         if self.generation is not None and self._old(self._proven_at()):
             found.append("no restore was proven for longer than recovery.proven_limit")
         return found
+
+    def proven_age(self) -> float:
+        """Seconds since a restore was proven last, -1 without any."""
+        proven = self._proven_at()
+        return self._host.clock.wall() - proven if proven else -1.0
 
     def _proven_at(self) -> float:
         return self.backups.known_proofs.last_rehearsal

@@ -96,7 +96,9 @@ class RemoteSettings:
         None, "options of the object store, as obstore names them (region, endpoint, keys)", factory=dict, secret=True
     )
     synchronous: bool = setting(
-        False, "acknowledge a write only when its change is in the remote store too: slow, and it stops with it"
+        False,
+        "acknowledge a write only when its change is in the remote store too: slow, and it stops with it",
+        restart=True,
     )
     timeout: Seconds = setting(Seconds("30s"), "longest wait for one call to the store", ge=0.1, le=3600)
     attempts: int = setting(5, "tries of one call, with growing pauses", ge=1, le=100)
@@ -137,6 +139,7 @@ class RecoverySettings:
         Seconds("10m"), "how often a stretch of the database is checked against its digests", ge=1
     )
     scrub_pages: int = setting(4096, "pages of 4 KiB that one such check reads", ge=1)
+    measure_every: Seconds = setting(Seconds("10s"), "how often tasks are counted for the metrics", ge=0.25)
     proven_limit: Seconds = setting(
         Seconds("2d"), "health is degraded when the last proven restore is older than this", ge=60
     )

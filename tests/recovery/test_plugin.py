@@ -253,6 +253,28 @@ async def test_rehearsal_and_verification_prove_and_are_remembered(home: Path) -
         assert health.state == "ok", health
 
 
+async def test_depth_and_age_of_queues_and_the_proof_are_metrics(home: Path) -> None:
+    import anyio
+
+    async with running(app, settings(home, measure_every="250ms")) as up:
+        await up.get("/put")
+
+        def values() -> dict[str, float]:
+            return {
+                f.name: child.value
+                for f in up.core.metrics
+                for key, child in f.items()
+                if key in ((), ("jobs", "ready"))
+            }
+
+        with anyio.fail_after(30):
+            while values().get("recovery_queue_depth") != 1:
+                await anyio.sleep(0.05)
+        await invoke(up, "recovery.take")
+        await invoke(up, "recovery.rehearse")
+        assert 0 <= values()["recovery_proven_restore_age_seconds"] < 60
+
+
 async def test_protected_objects_come_back(home: Path) -> None:
     kept: dict[str, bytes] = {"value": b"before"}
     protect("counter", dump=lambda: kept["value"], load=lambda data: kept.update(value=data))

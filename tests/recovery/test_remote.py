@@ -19,7 +19,7 @@ from deia_recovery import Registry
 from deia_recovery.backup.keys import KeyRing
 from deia_recovery.backup.remote import Ownership, RemoteVault
 from deia_recovery.backup.restore import Catalog
-from deia_recovery.errors import BackupError
+from deia_recovery.errors import BackupError, StateUnavailable
 from deia_recovery.service import DisasterRecovery
 from deia_recovery.settings import RemoteSettings
 
@@ -145,3 +145,22 @@ def test_a_store_that_is_away_is_said_and_nothing_else_stops(tmp_path: Path) -> 
     with pytest.raises(Exception):
         vault.get("x")
     assert Catalog(vault, KeyRing(b"x" * 32)).refused == []
+
+
+async def test_synchronous_shipping_confirms_or_says_that_it_could_not(home: Path, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    given = settings(home, f"file://{elsewhere}", {})
+    given["recovery"]["remote"]["synchronous"] = True
+    given["recovery"]["snapshots"] = []
+    async with running(app, given) as up:
+        await numbers.put("a", 1)
+        store = up.service(DisasterRecovery).generation.store
+        recovery = up.service(DisasterRecovery)
+        catalog = Catalog(recovery.backups.mirror().vault(store), recovery.backups.keys(), store)
+        ends = [s.head.last for s in await recovery.host.blocking(lambda: list(catalog.segments(1, 0)))]
+        assert ends[-1] == 1
+        recovery.backups._mirror = None
+        shutil.rmtree(elsewhere)
+        elsewhere.write_text("not a folder any more")
+        with pytest.raises(StateUnavailable, match="synchronous"):
+            await numbers.put("b", 2)

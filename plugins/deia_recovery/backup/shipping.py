@@ -7,6 +7,7 @@ is shipped is known durably too: a restore that would end before it is refused.
 from __future__ import annotations
 
 import sqlite3
+import threading
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -58,6 +59,7 @@ class Shipper:
         self._vault = vault
         self._keys = keys
         self._lock = FileLock(root / "ship.lock")
+        self._mine = threading.Lock()
         self._last: Shipped | None = None
         self.shipped_at = 0.0
         self.problem = ""
@@ -78,6 +80,10 @@ class Shipper:
         A gap (the change log was cut before it was shipped) is told by StateError, once; shipping then goes on
         behind it, and only a new snapshot joins.
         """
+        with self._mine:
+            return self._run(wait)
+
+    def _run(self, wait: bool) -> Shipped | None:
         if wait:
             self._lock.acquire()
         elif not self._lock.try_acquire():

@@ -13,6 +13,7 @@ import mmap
 import os
 import sqlite3
 import struct
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -203,12 +204,21 @@ class Connections:
 def _kept_from_checkpoint(fd: int, connection: Any) -> Iterator[None]:
     """Keep SQLite from the exclusive lock that its checkpoint-on-close needs, by a lock on the open file description
     (it conflicts with POSIX locks of the same process too). Not needed where the connection can be told."""
-    if hasattr(connection, "setconfig") or not hasattr(fcntl, "F_OFD_SETLK"):
+    if hasattr(connection, "setconfig"):
         yield
         return
-    span = struct.Struct("@hhqqi4x")
-    fcntl.fcntl(fd, fcntl.F_OFD_SETLK, span.pack(fcntl.F_RDLCK, os.SEEK_SET, _SHARED_FIRST, _SHARED_SIZE, 0))
+    fcntl.fcntl(fd, _SET_LOCK, _span(fcntl.F_RDLCK))
     try:
         yield
     finally:
-        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, span.pack(fcntl.F_UNLCK, os.SEEK_SET, _SHARED_FIRST, _SHARED_SIZE, 0))
+        fcntl.fcntl(fd, _SET_LOCK, _span(fcntl.F_UNLCK))
+
+
+_SET_LOCK: int = getattr(fcntl, "F_OFD_SETLK", 90)  # 90: its number in macOS's fcntl.h
+
+
+def _span(kind: int) -> bytes:
+    """A `struct flock` over the bytes that SQLite's shared locks lie on."""
+    if sys.platform == "darwin":
+        return struct.pack("@qqihh", _SHARED_FIRST, _SHARED_SIZE, 0, kind, os.SEEK_SET)
+    return struct.pack("@hhqqi4x", kind, os.SEEK_SET, _SHARED_FIRST, _SHARED_SIZE, 0)

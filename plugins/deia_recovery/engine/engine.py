@@ -198,12 +198,12 @@ class Engine:
             self.page.position = tx.position
             connection.execute("COMMIT")
             self._mine, self._at = tx.position, tx.now
-            if self.barrier is not None:
-                self.barrier(tx.position)
         else:
             connection.execute("COMMIT")
         self._give_turn()
         self.failure = ""
+        if self.barrier is not None and tx.changes:
+            self.barrier(tx.position)
         self._used = time.monotonic()
 
     def applied(self, tx: Tx) -> None:
