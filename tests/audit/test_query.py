@@ -14,12 +14,13 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
+from deia_audit import AuditLogger
 from deia_audit.notes import VerifierKey
 from deia_audit.proof import TlogProof, check_proof
 from deia_audit.query.grammar import Cursor, QueryError, parse_query
 from deia_audit.query.index import build, index_path, sound
 from deia_audit.query.search import Page, Search
-from deia_hardening import harden
+from deia_hardening import current, harden
 from deia_hardening.journal import JournalSettings
 from deia_hardening.settings import Bytes
 
@@ -237,6 +238,7 @@ def test_the_trail_is_read_over_http_with_a_token(tmp_path: Path, caplog: pytest
         headers = {"authorization": f"Bearer {token}"}
         client.get("/hello")
         client.get("/hello")
+        assert current(AuditLogger, app=app).journal.drain(30)
         answer = client.get("/api/audit/logs?action=GET%20/hello&count=1", headers=headers)
         assert answer.status_code == 200, answer.text
         page = answer.json()
@@ -246,6 +248,7 @@ def test_the_trail_is_read_over_http_with_a_token(tmp_path: Path, caplog: pytest
         assert (bad.status_code, bad.json()["field"]) == (400, "stauts")
         assert "status" in bad.json()["detail"]
         assert client.post("/api/audit/logs", headers=headers).status_code == 405
+        assert current(AuditLogger, app=app).journal.drain(30)
         reads = client.get("/api/audit/logs?action=GET%20/api/audit/logs", headers=headers).json()["records"]
         assert [one["http"]["status"] for one in reads] == [400, 200, 401]
         assert reads[1]["actor"]["id"]

@@ -70,7 +70,10 @@ class Filter:
 
     def matches(self, record: Mapping[str, Any]) -> bool:
         """Return whether a record fits this filter."""
-        return any(self.accepts(value) for value in values_of(record, self.field)) is not self.negated
+        for value in values_of(record, self.field):
+            if self.accepts(value):
+                return not self.negated
+        return self.negated
 
 
 @attrs.frozen
@@ -117,8 +120,9 @@ class Query:
         """Return whether a record fits; what the index said is checked by this."""
         if (self.since is not None and time_ns < self.since) or (self.until is not None and time_ns >= self.until):
             return False
-        if not all(one.matches(record) for one in self.filters):
-            return False
+        for one in self.filters:
+            if not one.matches(record):
+                return False
         if self.words or self.without:
             have = words_of(record)
             return have.issuperset(self.words) and have.isdisjoint(self.without)

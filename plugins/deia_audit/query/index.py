@@ -185,30 +185,23 @@ class SegmentIndex:
 
     def numbers(
         self, driver: int | None, also: Iterable[tuple[int, ...]], low: int, high: int, *, newest_first: bool
-    ) -> Iterator[int]:
-        """Yield the numbers in `[low, high)` of records that hold `driver` and one term of each group in `also`."""
+    ) -> Iterator[tuple[int, int]]:
+        """Yield number and offset, in `[low, high)`, of records with `driver` and one term of each group in `also`."""
         also = tuple(also)
         order = "DESC" if newest_first else "ASC"
-        source, base = "rows", "p.n >= ? AND p.n < ?"
+        source, base = "rows r", "r.n >= ? AND r.n < ?"
         if driver is not None:
-            source, base = "postings", f"p.term = ? AND {base}"
+            source, base = "postings p JOIN rows r ON r.n = p.n", "p.term = ? AND p.n >= ? AND p.n < ?"
         arguments: list[int] = [low, high] if driver is None else [driver, low, high]
         parts = [base]
         for group in also:
             marks = ",".join("?" * len(group))
-            parts.append(f"EXISTS (SELECT 1 FROM postings o WHERE o.term IN ({marks}) AND o.n = p.n)")  # noqa: S608
+            parts.append(f"EXISTS (SELECT 1 FROM postings o WHERE o.term IN ({marks}) AND o.n = r.n)")  # noqa: S608
             arguments += group
         where = " AND ".join(parts)
-        sql = f"SELECT p.n FROM {source} p WHERE {where} ORDER BY p.n {order}"  # noqa: S608 - only question marks
-        for (number,) in self.connection.execute(sql, arguments):
-            yield number
-
-    def count(self, driver: int | None, also: Iterable[tuple[int, ...]], low: int, high: int) -> int:
-        return sum(1 for _ in self.numbers(driver, also, low, high, newest_first=False))
-
-    def offset(self, number: int) -> int | None:
-        found = self.connection.execute("SELECT at FROM rows WHERE n = ?", (number,)).fetchone()
-        return None if found is None else int(found[0])
+        key = "r.n" if driver is None else "p.n"
+        sql = f"SELECT r.n, r.at FROM {source} WHERE {where} ORDER BY {key} {order}"  # noqa: S608 - only question marks
+        yield from self.connection.execute(sql, arguments)
 
     def after(self, ns: int) -> int:
         """Return the first number that may be at or after a time, with slack for clocks that were set back."""

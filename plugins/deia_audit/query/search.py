@@ -11,6 +11,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import attrs
 import msgspec
@@ -32,10 +33,11 @@ from deia_audit.query.index import (
 from deia_audit.tilestore import TileNodes, TileStore
 from deia_audit.tree import inclusion_proof, leaf_hash
 from deia_hardening.journal import JournalReader, Segment
-from deia_hardening.journal.lines import LONGEST_LINE, parse_prefix, parse_time
+from deia_hardening.journal.lines import LONGEST_LINE, parse_time
 from deia_hardening.journal.reader import SegmentText
 
 _FIRST_READ = 1536
+_decode = msgspec.json.Decoder(dict[str, Any]).decode
 
 
 @attrs.frozen
@@ -131,9 +133,10 @@ class Search:
         damaged: list[int] = []
         count = 0
         more = False
+        timed = query.since is not None or query.until is not None
         for seq, line in self._candidates(query, segments, low, high, size, damaged):
-            prefix = parse_prefix(line)
-            if prefix is None or not query.matches(msgspec.json.decode(line), parse_time(prefix.time)):
+            record = _decode(line)
+            if not query.matches(record, parse_time(record["time"]) if timed else 0):
                 continue
             count += 1
             if len(rows) < query.limit:
@@ -158,16 +161,15 @@ class Search:
             lowest, highest = max(low, start) - start, min(high, stop) - start
             if query.since is not None:
                 lowest = max(lowest, index.after(query.since))
-            for number in self._numbers(query, index, lowest, highest):
-                offset = index.offset(number)
-                line = self._line(segment, offset) if offset is not None else b""
+            for number, offset in self._numbers(query, index, lowest, highest):
+                line = self._line(segment, offset)
                 seq = start + number
                 if self._sound(seq, line):
                     yield seq, line
                 else:
                     damaged.append(seq)
 
-    def _numbers(self, query: Query, index: SegmentIndex, low: int, high: int) -> Iterator[int]:
+    def _numbers(self, query: Query, index: SegmentIndex, low: int, high: int) -> Iterator[tuple[int, int]]:
         """Yield what the index offers, in order: the rarest group of terms drives, the others must hold too."""
         groups: list[tuple[int, tuple[int, ...]]] = []
         for one in query.filters:
@@ -197,8 +199,7 @@ class Search:
 
     def _sound(self, seq: int, line: bytes) -> bool:
         """Whether a line is the record that it should be: its number, and its hash in the tree where it is there."""
-        prefix = parse_prefix(line)
-        if prefix is None or prefix.seq != seq:
+        if not line.startswith(b'{"seq":%d,"time":"' % seq):
             return False
         if seq >= self._nodes.size:
             return True
@@ -303,9 +304,9 @@ class Search:
         return live.next
 
 
-def _distinct(numbers: Iterable[int]) -> Iterator[int]:
+def _distinct(found: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
     last = -1
-    for number in numbers:
-        if number != last:
-            last = number
-            yield number
+    for one in found:
+        if one[0] != last:
+            last = one[0]
+            yield one
