@@ -96,6 +96,8 @@ class SplitLayer:
         try:
             task = _current_task()
         except RuntimeError:
+            task = None
+        if task is None:  # outside of the handler: it would show up as the context of the app's own exceptions
             await self._on_trio(version, new, weight, scope, receive, send)
             return
         flights = version.flights
@@ -211,6 +213,8 @@ class SplitLayer:
         try:
             task = _current_task()
         except RuntimeError:
+            task = None
+        if task is None:
             await self._on_trio(version, None, weight, scope, receive, send)
             return
         flights = version.flights
