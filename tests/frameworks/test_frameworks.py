@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from deia_hardening import Hardened, harden
 from deia_hardening.testing import ASGIRecorder, http_scope, request, running, websocket_scope
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 async def test_litestar(home: Path) -> None:
     litestar = pytest.importorskip("litestar")
     up: list[str] = []
@@ -83,28 +86,133 @@ async def test_a_bare_function_with_websockets(home: Path) -> None:
     assert refused.sent == [{"type": "websocket.close", "code": 4403}]
 
 
-async def test_socketio_polling_and_mcp_keep_their_sessions(home: Path) -> None:
-    mcp = pytest.importorskip("mcp.server.fastmcp", reason="the MCP SDK is not installed")
-    server = mcp.FastMCP("demo", stateless_http=False, json_response=True)
+async def same(bare: Any, hardened: Any, *asked: tuple[str, str, bytes, dict[str, str]]) -> list[ASGIRecorder]:
+    """Ask both the same; every message that a server would get from them must be equal."""
+    answers = []
+    for method, path, body, headers in asked:
+        message = {"type": "http.request", "body": body, "more_body": False}
+        headers = {"host": "testserver", "content-length": str(len(body)), **headers}
+        scopes = [http_scope(method, path, headers=headers, extensions={}) for _ in range(2)]
+        expected = await ASGIRecorder(bare, scopes[0], message, hang=True).run()
+        seen = await ASGIRecorder(hardened, scopes[1], message, hang=True).run()
+        assert repr(seen.error) == repr(expected.error)
+        assert [essence(one) for one in seen.sent] == [essence(one) for one in expected.sent]
+        answers.append(seen)
+    return answers
 
-    @server.tool()
-    def add(a: int, b: int) -> int:
-        return a + b
 
-    app = server.streamable_http_app()
-    hardened = harden(app, {"home": str(home), "audit": {}})
-    assert hardened is app
-    hello = (
-        b'{"jsonrpc":"2.0","id":1,"method":"initialize","params":{"protocolVersion":"2025-03-26","capabilities":{},'
-        b'"clientInfo":{"name":"t","version":"1"}}}'
+def essence(message: Any) -> dict[str, Any]:
+    return {key: list(value) if key == "headers" else value for key, value in message.items()}
+
+
+@pytest.mark.filterwarnings("ignore")
+async def test_quart(five: dict[str, Any]) -> None:
+    quart = pytest.importorskip("quart", reason="Quart is not installed")
+
+    def make() -> Any:
+        app = quart.Quart("demo")
+
+        @app.post("/bots/<int:number>")
+        async def bot(number: int) -> Any:
+            return {"number": number, "got": (await quart.request.get_json())["x"]}
+
+        @app.get("/stream")
+        async def stream() -> Any:
+            async def chunks() -> Any:
+                for number in range(3):
+                    yield f"chunk {number}\n".encode()
+
+            return chunks(), 200, {"content-type": "text/event-stream", "x-own": "1"}
+
+        @app.get("/fails")
+        async def fails() -> None:
+            raise RuntimeError("on purpose")
+
+        @app.websocket("/ws")
+        async def ws() -> None:
+            await quart.websocket.send("hello " + await quart.websocket.receive())
+
+        return app
+
+    bare, hardened = make(), harden(make(), five)
+    assert isinstance(hardened, Hardened)
+    json = {"content-type": "application/json"}
+    first, stream, *_ = await same(
+        bare,
+        hardened,
+        ("POST", "/bots/7", b'{"x": 1}', json),
+        ("GET", "/stream", b"", {}),
+        ("POST", "/bots/7", b"no json", json),
+        ("GET", "/fails", b"", {}),
+        ("GET", "/nothing", b"", {}),
+        ("PUT", "/stream", b"", {}),
     )
-    headers = {"content-type": "application/json", "accept": "application/json, text/event-stream", "host": "127.0.0.1"}
-    async with running(hardened, {}) as service:
-        first = await service.post("/mcp", hello, headers=headers)
-        assert first.status == 200
-        session = first.headers["mcp-session-id"]
-        call = b'{"jsonrpc":"2.0","id":2,"method":"tools/call","params":{"name":"add","arguments":{"a":2,"b":3}}}'
-        started = b'{"jsonrpc":"2.0","method":"notifications/initialized"}'
-        assert (await service.post("/mcp", started, headers={**headers, "mcp-session-id": session})).status == 202
-        second = await service.post("/mcp", call, headers={**headers, "mcp-session-id": session})
-        assert b'"text":"5"' in second.body
+    assert (first.status, first.body) == (200, b'{"got":1,"number":7}\n')
+    assert stream.body == b"chunk 0\nchunk 1\nchunk 2\n"
+    script = ({"type": "websocket.connect"}, {"type": "websocket.receive", "text": "you"})
+    seen = [
+        await ASGIRecorder(app, websocket_scope("/ws", http_version="1.1"), *script, hang=True).run()
+        for app in (bare, hardened)
+    ]
+    assert {"type": "websocket.send", "bytes": None, "text": "hello you"} in seen[1].sent
+    assert seen[1].sent == seen[0].sent
+
+
+@pytest.mark.blocking  # Sanic's own start asks the platform by a child process
+@pytest.mark.filterwarnings("ignore")
+async def test_sanic(five: dict[str, Any]) -> None:
+    sanic = pytest.importorskip("sanic", reason="Sanic is not installed")
+    sanic.Sanic.test_mode = True
+
+    def make(name: str) -> Any:
+        app = sanic.Sanic(name, configure_logging=False)
+
+        @app.post("/bots/<number:int>")
+        async def bot(request: Any, number: int) -> Any:
+            return sanic.json({"number": number, "got": request.json})
+
+        @app.get("/stream")
+        async def stream(request: Any) -> None:
+            response = await request.respond(content_type="text/event-stream", headers={"x-own": "1"})
+            for number in range(3):
+                await response.send(f"chunk {number}\n")
+            await response.eof()
+
+        return app
+
+    bare, hardened = make("bare"), harden(make("hardened"), five)
+    async with running(hardened, {}) as service, alive(bare):
+        json = {"content-type": "application/json"}
+        first, stream, *_ = await same(
+            bare,
+            service.app,
+            ("POST", "/bots/7", b'{"x":1}', json),
+            ("GET", "/stream", b"", {}),
+            ("GET", "/nothing", b"", {}),
+        )
+        assert (first.status, first.body) == (200, b'{"number":7,"got":{"x":1}}')
+        assert stream.body == b"chunk 0\nchunk 1\nchunk 2\n"
+
+
+@contextlib.asynccontextmanager
+async def alive(app: Any) -> AsyncIterator[None]:
+    """A bare app's lifespan, held open."""
+    up, down = asyncio.Event(), asyncio.Event()
+    inbox = [{"type": "lifespan.startup"}]
+
+    async def receive() -> Any:
+        if inbox:
+            return inbox.pop()
+        await down.wait()
+        return {"type": "lifespan.shutdown"}
+
+    async def send(message: Any) -> None:
+        up.set()
+
+    task = asyncio.create_task(app({"type": "lifespan", "asgi": {"version": "3.0"}, "state": {}}, receive, send))
+    await up.wait()
+    try:
+        yield
+    finally:
+        down.set()
+        await task

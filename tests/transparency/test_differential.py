@@ -133,7 +133,8 @@ class Stage:
 def shape(error: BaseException) -> Any:
     if isinstance(error, BaseExceptionGroup):
         return (type(error).__name__, error.message, [shape(one) for one in error.exceptions])
-    return (type(error).__name__, str(error), shape(error.__cause__) if error.__cause__ else None)
+    links = [shape(one) if one is not None else None for one in (error.__cause__, error.__context__)]
+    return (type(error).__name__, str(error), links)
 
 
 async def actor(scope: Any, receive: Any, send: Any) -> None:
