@@ -22,6 +22,7 @@ import sys
 import tempfile
 import time
 import urllib.request
+from collections import Counter
 from datetime import datetime
 from pathlib import Path
 
@@ -162,12 +163,14 @@ def run(fault: str, seconds: float, seed: int) -> dict[str, float]:
                 if line.get("bot") == "b" and line.get("state") == "ejected" and out != out:
                     out = datetime.fromisoformat(line["time"]).timestamp() - broken[0]
                 restored += line.get("bot") == "b" and line.get("state") == "restored"
+            statuses = Counter(shot.status for shot in shots if shot.status != 200)
             failed = sum(shot.status != 200 for shot in shots)
             later = [shot.took for shot in shots if shot.due >= at and shot.status == 200]
             earlier = [shot.took for shot in shots if shot.due < at and shot.status == 200]
             return {
                 "requests": len(shots),
                 "failed": failed,
+                **{f"status {status}": count for status, count in sorted(statuses.items())},
                 "attempts": attempts,
                 "p99 before": quantile(earlier, 0.99) * 1000,
                 "p99 after": quantile(later, 0.99) * 1000,

@@ -18,9 +18,10 @@ from deia_degradation.admission.gate import Gate
 from deia_degradation.admission.limit import LimitPolicy
 from deia_degradation.admission.room import RoomPolicy
 from deia_degradation.clients import ClientQuotas
-from deia_degradation.control import ModeControl, describe
+from deia_degradation.control import ModeControl
 from deia_degradation.fallback.outgoing import Attempt
 from deia_degradation.fallback.watch import Watcher
+from deia_degradation.figures import measure, status
 from deia_degradation.modes import Demand
 from deia_degradation.pool.bot import BotChange
 from deia_degradation.pool.budget import bounds_of
@@ -344,6 +345,10 @@ class DegradationManager:
         if any(pool.settings.check.every for pool in self._pools.values()):
             self._checking = self.host.runtime.submit(self.check_bots)
 
+    def status(self) -> dict[str, Any]:
+        """Everything an operator wants to see at one look."""
+        return status(self)
+
     # -- life ----------------------------------------------------------------------------------------------
 
     def start(self, proxies: tuple[str, ...]) -> None:
@@ -358,6 +363,7 @@ class DegradationManager:
         for name, pool in self.settings.pools.items():
             self.pool_for(name, pool)
         self.control.evaluate()
+        measure(self)
 
     async def load_pin(self) -> None:
         """Take a pin from the store where the page does not have it (the page was lost with the machine's start)."""
@@ -398,38 +404,6 @@ class DegradationManager:
             await pool.follow_upstreams()
         self.begin_checks()
         self.control.adopt(settings)
-
-    def status(self) -> dict[str, Any]:
-        """Everything an operator wants to see at one look."""
-        control, gate = self.control, self.gate
-        now = self.host.clock.monotonic()
-        limit = gate.limit
-        return {
-            "mode": control.mode.value,
-            "since_seconds": round(now - control.state.since, 3),
-            "automatic": control.state.automatic.value,
-            "cause": control.state.cause,
-            "demand": describe(control.state.demand, now),
-            "signals": {
-                one.name: {"value": round(one.value, 4), "threshold": one.threshold, "high": one.high}
-                for one in control.readings
-            },
-            "admission": {
-                "in_flight": gate.in_flight,
-                "limit": limit.limit,
-                "baseline_seconds": round(limit.baseline, 6),
-                "phase": limit.phase.value,
-                "waiting": gate.room.size,
-                "streams": gate.streams,
-                "entered": gate.counts.entered,
-                "waited": gate.counts.waited,
-                "shed": gate.counts.shed,
-                "left": gate.counts.left,
-            },
-            "pools": {
-                name: [attrs.asdict(bot) for bot in pool.status(now)] for name, pool in sorted(self._pools.items())
-            },
-        }
 
 
 def _limit(settings: AdmissionSettings) -> LimitPolicy:

@@ -24,6 +24,7 @@ from deia_hardening.upstream import Outcome, UpstreamError, outcome_of
 
 _NEVER = float("inf")
 _DONE: Any = object()
+_TIMEOUT_HEADER = b"x-request-timeout"
 
 
 class Forward:
@@ -45,7 +46,7 @@ class Forward:
 
     def __init__(
         self, pool: Pool, watcher: Watcher, scope: Scope, receive: Receive, send: Send, context: RequestContext,
-        path: str, key: str | None, named: str,
+        path: str, key: str | None, named: str, drop: frozenset[bytes] = frozenset(),
     ) -> None:  # fmt: skip
         self.pool = pool
         self.watcher = watcher
@@ -55,6 +56,7 @@ class Forward:
         self.path = path
         self.key = key
         self.named = named
+        self.drop = drop
         settings = pool.settings
         self.method: str = scope["method"]
         self.effects = bool(context.revision.effects.match(scope))
@@ -140,11 +142,17 @@ class Forward:
             scope["path"] = self.path
             scope["raw_path"] = self.path.encode("utf-8")
             scope["root_path"] = ""
+        headers, drop = scope["headers"], self.drop
+        if drop:
+            for name, _ in headers:
+                if name in drop:
+                    scope["headers"] = headers = [pair for pair in headers if pair[0] not in drop]
+                    break
         deadline = self.context.deadline
         if deadline is not None:
             left = max(0.0, deadline - monotonic())
-            headers = [pair for pair in scope["headers"] if pair[0] != b"x-request-timeout"]
-            headers.append((b"x-request-timeout", f"{left * 1000:.0f}ms".encode()))
+            headers = [pair for pair in headers if pair[0] != _TIMEOUT_HEADER]
+            headers.append((_TIMEOUT_HEADER, f"{left * 1000:.0f}ms".encode()))
             scope["headers"] = headers
         return scope
 

@@ -24,6 +24,8 @@ from deia_hardening.upstream import Outcome, UpstreamError, outcome_of
 if TYPE_CHECKING:
     from deia_degradation.service import DegradationManager
 
+_NOTHING: frozenset[bytes] = frozenset()
+
 
 @attrs.frozen
 class PoolRoute:
@@ -41,6 +43,9 @@ class BotLayer:
     def __init__(self, app: ASGIApp, manager: DegradationManager, settings: DegradationSettings) -> None:
         self.app = app
         self.manager = manager
+        header = settings.admission.criticality_header.lower().encode("latin-1")
+        # A bot may believe these of us, its proxy: so a client's own are not passed on.
+        self._believed = frozenset({b"x-request-timeout", header} - {b""})
         self.routes: Routes[PoolRoute] = Routes(
             (text, _route(manager.pool_for(name, pool), text, pool.bot_parameter, pool.forward, pool.affinity))
             for name, pool in settings.pools.items()
@@ -65,7 +70,8 @@ class BotLayer:
         if scope["type"] == "websocket":
             await self._websocket(pool, named, key, path, scope, receive, send, context)
             return
-        forward = Forward(pool, self.manager.watcher, scope, receive, send, context, path, key, named)
+        drop = _NOTHING if self.manager.trusts(scope) else self._believed
+        forward = Forward(pool, self.manager.watcher, scope, receive, send, context, path, key, named, drop)
         if not await forward.run() and not (
             pool.settings.accept and await accept_task(self.manager, scope, receive, send, context)
         ):

@@ -14,10 +14,10 @@ from random import random
 
 import attrs
 
+from deia_degradation.pool.affinity import sticky
 from deia_degradation.pool.balance import BalancePolicy
 from deia_degradation.pool.bot import Bot, BotChange, BotState, BotStatus, Member, Verdict
 from deia_degradation.pool.eject import EjectPolicy
-from deia_hardening.sharding import bucket
 
 _FOREVER = float("inf")
 _SUSPECT = 0.1
@@ -190,7 +190,7 @@ class Members:
                     return None
                 member = other
             elif key is not None:
-                member = _sticky(serving, key)
+                member = sticky(serving, key)
             else:
                 member = self._of_two(serving, count, now, probe)
             member.load.in_flight += 1
@@ -414,12 +414,3 @@ class Members:
         if self._listener is not None:
             for change in changes:
                 self._listener(change)
-
-
-def _sticky(serving: tuple[Member, ...], key: str) -> Member:
-    """Rendezvous hashing with weights (Thaler and Ravishankar, 1998): a bot that leaves moves only its own keys."""
-    return max(serving, key=lambda member: _score(bucket(key, member.bot.id), member.bot.weight))
-
-
-def _score(point: float, weight: float) -> float:
-    return float(max(point, 1e-12) ** (1.0 / weight))

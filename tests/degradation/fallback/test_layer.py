@@ -479,3 +479,24 @@ async def test_a_post_that_nobody_can_serve_becomes_a_task_without_credentials(m
         assert [name for name, _ in request["headers"]] == ["content-type"]
         assert "secret" not in json.dumps(request)
         assert (await app.get("/ask")).status == 503
+
+
+async def test_a_clients_word_on_its_own_priority_is_not_passed_on_as_ours():
+    bots = Bots()
+    claims = {"x-criticality": "critical_plus", "x-request-timeout": "1ms", "x-other": "1"}
+    async with bots.open() as app:
+        await app.get("/ask", headers=claims)
+        seen = dict(next(bot for bot in bots.bots.values() if bot.asked).scopes[0]["headers"])
+        assert seen == {b"x-other": b"1"}
+
+
+async def test_what_pools_do_shows_in_the_metrics():
+    bots = Bots()
+    bots["a"].behaviour = 500
+    async with bots.open() as app:
+        for _ in range(20):
+            await app.get("/ask")
+        values = {family.name: child.value for family in app.core.metrics for _, child in family.items()}
+        assert values["degradation_calls_total"] == 20
+        assert values["degradation_attempts_total"] == bots.asked > 20
+        assert values["degradation_mode"] == 0
