@@ -114,8 +114,11 @@ class Checkpointer:
                 first.execute("BEGIN IMMEDIATE")
                 try:
                     first.execute("SELECT 1 FROM meta LIMIT 1").fetchone()
-                    _collect(tail, candidates)
-                    self._sums.save_next(candidates)
+                    late: dict[int, set[bytes]] = {}
+                    if _collect(tail, engine.connections.log_end(), late):
+                        self._sums.append_next(late)
+                        for number, values in late.items():
+                            candidates.setdefault(number, set()).update(values)
                     _passive(second)
                 finally:
                     first.execute("ROLLBACK")
@@ -129,7 +132,7 @@ class Checkpointer:
         pin.execute("BEGIN")
         pin.execute("SELECT 1 FROM meta LIMIT 1").fetchone()
         candidates = self._sums.load_next()
-        if _collect(tail, candidates):
+        if _collect(tail, self._engine.connections.log_end(), candidates):
             self._sums.save_next(candidates)
         return candidates
 
@@ -155,9 +158,10 @@ class Checkpointer:
         return (1 if following > pages else following), problems
 
 
-def _collect(tail: LogTail, candidates: dict[int, set[bytes]]) -> bool:
+def _collect(tail: LogTail, end: tuple[bytes, int], candidates: dict[int, set[bytes]]) -> bool:
+    """Add the digests of the committed frames up to `end` that were not read before. Whether there were any."""
     found = False
-    for number, page in tail.images():
+    for number, page in tail.images(*end):
         candidates.setdefault(number, set()).add(digest(page))
         found = True
     return found

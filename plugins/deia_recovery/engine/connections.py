@@ -111,18 +111,37 @@ class Connections:
         return self.writer
 
     def log_bytes(self) -> int:
-        """How much of the log is in use and not yet in the file, from the index that SQLite's connections share
-        (section 2.1 of "WAL-mode File Format"); the file's size would count what is laid out in advance."""
+        """How much of the log is in use and not yet in the file; its size would count what is laid out in advance."""
+        index = self._shared_index()
+        if index is None:
+            return 0
+        (page_size, frames), (moved,) = _FRAMES.unpack_from(index, 14), _MOVED.unpack_from(index, 96)
+        return int(max(0, frames - moved) * ((65536 if page_size == 1 else page_size) + 24))
+
+    def log_end(self) -> tuple[bytes, int]:
+        """(salts, number of committed frames) of the log: the two copies of the index's header agree on them."""
+        index = self._shared_index()
+        for _ in range(1000):
+            if index is None:
+                break
+            one, other = index[0:48], index[48:96]
+            if one == other:
+                return one[32:40], int(_FRAMES.unpack_from(one, 14)[1])
+        return b"", 0
+
+    def _shared_index(self) -> mmap.mmap | None:
+        """The index that SQLite's connections share (section 2.1 of "WAL-mode File Format"); None before the first."""
         index = self._index
         if index is None:
             with self._lock:
-                try:
-                    self._index_fd = os.open(f"{self._database}-shm", os.O_RDONLY | os.O_CLOEXEC)
-                    index = self._index = mmap.mmap(self._index_fd, 136, access=mmap.ACCESS_READ)
-                except (OSError, ValueError):
-                    return 0
-        (page_size, frames), (moved,) = _FRAMES.unpack_from(index, 14), _MOVED.unpack_from(index, 96)
-        return int(max(0, frames - moved) * ((65536 if page_size == 1 else page_size) + 24))
+                index = self._index
+                if index is None:
+                    try:
+                        self._index_fd = os.open(f"{self._database}-shm", os.O_RDONLY | os.O_CLOEXEC)
+                        index = self._index = mmap.mmap(self._index_fd, 136, access=mmap.ACCESS_READ)
+                    except (OSError, ValueError):
+                        return None
+        return index
 
     def drop_writer(self) -> None:
         """Close the writer's connection after a failure; the next write opens a new one."""

@@ -14,13 +14,14 @@ from pathlib import Path
 
 import attrs
 
-from deia_recovery.engine.files import sync_folder, write_whole
+from deia_recovery.engine.files import sync_file, sync_folder, write_whole
 from deia_recovery.engine.wal import WalState, read_wal, stray_images
 
 DIGEST = 16
 _HEAD = struct.Struct(">8sIIQ")
 _MAGIC = b"deiasum1"
 _ENTRY = struct.Struct(f">I{DIGEST}s")
+_COUNT = struct.Struct(">I")
 _BLOCK = 256
 
 
@@ -77,21 +78,35 @@ class PageSums:
         write_whole(self.path, body + hashlib.sha256(body).digest())
 
     def load_next(self) -> dict[int, set[bytes]]:
-        """Candidate digests by page number; what does not verify counts as absent."""
+        """Candidate digests by page number, from the blocks that verify; one that was cut while written is none."""
         try:
             data = self.next_path.read_bytes()
         except FileNotFoundError:
             return {}
-        if len(data) < 32 or hashlib.sha256(data[:-32]).digest() != data[-32:]:
-            return {}
         found: dict[int, set[bytes]] = {}
-        for number, value in _ENTRY.iter_unpack(data[:-32]):
-            found.setdefault(number, set()).add(value)
+        at = 0
+        while at + _COUNT.size <= len(data):
+            end = at + _COUNT.size + _COUNT.unpack_from(data, at)[0] * _ENTRY.size
+            body = data[at:end]
+            if hashlib.sha256(body).digest() != data[end : end + 32]:
+                break
+            for number, value in _ENTRY.iter_unpack(body[_COUNT.size :]):
+                found.setdefault(number, set()).add(value)
+            at = end + 32
         return found
 
     def save_next(self, candidates: dict[int, set[bytes]]) -> None:
-        body = b"".join(_ENTRY.pack(number, value) for number, values in candidates.items() for value in values)
-        write_whole(self.next_path, body + hashlib.sha256(body).digest())
+        """Begin the file of candidates anew."""
+        write_whole(self.next_path, _block(candidates))
+
+    def append_next(self, candidates: dict[int, set[bytes]]) -> None:
+        """Add candidates with a single sync: writers wait for this one."""
+        fd = os.open(self.next_path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+        try:
+            os.write(fd, _block(candidates))
+            sync_file(fd)
+        finally:
+            os.close(fd)
 
     def drop_next(self) -> None:
         try:
@@ -186,6 +201,12 @@ class PageSums:
                     continue  # the file was extended, the page was not written: only the log may speak of it
                 problems.append(PageProblem(name, number, "its content is not what was written"))
         return problems
+
+
+def _block(candidates: dict[int, set[bytes]]) -> bytes:
+    entries = [_ENTRY.pack(number, value) for number, values in candidates.items() for value in values]
+    body = _COUNT.pack(len(entries)) + b"".join(entries)
+    return body + hashlib.sha256(body).digest()
 
 
 def read_header(fd: int) -> tuple[int, int]:

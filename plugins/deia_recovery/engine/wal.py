@@ -121,37 +121,34 @@ class LogTail:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._salts = (0, 0)
-        self._offset = 0
+        self._salts = b""
+        self._read = 0
 
-    def images(self) -> Iterator[tuple[int, bytes]]:
-        """(page number, page) of every further frame that carries the log's salts, whether committed or not."""
+    def images(self, salts: bytes, frames: int) -> Iterator[tuple[int, bytes]]:
+        """(page number, page) of the frames up to number `frames`, of the log that carries `salts`.
+
+        Both come from the index that SQLite's connections share: frames beyond may be half written.
+        """
         try:
             stream = self._path.open("rb")
         except FileNotFoundError:
             return
         with stream:
             head = stream.read(_HEADER.size)
-            if len(head) < _HEADER.size:
+            if len(head) < _HEADER.size or head[16:24] != salts:
                 return
-            _magic, _version, page_size, _sequence, salt1, salt2, _c1, _c2 = _HEADER.unpack(head)
+            page_size = _HEADER.unpack(head)[2]
             page_size = 65536 if page_size == 1 else page_size
-            if (salt1, salt2) != self._salts:
-                self._salts = (salt1, salt2)
-                self._offset = _HEADER.size
-            stream.seek(self._offset)
-            while True:
+            if salts != self._salts:
+                self._salts, self._read = salts, 0
+            stream.seek(_HEADER.size + self._read * (_FRAME.size + page_size))
+            while self._read < frames:
                 frame = stream.read(_FRAME.size)
-                if len(frame) < _FRAME.size:
-                    return
-                number, _size, f1, f2, _s1, _s2 = _FRAME.unpack(frame)
-                if (f1, f2) != (salt1, salt2) or not number:
-                    return
                 data = stream.read(page_size)
-                if len(data) < page_size:
+                if len(data) < page_size or frame[8:16] != salts:
                     return
-                self._offset += _FRAME.size + page_size
-                yield number, data
+                self._read += 1
+                yield _FRAME.unpack(frame)[0], data
 
 
 def stray_images(path: Path, page_size: int) -> dict[int, bytes]:
