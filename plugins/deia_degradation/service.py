@@ -7,6 +7,7 @@ ticks on the background loop stop when nothing happens and start again with the 
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from collections.abc import Mapping
 from time import monotonic
@@ -73,6 +74,7 @@ class DegradationManager:
         self._machine = MachineReader(host.home)
         self._lock = threading.Lock()
         self._sweeping = False
+        self._process = os.getpid()
         self._checking: Completion[None] | None = None
         self._pools: dict[str, Pool] = {}
         self._scaled_at = float("-inf")
@@ -354,14 +356,19 @@ class DegradationManager:
     def start(self, proxies: tuple[str, ...]) -> None:
         """Begin, or begin again (after a stop or a fork). Opens the page: not on a serving loop."""
         self._lock = threading.Lock()
+        if self._process != os.getpid():
+            self._process = os.getpid()
+            self.gate.reset()
+            for pool in self._pools.values():
+                pool.reset()
         self.stopped = self.ticking = self._sweeping = False
         self._checking = None
         self.watcher.reset()
         self.control.reset()
         self.control.read_page()
         self._admit(proxies)
-        for name, pool in self.settings.pools.items():
-            self.pool_for(name, pool)
+        for name, given in self.settings.pools.items():
+            self.pool_for(name, given)
         self.control.evaluate()
         measure(self)
 

@@ -158,6 +158,13 @@ class Members:
     def __len__(self) -> int:
         return len(self._members)
 
+    def reset(self) -> None:
+        """As with no call in progress (in a forked child: the parent's calls are not here)."""
+        self._lock = threading.Lock()
+        for member in self._members.values():
+            member.load.in_flight = 0
+            member.probing = False
+
     # -- choosing ------------------------------------------------------------------------------------------
 
     def choose(
