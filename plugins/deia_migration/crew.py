@@ -50,6 +50,7 @@ class Crew:
         self._sending: socket.socket | None = None
         self._take: Callable[[Report], None] = lambda report: None
         self._flights: dict[int, tuple[int, float]] = {}
+        self._inode = 0
         self.dropped = 0
 
     def prepare(self) -> Path:
@@ -70,6 +71,7 @@ class Crew:
             beside.unlink()
         found.bind(str(beside))
         beside.chmod(0o600)
+        self._inode = beside.stat().st_ino
         beside.rename(path)
         self._take = take
         self._receiving = found
@@ -116,6 +118,14 @@ class Crew:
                 sending.sendto(_encode((rollout, os.getpid(), leaving, batch)), path)
             except OSError:
                 self.dropped += len(batch)
+
+    def remove(self) -> None:
+        """Remove the socket's file, unless another worker leads by now. Blocks."""
+        if self._path is not None and self._inode:
+            with contextlib.suppress(OSError):
+                if self._path.stat().st_ino == self._inode:
+                    self._path.unlink()
+            self._inode = 0
 
     def close(self) -> None:
         """Stop listening and reporting."""

@@ -131,6 +131,7 @@ class Engine:
         for hosted in list(self.hosts.values()):
             await hosted.stop()
         self.hosts.clear()
+        await self.host.blocking(self.crew.remove)
         self.table.close()
 
     def _spawn(self, work: Any, name: str) -> asyncio.Task[Any]:

@@ -57,7 +57,7 @@ class SplitLayer:
     2.5 µs with a key, 1 µs without a rollout (`benchmarks/migration.py`).
     """
 
-    __slots__ = ("_app", "_choose", "_learning", "_router", "_rules", "_tell")
+    __slots__ = ("_app", "_body_prefixes", "_choose", "_learning", "_router", "_rules", "_tell")
 
     def __init__(self, app: ASGIApp, router: Router, rules: Rules, tell: Tell) -> None:
         self._app = app
@@ -66,6 +66,7 @@ class SplitLayer:
         self._tell = tell
         self._choose = rules.chooser.choose
         self._learning: tuple[Live | None, HeaderLearner | None, HeaderLearner | None] = (None, None, None)
+        self._body_prefixes = tuple(source.prefix for source in rules.chooser.looks_at_bodies)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         router = self._router
@@ -87,7 +88,13 @@ class SplitLayer:
             version = live.candidate if new else live.stable
             context.version = version.label
             if source is None:
-                send = self._learn(live, new, scope, context, send)
+                learning = self._learning
+                if learning[0] is not live or scope["path"].startswith(self._body_prefixes):
+                    send = self._learn(live, new, scope, context, send)
+                else:
+                    learner = learning[2] if new else learning[1]
+                    if learner is not None:
+                        context.exchange.on_start(learner)
             elif source.ends and scope.get("method") == "DELETE":
                 self._forget_at_end(source, scope, context)
             if new or self._rules.special:
@@ -319,17 +326,18 @@ class SplitLayer:
     def _learn(self, live: Live, new: bool, scope: Scope, context: RequestContext, send: Send) -> Send:
         """Have the answer looked at for a session that it issues."""
         chooser = self._rules.chooser
-        if chooser.learners:
-            known, old_learner, new_learner = self._learning
-            if known is not live:
+        if self._learning[0] is not live:
+            old_learner = new_learner = None
+            if chooser.learners:
                 old_learner = HeaderLearner(chooser, live.stable.number, live.weight)
                 new_learner = HeaderLearner(chooser, live.candidate.number, live.weight)
-                self._learning = (live, old_learner, new_learner)
-            learner = new_learner if new else old_learner
-            if learner is not None:
-                context.exchange.on_start(learner)
+            self._learning = (live, old_learner, new_learner)
+        learner = self._learning[2] if new else self._learning[1]
+        if learner is not None:
+            context.exchange.on_start(learner)
+        path = scope["path"]
         for source in chooser.looks_at_bodies:
-            if not source.prefix or scope["path"].startswith(source.prefix):
+            if not source.prefix or path.startswith(source.prefix):
                 number = (live.candidate if new else live.stable).number
                 return BodyLearner(chooser, source, number, live.weight, send)
         return send

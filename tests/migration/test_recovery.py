@@ -121,7 +121,7 @@ async def test_a_weight_that_only_the_store_knows_is_not_taken_up(pair: Any, unt
     # The store says promoted, the log says 5%.
     old = pair.folder / ".deia"
     pair.folder = pair.folder / "again"
-    shutil.copytree(old, pair.folder / ".deia", ignore=shutil.ignore_patterns("*.sock"))
+    shutil.copytree(old, pair.folder / ".deia", ignore=shutil.ignore_patterns("*.sock", "*.dgram"))
     (pair.folder / ".deia" / "logs" / "migration-log.jsonl").write_bytes(log[:third])
     async with pair.up() as live:
         manager: MigrationManager = live.service(MigrationManager)
