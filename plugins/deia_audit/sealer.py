@@ -15,7 +15,6 @@ from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
-import attrs
 import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -25,6 +24,7 @@ from deia_audit.keys import LOG_KEY, KeyFileError, KeyFolder, epoch_file
 from deia_audit.layout import Layout
 from deia_audit.newlog import told_previous
 from deia_audit.notes import NoteError, Signer, VerifierKey
+from deia_audit.resume import EvidenceError, Resuming, State, unsealed
 from deia_audit.seal import (
     OPENED_ACTION,
     SEALED_ACTION,
@@ -34,26 +34,14 @@ from deia_audit.seal import (
     epoch_name,
     make_origin,
 )
-from deia_audit.tiles import TILE_WIDTH, Tile, TreeBuilder
+from deia_audit.tiles import Tile, TreeBuilder
 from deia_audit.tilestore import TileError, TileStore
 from deia_audit.tree import EMPTY_ROOT, HASH_SIZE
 from deia_hardening.clock import Clock
 from deia_hardening.ids import uuid7
 from deia_hardening.journal import Batch, Journal, JournalError, JournalReader, Receipt, leaf_hash
 
-_SEAL_MARK = b'"action":"' + SEALED_ACTION.encode() + b'"'
 _OPEN_MARK = b'"action":"' + OPENED_ACTION.encode() + b'"'
-
-
-class EvidenceError(Exception):
-    """The log and its evidence do not fit together; the text says how, what was kept and what to do."""
-
-
-def _unsealed(what: str) -> EvidenceError:
-    return EvidenceError(
-        f"{what}; what is there was kept and the log goes on unsealed: restore what is missing, or begin a new log "
-        "with `audit new-log --reason …`"
-    )
 
 
 class Crash(Protocol):
@@ -69,20 +57,7 @@ def _no_crash(step: str) -> None:
     """Do nothing: the step is passed."""
 
 
-@attrs.define
-class _State:
-    """What one tick leaves in memory for the next, valid while the checkpoint on disk is unchanged."""
-
-    origin: str
-    log_key: VerifierKey
-    builder: TreeBuilder
-    checkpoint: Checkpoint
-    epoch: int
-    epoch_start: int
-    stamp: tuple[int, int, int]
-
-
-class Sealer:
+class Sealer(Resuming):
     """The evidence of one trail. `written` and `synced` are the journal's callbacks; `tick` does the work."""
 
     def __init__(
@@ -110,7 +85,7 @@ class Sealer:
         self._mutex = threading.Lock()
         self._pending: deque[tuple[int, bytes]] = deque()
         self._synced = -1
-        self._state: _State | None = None
+        self._state: State | None = None
         self._started = clock.monotonic()
 
     # -- the journal's callbacks, on its writer thread
@@ -199,7 +174,7 @@ class Sealer:
             self._hand_over(state)
         return made
 
-    def _current(self) -> _State:
+    def _current(self) -> State:
         state = self._state
         if state is None or state.stamp != self._stamp() or self.keys.epochs() != [state.epoch]:
             state = self._state = self._load() if self.layout.checkpoint.exists() else self._begin()
@@ -214,12 +189,12 @@ class Sealer:
 
     # -- a new log
 
-    def _begin(self) -> _State:
+    def _begin(self) -> State:
         """Make keys, origin and the checkpoint of the empty tree, then open the log with its first statement."""
         if next(iter(JournalReader(self.layout.log).records(0)), None) is not None:
-            raise _unsealed(f"the log {self.layout.log} has records, but its checkpoint is missing")
+            raise unsealed(f"the log {self.layout.log} has records, but its checkpoint is missing")
         if self.keys.begun():
-            raise _unsealed(f"a log was begun here, but log and evidence are gone from {self.layout.evidence}")
+            raise unsealed(f"a log was begun here, but log and evidence are gone from {self.layout.evidence}")
         previous, told = told_previous(self.layout)
         log, first = self._key(LOG_KEY), self._key(epoch_file(0))
         origin = make_origin(self._base, _public(log), _public(first))
@@ -247,7 +222,7 @@ class Sealer:
 
     # -- resuming
 
-    def _load(self) -> _State:
+    def _load(self) -> State:
         log_key = VerifierKey.parse(self.layout.vkey.read_text())
         checkpoint = open_checkpoint(self.layout.checkpoint.read_bytes(), [log_key], log_key.name)
         size, root = checkpoint.head.size, checkpoint.head.root
@@ -264,105 +239,12 @@ class Sealer:
         self._copy_seals(told)
         epoch = self._settle_epoch(seals)
         epoch_start = max((seal.size for seal in seals), default=self._last_seal_size())
-        state = _State(log_key.name, log_key, builder, checkpoint, epoch, epoch_start, self._stamp())
+        state = State(log_key.name, log_key, builder, checkpoint, epoch, epoch_start, self._stamp())
         if size == 0:
             self._open_log(state)
         return state
 
-    def _rebuild(self, checkpoint: Checkpoint) -> TreeBuilder:
-        """Make the tiles anew from the log, when its root is still the one that was signed."""
-        size = checkpoint.head.size
-        reader = JournalReader(self.layout.log)
-        segments = reader.segments()
-        first = segments[0].first if segments else 0
-        builder = TreeBuilder()
-        full: list[tuple[Tile, bytes]] = []
-        for index in range(-(-first // TILE_WIDTH)):  # pruned records: their leaf tiles are the only evidence
-            full += builder.extend(self.tiles.read(Tile(0, index))[: (first - index * TILE_WIDTH) * HASH_SIZE])
-        chunk: list[bytes] = []
-        for record in reader.records(first):
-            if builder.size + len(chunk) >= size:
-                break
-            chunk.append(leaf_hash(record.line))
-            if len(chunk) >= 65536:
-                full += builder.extend(b"".join(chunk))
-                chunk.clear()
-        full += builder.extend(b"".join(chunk))
-        if builder.size < size:
-            raise _unsealed(f"the log holds {builder.size} records, its checkpoint is of {size}: the end is missing")
-        if builder.root() != checkpoint.head.root:
-            raise _unsealed(
-                f"the first {size} records are not those that were signed; `audit verify` names the first bad one"
-            )
-        self.tiles.write([*full, *builder.partials()])
-        return builder
-
-    def _scan(self, start: int) -> list[tuple[int, str]]:
-        """Read what came after the checkpoint: queue its hashes, make it durable, return the seals in it."""
-        self._pending_reset(start)
-        leaves: list[bytes] = []
-        seals: list[tuple[int, str]] = []
-        for record in JournalReader(self.layout.log).records(start):
-            leaves.append(leaf_hash(record.line))
-            if _SEAL_MARK in record.line:
-                event = record.event()
-                if event.get("action") == SEALED_ACTION and "seal" in event:
-                    seals.append((record.seq, str(event["seal"])))
-        if leaves:
-            self._sync_log()
-            self._pending.appendleft((start, b"".join(leaves)))
-            self.synced(start + len(leaves) - 1)
-        elif start:
-            self._check_end(start)
-        return seals
-
-    def _check_end(self, size: int) -> None:
-        if JournalReader(self.layout.log).get(size - 1) is None:
-            raise _unsealed(f"the log ends before record {size - 1}, which its checkpoint covers")
-
-    def _pending_reset(self, start: int) -> None:
-        while self._pending and self._pending[0][0] + len(self._pending[0][1]) // HASH_SIZE <= start:
-            self._pending.popleft()
-
-    def _sync_log(self) -> None:
-        descriptor = os.open(self.layout.log, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            sync_file(descriptor)
-        finally:
-            os.close(descriptor)
-
-    def _settle_epoch(self, seals: list[Seal]) -> int:
-        """Finish a hand-over that a crash interrupted: the key that the log names stays, the other goes."""
-        epochs = self.keys.epochs()
-        if not epochs:
-            raise KeyFileError(
-                f"the key of the present epoch is missing from {self.keys.folder}; the log was kept and goes on "
-                "unsealed: restore the key, or begin a new log with `audit new-log --reason …`"
-            )
-        present = epochs[-1]
-        if len(epochs) > 1:
-            handed_over = any(seal.epoch == present - 1 for seal in seals)
-            if not handed_over:
-                self.keys.destroy(epoch_file(present))
-                present -= 1
-            for epoch in epochs:
-                if epoch < present:
-                    self.keys.destroy(epoch_file(epoch))
-        self.keys.load(epoch_file(present))
-        return present
-
-    def _last_seal_size(self) -> int:
-        size = 0
-        try:
-            for line in self.layout.seals.read_bytes().splitlines():
-                entry = msgspec.json.decode(line)
-                if "seal" in entry:
-                    size = Seal.parse(entry["seal"])[0].size
-        except (OSError, msgspec.DecodeError, NoteError):
-            return size
-        return size
-
-    def _open_log(self, state: _State) -> None:
+    def _open_log(self, state: State) -> None:
         """Append the opening, unless a start that was killed had done so."""
         entry = msgspec.json.decode(self.layout.seals.read_bytes().split(b"\n")[0])
         text = entry["opening"]
@@ -379,7 +261,7 @@ class Sealer:
 
     # -- going on
 
-    def _feed(self, state: _State) -> None:
+    def _feed(self, state: State) -> None:
         """Give the tree the durable records, reading from the log what no callback brought."""
         through = self._synced + 1
         builder = state.builder
@@ -410,7 +292,7 @@ class Sealer:
             raise EvidenceError(f"records {start + len(leaves)} to {end - 1} can't be read from the log")
         return b"".join(leaves)
 
-    def _sign(self, state: _State) -> Checkpoint:
+    def _sign(self, state: State) -> Checkpoint:
         old = state.checkpoint.head.size
         head = TreeHead(state.origin, state.builder.size, state.builder.root())
         self.tiles.write(state.builder.partials())
@@ -426,7 +308,7 @@ class Sealer:
         self.tiles.drop_partials(old, head.size)
         return state.checkpoint
 
-    def _hand_over(self, state: _State) -> None:
+    def _hand_over(self, state: State) -> None:
         """End the epoch: next key durable, hand-over durable, old key destroyed; a kill between is settled at
         start.
         """
