@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
 
 from deia_audit import newlog
 from deia_audit.checkpoint import Checkpoint
@@ -16,6 +15,8 @@ from deia_audit.events import EvidenceTrouble
 from deia_audit.heads import Heads
 from deia_audit.holds import Holds
 from deia_audit.layout import LOG_NAME, Layout
+from deia_audit.query.build import build_elsewhere
+from deia_audit.query.index import index_path
 from deia_audit.seal import EpochPolicy
 from deia_audit.sealer import Sealer
 from deia_audit.settings import AuditSettings
@@ -25,6 +26,21 @@ from deia_hardening.plugin import Health, HealthState, Host
 
 _SHARE = 0.6
 """The part of the checkpoint interval that records gather; the rest is for the disk."""
+
+
+def tend(layout: Layout, indexed: bool) -> None:
+    """Make sealed segments read-only and, if so wished, index those that have no index yet. Blocking."""
+    for segment in JournalReader(layout.log).segments():
+        if segment.live:
+            continue
+        try:
+            mode = segment.path.stat().st_mode
+            if mode & 0o222:
+                segment.path.chmod(mode & 0o555)
+        except FileNotFoundError:  # it was compressed or pruned in between
+            continue
+        if indexed and not index_path(layout.index, segment).exists():
+            build_elsewhere(segment, layout.index)
 
 
 class Keeper:
@@ -43,7 +59,7 @@ class Keeper:
         self._witnessed: Checkpoint | None = None
         self._told: Checkpoint | None = None
         self._ask_at = self._tell_at = 0.0
-        self.on_sealed: Callable[[Segment], None] = lambda segment: None
+        self._tending = False
 
     @property
     def sealer(self) -> Sealer:
@@ -109,7 +125,7 @@ class Keeper:
             self._arm()
 
     def _sealed(self, segment: Segment) -> None:
-        self.on_sealed(segment)
+        self._host.runtime.submit(self._after_seal)
 
     def _held(self, segment: Segment) -> bool:
         """Whether retention must leave a segment: it is under hold, or a checkpoint does not cover it yet."""
@@ -139,6 +155,15 @@ class Keeper:
             await self._tell(at_stop=False)
             if self.sealer.behind and not self._armed:
                 self._arm()
+
+    async def _after_seal(self) -> None:
+        """Look after segments that were sealed; one round at a time."""
+        if not self._tending:
+            self._tending = True
+            try:
+                await self._host.blocking(tend, self.sealer.layout, self._settings.index == "seal")
+            finally:
+                self._tending = False
 
     async def _tell(self, *, at_stop: bool) -> None:
         """Hand the newest checkpoint to witnesses and to where heads are told, each at its own pace."""

@@ -7,17 +7,19 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import ClassVar
 
 from deia_audit.endpoint import LogsEndpoint
+from deia_audit.events import AuditWeakened
 from deia_audit.guarantees import IntentMiddleware
 from deia_audit.keeper import Keeper
 from deia_audit.middleware import AuditMiddleware
 from deia_audit.notes import VerifierKey
 from deia_audit.operations import operations
-from deia_audit.policy import Level, Policy
+from deia_audit.policy import Level, Policy, weakened
 from deia_audit.query.search import Search
 from deia_audit.service import AuditLogger
 from deia_audit.settings import AuditSettings
 from deia_audit.witness_client import parse_witnesses
 from deia_hardening.errors import NotEnabled
+from deia_hardening.journal import JournalReader, parse_time
 from deia_hardening.plugin import ASGIApp, Event, Health, Host, Layer, Operation, Plugin, Position
 
 
@@ -60,6 +62,8 @@ class AuditPlugin(Plugin[AuditSettings]):
         await self._warm(new)
         self.logger.configure(new)
         self.keeper.configure(new)
+        if old is not None and (weaker := weakened(old, new)):
+            self.host.events.emit(AuditWeakened(reason=f"less is recorded or promised: {', '.join(weaker)}"))
 
     @asynccontextmanager
     async def _live(self) -> AsyncIterator[None]:
@@ -72,6 +76,7 @@ class AuditPlugin(Plugin[AuditSettings]):
         search = self.logger.search = Search(
             sealer.layout, lambda: sealer.checkpoint, connections=settings.query_connections
         )
+        await self.host.blocking(self._told_start)
         withdraw = self.host.services.provide(AuditLogger, self.logger)
         subscription = self.host.events.subscribe(Event, self.logger.record_event, inline=True)
         try:
@@ -79,11 +84,21 @@ class AuditPlugin(Plugin[AuditSettings]):
         finally:
             subscription.cancel()
             self.logger.flush_flood()
+            self.logger.system("audit.stopped")
             withdraw()
             self.logger.search = None
             await self.host.blocking(search.close)
             await self.host.blocking(self.logger.journal.drain, 5.0)
             await self.keeper.stop()
+
+    def _told_start(self) -> None:
+        """Record the start, and how long nothing was recorded before it."""
+        last = JournalReader(self.keeper.sealer.layout.log).last()
+        members = {}
+        if last is not None:
+            pause = self.host.clock.wall_ns() - parse_time(last.time)
+            members = {"detail": {"pause_s": round(max(pause, 0) / 1e9, 3), "last": last.seq}}
+        self.logger.system("audit.started", **members)
 
     async def _warm(self, settings: AuditSettings) -> None:
         policy = Policy(settings.level, settings.rules, settings.probes)

@@ -12,7 +12,7 @@ from fnmatch import fnmatchcase
 import attrs
 
 from deia_audit.records import READS
-from deia_audit.settings import AuditRule
+from deia_audit.settings import AuditRule, AuditSettings
 from deia_hardening.context import Actor
 from deia_hardening.plugin import Routes
 
@@ -113,3 +113,28 @@ class Policy:
                     return Level.NONE
                 return rule.level
         return self.default
+
+
+_GUARANTEES = ("batch", "response", "intent")
+
+
+def weakened(old: AuditSettings, new: AuditSettings) -> list[str]:
+    """Return the settings by which `new` records or promises less than `old`, or may do so."""
+    found = []
+    if _GUARANTEES.index(new.guarantee) < _GUARANTEES.index(old.guarantee):
+        found.append("guarantee")
+    if old.on_failure == "refuse" and new.on_failure != "refuse":
+        found.append("on_failure")
+    if Level.parse(new.level) < Level.parse(old.level):
+        found.append("level")
+    if new.rules != old.rules:
+        found.append("rules")
+    if set(new.probes) - set(old.probes):
+        found.append("probes")
+    if set(old.require_reason) - set(new.require_reason):
+        found.append("require_reason")
+    if set(old.witnesses) - set(new.witnesses):
+        found.append("witnesses")
+    if set(old.heads) - set(new.heads):
+        found.append("heads")
+    return found

@@ -121,9 +121,6 @@ class AuditSettings:
         (), "where checkpoints are also told: 'stdout', 'syslog' or the path of a file elsewhere", file_only=True
     )
     heads_interval: Seconds = setting(Seconds("60s"), "how often checkpoints are told there at most", ge=1)
-    immutable: bool = setting(
-        False, "whether sealed segments get the file system's immutable attribute (needs the privilege)", file_only=True
-    )
     index: str = setting(
         "seal", "when a sealed segment is indexed: as it is sealed, or at the first query", choices=("seal", "query")
     )

@@ -19,6 +19,8 @@ from starlette.websockets import WebSocket
 
 from deia_audit import AuditLogger, audited, auditing, record
 from deia_audit.escape import quoted
+from deia_audit.policy import weakened
+from deia_audit.settings import AuditSettings
 from deia_hardening import harden
 from deia_hardening.testing import running
 
@@ -256,3 +258,21 @@ def test_recording_without_the_plugin_does_nothing() -> None:
     receipt = record("bot.assigned")
     assert receipt.done()
     assert receipt.wait(0)
+
+
+def test_a_start_records_the_pause_and_a_stop_is_recorded(tmp_path: Path, read_trail: Read) -> None:
+    for _ in range(2):
+        with TestClient(app_of(tmp_path)):
+            pass
+    records = read_trail(tmp_path)
+    starts = [one for one in records if one.get("action") == "audit.started"]
+    assert len(starts) == 2
+    assert starts[1]["detail"]["pause_s"] >= 0
+    assert [one.get("action") for one in records][-1] == "audit.stopped"
+
+
+def test_weaker_settings_are_named() -> None:
+    old = AuditSettings(guarantee="response", level="request", require_reason=("/x",), witnesses=("w",))
+    new = AuditSettings(probes=("/everything/**",))
+    assert weakened(old, new) == ["guarantee", "level", "probes", "require_reason", "witnesses"]
+    assert weakened(new, new) == []
