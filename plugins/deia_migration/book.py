@@ -127,7 +127,10 @@ class Book:
         if base is not None and told.rollout is None:
             with contextlib.suppress(msgspec.DecodeError, msgspec.ValidationError):
                 serving = msgspec.json.decode(base.value, type=Base)
-        return merged(told.rollout, stored), serving
+        state = merged(told.rollout, stored)
+        if state is not None and stored is not None and stored.id == state.id and stored.weight > state.weight:
+            await self.store_lowering(state)  # the store was ahead of its log: every worker follows the log
+        return state, serving
 
 
 def merged(told: Rollout | None, stored: Rollout | None) -> Rollout | None:
