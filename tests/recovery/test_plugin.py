@@ -348,3 +348,65 @@ async def test_a_starlette_handler_that_lets_a_full_disk_pass_answers_507(home: 
         answer = await up.post("/put")
         assert answer.status == 507
         assert answer.headers["retry-after"] == "5"
+
+
+WORKER = textwrap.dedent(
+    """
+    import asyncio, sys
+    from deia_hardening.testing import running
+    from deia_recovery import Registry
+
+    bots = Registry("bots", dict)
+
+    async def app(scope, receive, send): ...
+
+    async def main():
+        async with running(app, {"home": sys.argv[1], "recovery": {"reserve": "0"}}):
+            print((await bots.get("b1"))["name"], flush=True)
+            while line := await asyncio.to_thread(sys.stdin.readline):
+                if line.startswith("write"):
+                    await bots.put("b9", {"name": "from the other worker"})
+                print((await bots.get("b1"))["name"], flush=True)
+    asyncio.run(main())
+    """
+)
+
+
+async def test_another_worker_follows_a_restore_and_writes_into_the_new_generation(home: Path) -> None:
+    import anyio
+
+    from deia_recovery.operations import RestoreInput
+
+    async with running(app, settings(home)) as up:
+        await bots.put("b1", Bot("first"))
+        await invoke(up, "recovery.take")
+        snapshot = (await invoke(up, "recovery.list")).snapshots[0]["id"]
+        at = up.service(DisasterRecovery).host.clock.wall()
+        await anyio.sleep(0.02)
+        await bots.put("b1", Bot("second"))
+        child = subprocess.Popen(
+            [sys.executable, "-c", WORKER, str(home)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+        def say(line: str = "") -> str:
+            assert child.stdin is not None
+            assert child.stdout is not None
+            if line:
+                child.stdin.write(line + "\n")
+                child.stdin.flush()
+            return child.stdout.readline().strip()
+
+        try:
+            assert await anyio.to_thread.run_sync(say) == "second"
+            import datetime as dt
+
+            when = dt.datetime.fromtimestamp(at + 0.01, dt.UTC).isoformat()
+            await invoke(up, "recovery.restore", RestoreInput(snapshot=snapshot, at=when))
+            assert await bots.get("b1") == Bot("first")
+            assert await anyio.to_thread.run_sync(say, "read") == "first"
+            assert await anyio.to_thread.run_sync(say, "write") == "first"
+            assert await bots.get("b9") == Bot("from the other worker")
+            assert up.service(DisasterRecovery).generation.number == 2
+        finally:
+            child.kill()
+            await anyio.to_thread.run_sync(child.communicate)

@@ -157,7 +157,7 @@ class Engine:
         connection = self.connections.writer
         if connection is None:
             self.ensure()
-            self._opened_under = _stamp(self._current)
+            self._settle()
             connection = self.connections.open_writer()
             self.checkpoints.lay_out()
         return connection
@@ -228,6 +228,20 @@ class Engine:
     def _moved(self) -> bool:
         """Whether another generation was put in force since this one was opened."""
         return bool(_stamp(self._current) != self._opened_under)
+
+    def _settle(self) -> None:
+        """Before anything is opened: be in the generation in force, which may have changed while all was closed."""
+        with self._opening:
+            stamp = _stamp(self._current)
+            if stamp == self._opened_under or not self.connections.closed:
+                return
+            from deia_recovery.engine.generation import read_current
+
+            generation = read_current(self.folder.parent)
+            if generation is not None and generation.number != self.generation:
+                self.place(generation.folder, generation.number)
+                self.cache.reset(-1)
+            self._opened_under = stamp
 
     def _relocate(self) -> None:
         from deia_recovery.engine.generation import read_current
@@ -347,7 +361,7 @@ class Engine:
         try:
             self.ensure()
             if self.connections.closed:
-                self._opened_under = _stamp(self._current)
+                self._settle()
             elif self._moved():
                 self.write(lambda tx: None, grows=False).result(60.0)  # the writer's thread changes over
             _ = self.page
