@@ -74,7 +74,10 @@ def operations(manager: MigrationManager) -> tuple[Operation, ...]:
     """The migration's operations."""
 
     async def start(value: StartInput, call: Call) -> MigrationStatus:
-        await manager.start(value.version, plan=value.plan, reason=call.reason, actor=call.actor)
+        plan = manager.plan_named(value.plan)
+        if plan.pytest and not call.local:
+            raise Problem(403, "a plan with the team's own pytest is started through the local socket only")
+        await manager.start(value.version, plan=plan, reason=call.reason, actor=call.actor)
         return manager.status()
 
     async def deploy(value: DeployInput, call: Call) -> AsyncIterator[Progress | MigrationStatus]:

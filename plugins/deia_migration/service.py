@@ -194,6 +194,10 @@ class MigrationManager:
             self._engine.begin, name or f"v-{digest[:8]}", f"process:{target}", digest, chosen, actor, reason
         )
 
+    def plan_named(self, name: str) -> Plan:
+        """The plan of this name in the settings, '' for the default one. Raises Problem 404."""
+        return _plan(self._host.settings(MigrationSettings), name)
+
     async def plan_of(self, text: str, working: Path | None = None) -> Plan:
         """The plan that `--plan` means: a name in the settings, else a YAML or JSON file.
 

@@ -105,7 +105,7 @@ class MigrationSettings:
         file_only=True,
     )
     session_slots: int = setting(
-        65_536, "Sessions that can be told apart; 24 bytes each.", ge=1024, le=16_777_216, restart=True
+        65_536, "Sessions that can be told apart; 18 bytes each.", ge=1024, le=16_777_216, restart=True
     )
     stateful: tuple[str, ...] = setting(
         (), "Routes with state in the process: migrating them needs a key or a session."

@@ -141,6 +141,20 @@ async def test_the_promoted_version_serves_after_a_restart(pair: Any, until: Any
         assert [one.name for one in status.versions] == ["v2"]
 
 
+async def test_a_plan_that_runs_code_is_started_through_the_local_socket_only(pair: Any) -> None:
+    from deia_hardening.plugin import Call
+    from deia_migration.operations import StartInput, operations
+
+    plans = {"tested": {"pytest": "canary", "promote": "manual"}}
+    async with pair.up(plans=plans) as live:
+        start = next(one for one in operations(live.service(MigrationManager)) if one.name == "migration.start")
+        with pytest.raises(Problem) as refused:
+            await start.handler(  # type: ignore[misc]
+                StartInput(version="v2", plan="tested"), Call(Actor("user", "ann", auth="token"), local=False)
+            )
+        assert refused.value.status == 403
+
+
 async def test_the_operations_do_the_same(pair: Any, until: Any) -> None:
     from deia_hardening.plugin import Call
     from deia_hardening.runtime import runtime
