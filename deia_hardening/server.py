@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import threading
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -19,7 +20,7 @@ class Serving:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._groups: list[tuple[TaskGroup, Callable[..., Any]]] = []
+        self._groups: list[tuple[TaskGroup, Callable[..., Any], contextvars.Context]] = []
 
     @property
     def open(self) -> bool:
@@ -30,7 +31,7 @@ class Serving:
         """Run `body()` with the scope open around it; what was started in it is cancelled at the end."""
         error: BaseException | None = None
         async with anyio.create_task_group() as group:
-            entry = (group, _scheduler())
+            entry = (group, _scheduler(), contextvars.copy_context())
             with self._lock:
                 self._groups.append(entry)
             try:
@@ -49,7 +50,7 @@ class Serving:
         with self._lock:
             if not self._groups:
                 raise NotStarted("no lifespan is open: there is no serving loop to run this on")
-            group, schedule = self._groups[-1]
+            group, schedule, context = self._groups[-1]
         completion: Completion[Any] = Completion()
 
         async def work() -> None:
@@ -67,7 +68,8 @@ class Serving:
                 completion.set_error(NotStarted(str(raised)))
 
         try:
-            schedule(begin)
+            # In the lifespan's own context: the caller's does not know which library the serving loop belongs to.
+            schedule(context.copy().run, begin)
         except RuntimeError as raised:
             completion.set_error(NotStarted(str(raised)))
         return completion
