@@ -15,6 +15,7 @@ from deia_recovery.errors import (
     UnknownTask,
     WrongKey,
 )
+from deia_recovery.service import DisasterRecovery
 from deia_recovery.sse import TaskEvents, event_bytes
 from deia_recovery.stores.assignments import AlreadyAssigned, Assignment, Assignments
 from deia_recovery.stores.claimed import ClaimedTask
@@ -28,6 +29,7 @@ __all__ = [
     "Assignments",
     "BackupError",
     "ClaimedTask",
+    "DisasterRecovery",
     "LeaseLost",
     "QueueStats",
     "Registry",

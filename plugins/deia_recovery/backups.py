@@ -10,26 +10,24 @@ import shutil
 import sqlite3
 import subprocess
 import sys
-import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import attrs
 import msgspec
 
-from deia_recovery.backup.keys import KeyRing, load_key
 from deia_recovery.backup.manifest import Manifest, manifest_name
-from deia_recovery.backup.mirror import Mirror
 from deia_recovery.backup.prune import prune
-from deia_recovery.backup.restore import Catalog, Fork, Plan, choose, fill, recomputed_names, restore_files
+from deia_recovery.backup.restore import Catalog, Plan, choose, fill, recomputed_names
+from deia_recovery.backup.restoring import Restoring
 from deia_recovery.backup.retention import Rules
-from deia_recovery.backup.shipping import Shipper, read_shipped
+from deia_recovery.backup.shipping import Shipper
 from deia_recovery.backup.snapshot import FileJob, Job, Result
-from deia_recovery.backup.vault import FolderVault, Vault
+from deia_recovery.backup.vault import Vault
 from deia_recovery.engine.files import write_whole
-from deia_recovery.engine.generation import Generation, build, newest_number, set_current
-from deia_recovery.errors import BackupError, StartRefused, StateError, StateUnavailable, WrongKey
-from deia_recovery.events import ProofDone, RestoreDone, SnapshotTaken
+from deia_recovery.engine.generation import build
+from deia_recovery.errors import BackupError, StateError, StateUnavailable
+from deia_recovery.events import ProofDone, SnapshotTaken
 from deia_recovery.opening import Found
 
 if TYPE_CHECKING:
@@ -50,85 +48,17 @@ class Proofs:
         return max(self.rehearsed.values(), default=0.0)
 
 
-class Backups:
+class Backups(Restoring):
     """Everything about backups that one home does."""
 
     def __init__(self, recovery: DisasterRecovery) -> None:
-        self._recovery = recovery
-        self._lock = threading.RLock()
-        self._keys: KeyRing | None = None
+        super().__init__(recovery)
         self._shipper: Shipper | None = None
-        self._mirror: Mirror | None = None
         self._scrub_at = 1
-        self.problems: dict[str, str] = {}
-        """What goes wrong at the moment, by what was tried."""
         self.known_proofs = Proofs()
         self._process: subprocess.Popen[bytes] | None = None
         self._stopping = False
         self.last_taken: dict[tuple[str, ...], float] = {}
-
-    # -- where and with what ----------------------------------------------------------------------------------
-
-    @property
-    def settings(self) -> Any:
-        return self._recovery.settings
-
-    @property
-    def folder(self) -> Path:
-        configured = self.settings.backups
-        return Path(configured) if configured else self._recovery.host.home / "backups"
-
-    def keys(self, *, make: bool = True) -> KeyRing:
-        """The key ring. Raises StateError where there is no key and none may be made."""
-        with self._lock:
-            if self._keys is None:
-                encryption = self.settings.encryption
-                master = load_key(self._recovery.host.home / "keys", encryption.key, make=make)
-                if master is None:
-                    raise StateError(
-                        f"there is no recovery key in {self._recovery.host.home / 'keys'} and none in the settings: "
-                        "backups can't be read without the key they were made with; nothing was touched"
-                    )
-                self._keys = KeyRing(master, encrypt=encryption.on)
-            return self._keys
-
-    def vault(self, store: str) -> FolderVault:
-        return FolderVault(self.folder / store)
-
-    def catalog(self) -> Catalog:
-        """The local backups of the state in force."""
-        generation = self._generation()
-        return Catalog(self.vault(generation.store), self.keys(), generation.store)
-
-    def _generation(self) -> Generation:
-        generation = self._recovery.generation
-        if generation is None:
-            self._recovery.engine.ensure()
-            generation = self._recovery.generation
-        if generation is None:
-            raise StateError("there is no state yet: nothing was written so far")
-        return generation
-
-    def mirror(self) -> Mirror | None:
-        """The copy off the machine, if one is configured. Raises BackupError for one that can't be used."""
-        if not self.settings.remote.url:
-            return None
-        with self._lock:
-            if self._mirror is None:
-                self._mirror = Mirror(self.settings.remote, self._recovery.root)
-            return self._mirror
-
-    def stores(self) -> list[str]:
-        """The store ids that have backups in the local folder."""
-        if not self.folder.is_dir():
-            return []
-        return sorted(
-            p.name for p in self.folder.iterdir() if (p / "snapshots").is_dir() and any((p / "snapshots").iterdir())
-        )
-
-    def any(self) -> bool:
-        """Whether there are backups, here or (where configured) off the machine."""
-        return bool(self.stores()) or bool(self.settings.remote.url)
 
     # -- taking ------------------------------------------------------------------------------------------------
 
@@ -248,17 +178,6 @@ class Backups:
             self._failed("remote", str(error))
         else:
             self._succeeded("remote")
-
-    def _failed(self, what: str, why: str) -> None:
-        if self.problems.get(what) != why:
-            self.problems[what] = why
-            self._recovery.journal({"kind": "recovery.problem", "what": what, "detail": why})
-            self._recovery.host.touched()
-
-    def _succeeded(self, what: str) -> None:
-        if self.problems.pop(what, None) is not None:
-            self._recovery.journal({"kind": "recovery.problem-over", "what": what})
-            self._recovery.host.touched()
 
     # -- proof -------------------------------------------------------------------------------------------------
 
@@ -384,113 +303,7 @@ class Backups:
             self._recovery.journal({"kind": "recovery.pruned", **found})
         return found
 
-    # -- restoring ---------------------------------------------------------------------------------------------
-
-    def restore_at_start(self, found: Found) -> Generation | None:
-        """The opener's way: the newest state that can be proven, or None where there never was a backup."""
-        shipped = read_shipped(found.root)
-        catalogs = self._catalogs(shipped.store if shipped is not None else None)
-        if not catalogs:
-            return None
-        errors: list[str] = []
-        for catalog in catalogs:
-            if not catalog.ids():
-                continue
-            floor = None
-            if shipped is not None and shipped.store == catalog.store:
-                floor = shipped.position
-            try:
-                plan = choose(catalog, floor=floor)
-            except (BackupError, WrongKey) as error:
-                errors.append(str(error))
-                continue
-            return self._restore(found, catalog, plan, take_over=True)
-        if not errors:
-            return None
-        if self.settings.start_empty and found.damaged is None:
-            self._recovery.journal({"kind": "recovery.started-empty", "backups": errors})
-            return None
-        raise StartRefused(
-            f"{found.reason}, and the backups can't be used: {'; '.join(errors)}. Nothing was touched. Give the right "
-            "key or folder, or set recovery.start_empty to begin with an empty state"
-        )
-
-    def _catalogs(self, store: str | None) -> list[Catalog]:
-        local = self.stores()
-        if store is not None:
-            local = [one for one in local if one == store]
-        if len(local) > 1:
-            raise StartRefused(
-                f"there is no state, and {self.folder} holds the backups of several ({', '.join(local)}): move away "
-                "all but the one that is to be restored"
-            )
-        catalogs = [Catalog(self.vault(one), self.keys(make=False), one) for one in local]
-        mirror = self.mirror()
-        if mirror is not None:
-            remote = [one for one in mirror.stores() if store is None or one == store]
-            if len(remote) > 1 and not local:
-                raise StartRefused(
-                    f"there is no state, and {self.settings.remote.url} holds the backups of several "
-                    f"({', '.join(remote)}): give each home a prefix of its own"
-                )
-            catalogs += [Catalog(mirror.vault(one), self.keys(make=False), one) for one in remote]
-        return catalogs
-
-    def _restore(
-        self, found: Found, catalog: Catalog, plan: Plan, until: float | None = None, *, take_over: bool
-    ) -> Generation:
-        manifest = plan.snapshot
-        self._claim(manifest.store, take_over=take_over, required=catalog.vault.where)
-        number = max(newest_number(found.root), manifest.generation) + 1
-        origin = f"snapshot {manifest.id} to position {plan.position}"
-        generation = build(found.root, number, manifest.store, origin, lambda c: fill(c, catalog, plan, until))
-        Catalog(self.vault(manifest.store), catalog.keys, manifest.store).write_fork(
-            Fork(manifest.store, number, manifest.generation, plan.position)
-        )
-        set_current(found.root, generation)
-        files = restore_files(catalog, manifest, aside=None)
-        missing = self._missing(found, plan)
-        self._recovery.journal(
-            {
-                "kind": "recovery.restored",
-                "reason": found.reason,
-                "snapshot": manifest.id,
-                "from": catalog.vault.where,
-                "position": plan.position,
-                "at": plan.at,
-                "generation": number,
-                "damaged_kept_in": str(found.damaged) if found.damaged else "",
-                "missing": missing,
-                "skipped": list(plan.skipped),
-                "files": files,
-            }
-        )
-        self._recovery.host.events.emit(
-            RestoreDone(snapshot=manifest.id, position=plan.position, missing=missing, reason=found.reason)
-        )
-        return generation
-
-    def _claim(self, store: str, *, take_over: bool, required: str) -> None:
-        """Own the remote backups of a state that is about to be restored; a remote store that is away is only said."""
-        try:
-            mirror = self.mirror()
-            if mirror is not None:
-                mirror.claim(store, take_over=take_over)
-        except BackupError:
-            raise
-        except Exception as error:
-            self._failed("remote", f"{error} (restoring from {required})")
-
-    def _missing(self, found: Found, plan: Plan) -> str:
-        seconds = max(0.0, self._recovery.host.clock.wall() - plan.at)
-        if found.live_position is not None and found.live_position > plan.position:
-            return (
-                f"{found.live_position - plan.position} changes (positions {plan.position + 1} to "
-                f"{found.live_position}) that were committed and not yet shipped"
-            )
-        if found.live_position is not None:
-            return "nothing that the damaged state still shows"
-        return f"what was committed after position {plan.position}, that is in the last {seconds:.0f} s, if anything"
+    # -- restoring while serving ---------------------------------------------------------------------------------
 
     def restore_now(
         self, *, snapshot: str | None = None, until: float | None = None, dry_run: bool = False, take_over: bool = False

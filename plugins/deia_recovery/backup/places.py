@@ -1,0 +1,101 @@
+"""Where one home's backups are, and with which key: what taking, proving and restoring share."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from deia_recovery.backup.keys import KeyRing, load_key
+from deia_recovery.backup.mirror import Mirror
+from deia_recovery.backup.restore import Catalog
+from deia_recovery.backup.vault import FolderVault
+from deia_recovery.engine.generation import Generation
+from deia_recovery.errors import StateError
+
+if TYPE_CHECKING:
+    from deia_recovery.service import DisasterRecovery
+
+
+class Places:
+    """Folder, key, catalog and remote copy of one home's backups, and what goes wrong with them."""
+
+    def __init__(self, recovery: DisasterRecovery) -> None:
+        self._recovery = recovery
+        self._lock = threading.RLock()
+        self._keys: KeyRing | None = None
+        self._mirror: Mirror | None = None
+        self.problems: dict[str, str] = {}
+        """What goes wrong at the moment, by what was tried."""
+
+    @property
+    def settings(self) -> Any:
+        return self._recovery.settings
+
+    @property
+    def folder(self) -> Path:
+        configured = self.settings.backups
+        return Path(configured) if configured else self._recovery.host.home / "backups"
+
+    def keys(self, *, make: bool = True) -> KeyRing:
+        """The key ring. Raises StateError where there is no key and none may be made."""
+        with self._lock:
+            if self._keys is None:
+                encryption = self.settings.encryption
+                master = load_key(self._recovery.host.home / "keys", encryption.key, make=make)
+                if master is None:
+                    raise StateError(
+                        f"there is no recovery key in {self._recovery.host.home / 'keys'} and none in the settings: "
+                        "backups can't be read without the key they were made with; nothing was touched"
+                    )
+                self._keys = KeyRing(master, encrypt=encryption.on)
+            return self._keys
+
+    def vault(self, store: str) -> FolderVault:
+        return FolderVault(self.folder / store)
+
+    def catalog(self) -> Catalog:
+        """The local backups of the state in force."""
+        generation = self._generation()
+        return Catalog(self.vault(generation.store), self.keys(), generation.store)
+
+    def _generation(self) -> Generation:
+        generation = self._recovery.generation
+        if generation is None:
+            self._recovery.engine.ensure()
+            generation = self._recovery.generation
+        if generation is None:
+            raise StateError("there is no state yet: nothing was written so far")
+        return generation
+
+    def mirror(self) -> Mirror | None:
+        """The copy off the machine, if one is configured. Raises BackupError for one that can't be used."""
+        if not self.settings.remote.url:
+            return None
+        with self._lock:
+            if self._mirror is None:
+                self._mirror = Mirror(self.settings.remote, self._recovery.root)
+            return self._mirror
+
+    def stores(self) -> list[str]:
+        """The store ids that have backups in the local folder."""
+        if not self.folder.is_dir():
+            return []
+        return sorted(
+            p.name for p in self.folder.iterdir() if (p / "snapshots").is_dir() and any((p / "snapshots").iterdir())
+        )
+
+    def any(self) -> bool:
+        """Whether there are backups, here or (where configured) off the machine."""
+        return bool(self.stores()) or bool(self.settings.remote.url)
+
+    def _failed(self, what: str, why: str) -> None:
+        if self.problems.get(what) != why:
+            self.problems[what] = why
+            self._recovery.journal({"kind": "recovery.problem", "what": what, "detail": why})
+            self._recovery.host.touched()
+
+    def _succeeded(self, what: str) -> None:
+        if self.problems.pop(what, None) is not None:
+            self._recovery.journal({"kind": "recovery.problem-over", "what": what})
+            self._recovery.host.touched()

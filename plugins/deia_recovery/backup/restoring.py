@@ -1,0 +1,121 @@
+"""Restoring one home's state from its backups: which one, how far, and what is said about it."""
+
+from __future__ import annotations
+
+from deia_recovery.backup.places import Places
+from deia_recovery.backup.restore import Catalog, Fork, Plan, choose, fill, restore_files
+from deia_recovery.backup.shipping import read_shipped
+from deia_recovery.engine.generation import Generation, build, newest_number, set_current
+from deia_recovery.errors import BackupError, StartRefused, WrongKey
+from deia_recovery.events import RestoreDone
+from deia_recovery.opening import Found
+
+
+class Restoring(Places):
+    """What a start does when the live state does not verify, and what `recovery restore` does."""
+
+    def restore_at_start(self, found: Found) -> Generation | None:
+        """The opener's way: the newest state that can be proven, or None where there never was a backup."""
+        shipped = read_shipped(found.root)
+        catalogs = self._catalogs(shipped.store if shipped is not None else None)
+        if not catalogs:
+            return None
+        errors: list[str] = []
+        for catalog in catalogs:
+            if not catalog.ids():
+                continue
+            floor = None
+            if shipped is not None and shipped.store == catalog.store:
+                floor = shipped.position
+            try:
+                plan = choose(catalog, floor=floor)
+            except (BackupError, WrongKey) as error:
+                errors.append(str(error))
+                continue
+            return self._restore(found, catalog, plan, take_over=True)
+        if not errors:
+            return None
+        if self.settings.start_empty and found.damaged is None:
+            self._recovery.journal({"kind": "recovery.started-empty", "backups": errors})
+            return None
+        raise StartRefused(
+            f"{found.reason}, and the backups can't be used: {'; '.join(errors)}. Nothing was touched. Give the right "
+            "key or folder, or set recovery.start_empty to begin with an empty state"
+        )
+
+    def _catalogs(self, store: str | None) -> list[Catalog]:
+        local = self.stores()
+        if store is not None:
+            local = [one for one in local if one == store]
+        if len(local) > 1:
+            raise StartRefused(
+                f"there is no state, and {self.folder} holds the backups of several ({', '.join(local)}): move away "
+                "all but the one that is to be restored"
+            )
+        catalogs = [Catalog(self.vault(one), self.keys(make=False), one) for one in local]
+        mirror = self.mirror()
+        if mirror is not None:
+            remote = [one for one in mirror.stores() if store is None or one == store]
+            if len(remote) > 1 and not local:
+                raise StartRefused(
+                    f"there is no state, and {self.settings.remote.url} holds the backups of several "
+                    f"({', '.join(remote)}): give each home a prefix of its own"
+                )
+            catalogs += [Catalog(mirror.vault(one), self.keys(make=False), one) for one in remote]
+        return catalogs
+
+    def _restore(
+        self, found: Found, catalog: Catalog, plan: Plan, until: float | None = None, *, take_over: bool
+    ) -> Generation:
+        manifest = plan.snapshot
+        self._claim(manifest.store, take_over=take_over, required=catalog.vault.where)
+        number = max(newest_number(found.root), manifest.generation) + 1
+        origin = f"snapshot {manifest.id} to position {plan.position}"
+        generation = build(found.root, number, manifest.store, origin, lambda c: fill(c, catalog, plan, until))
+        Catalog(self.vault(manifest.store), catalog.keys, manifest.store).write_fork(
+            Fork(manifest.store, number, manifest.generation, plan.position)
+        )
+        set_current(found.root, generation)
+        files = restore_files(catalog, manifest, aside=None)
+        missing = self._missing(found, plan)
+        self._recovery.journal(
+            {
+                "kind": "recovery.restored",
+                "reason": found.reason,
+                "snapshot": manifest.id,
+                "from": catalog.vault.where,
+                "position": plan.position,
+                "at": plan.at,
+                "generation": number,
+                "damaged_kept_in": str(found.damaged) if found.damaged else "",
+                "missing": missing,
+                "skipped": list(plan.skipped),
+                "files": files,
+            }
+        )
+        self._recovery.host.events.emit(
+            RestoreDone(snapshot=manifest.id, position=plan.position, missing=missing, reason=found.reason)
+        )
+        return generation
+
+    def _claim(self, store: str, *, take_over: bool, required: str) -> None:
+        """Own the remote backups of a state that is about to be restored; a remote store that is away is only said."""
+        try:
+            mirror = self.mirror()
+            if mirror is not None:
+                mirror.claim(store, take_over=take_over)
+        except BackupError:
+            raise
+        except Exception as error:
+            self._failed("remote", f"{error} (restoring from {required})")
+
+    def _missing(self, found: Found, plan: Plan) -> str:
+        seconds = max(0.0, self._recovery.host.clock.wall() - plan.at)
+        if found.live_position is not None and found.live_position > plan.position:
+            return (
+                f"{found.live_position - plan.position} changes (positions {plan.position + 1} to "
+                f"{found.live_position}) that were committed and not yet shipped"
+            )
+        if found.live_position is not None:
+            return "nothing that the damaged state still shows"
+        return f"what was committed after position {plan.position}, that is in the last {seconds:.0f} s, if anything"
