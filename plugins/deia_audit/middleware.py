@@ -42,7 +42,6 @@ class AuditMiddleware:
             **dict.fromkeys(settings.chat, CHAT),
         }
         self.bodies = policy.highest >= Level.REQUEST
-        self.looks = self.bodies or bool(self.protocols)
         self.kept = bool(settings.headers or settings.query)
         self.holds = settings.guarantee == "response"
         self.refuse = settings.on_failure == "refuse"
@@ -74,7 +73,7 @@ class AuditMiddleware:
         logger = self.logger
         if logger.encrypts and context.actor is not ANONYMOUS and not logger.assembler.knows(context.actor):
             await logger.meet(context.actor)
-        if self.looks and scope["type"] == "http":
+        if (self.bodies or scope["path"] in self.protocols) and scope["type"] == "http":
             receive, send = self._look(call, scope, receive, send)
         if self.holds:
             if self.refuse and not self.logger.journal.health().ok:
@@ -133,20 +132,19 @@ def trace_id(value: bytes) -> bytes | None:
 class Call:
     """One request on its way: what its record will need that the context doesn't hold."""
 
-    __slots__ = (
-        "agent", "context", "deferred", "layer", "plain", "protocol", "recorded", "request", "response", "trace",
-    )  # fmt: skip
+    # Defaults stand on the class: most requests set none of them.
+    trace: bytes | None = None
+    agent: bytes | None = None
+    deferred = False
+    recorded = False
+    protocol: str | None = None
+    request: BodyWatch | None = None
+    response: BodyWatch | None = None
 
     def __init__(self, layer: AuditMiddleware, context: RequestContext) -> None:
         self.layer = layer
         self.context = context
-        self.trace: bytes | None = None
-        self.agent: bytes | None = None
-        self.deferred = self.recorded = False
         self.plain = layer.plain
-        self.protocol: str | None = None
-        self.request: BodyWatch | None = None
-        self.response: BodyWatch | None = None
 
     def record_start(self, status: int) -> Receipt | None:
         """Append the result of an answer that is about to start; None where the policy keeps no record of it."""

@@ -110,6 +110,7 @@ class Assembler:
         self._peers: dict[str, bytes] = {}
         self._agents: dict[bytes, bytes] = {}
         self._modes: dict[tuple[str, str], bytes] = {}
+        self._kinds: dict[str, bytes] = {}
         self.subject: Callable[[str], str] = str
         self.address: Callable[[str], str] = str
         self.user_agent = True
@@ -223,8 +224,11 @@ class Assembler:
         parameters = scope.get("path_params")
         if parameters:
             name = next(reversed(parameters))
-            kind = name.removesuffix("_id") if isinstance(name, str) else "path"
-            extra = b'%b,"target":{"type":%b,"id":%b}' % (extra, quoted(kind, 64), quoted(str(parameters[name]), 256))
+            kind = self._kinds.get(name)
+            if kind is None:
+                kind = quoted(str(name).removesuffix("_id"), 64)
+                _keep(self._kinds, name, kind)
+            extra = b'%b,"target":{"type":%b,"id":%b}' % (extra, kind, quoted(str(parameters[name]), 256))
         if trace is not None:
             extra = b'%b,"trace":"%b"' % (extra, trace)
         if context.reason:

@@ -46,6 +46,7 @@ class AuditLogger:
         layout = Layout.of(host.home)
         self.subjects = Subjects(layout.keys, layout.evidence)
         self._privacy = ("plain", "plain", True)
+        self.encrypts = False
         self.flood = FloodGate(50.0, 200, host.clock.monotonic())
         self.search: Search | None = None
         self._searched = 0.0
@@ -71,6 +72,7 @@ class AuditLogger:
         privacy = (settings.actor_ids, settings.client_address, settings.user_agent)
         if privacy != self._privacy:
             self._privacy = privacy
+            self.encrypts = settings.actor_ids == "encrypted"
             names = {"pseudonym": self.subjects.pseudonym, "encrypted": self.subjects.encrypt}
             self.assembler.subject = names.get(settings.actor_ids, str)
             addresses = {"pseudonym": self.subjects.pseudonym, "none": _nothing}
@@ -82,10 +84,6 @@ class AuditLogger:
         """Read or make the keys that requests will need; blocking, at start and after a reload."""
         if bodies or settings.actor_ids != "plain" or settings.client_address == "pseudonym":
             self.subjects.root()
-
-    @property
-    def encrypts(self) -> bool:
-        return self._privacy[0] == "encrypted"
 
     async def meet(self, actor: Actor) -> None:
         """Have the key of an actor that is seen for the first time, before it is recorded."""

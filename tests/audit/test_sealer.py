@@ -107,7 +107,7 @@ def kills(home: Path, count: int, seed: int) -> None:
 
 @pytest.mark.fault
 def test_kills_at_random_moments_are_no_alarm(tmp_path: Path) -> None:
-    kills(tmp_path, 3, seed=20)
+    kills(tmp_path, 2, seed=20)
 
 
 @pytest.mark.slow

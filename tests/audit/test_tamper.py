@@ -118,7 +118,7 @@ def test_an_untouched_trail_is_fine(copy: Copy) -> None:
     assert local.epoch >= 3
 
 
-PLACES = [0, 1, 255, 256, RECORDS]
+PLACES = [0, 255, 256, RECORDS]
 
 
 @pytest.mark.parametrize("place", PLACES)
@@ -248,7 +248,7 @@ def test_a_damaged_checkpoint(original: tuple[Path, Path], copy: Copy, how: str)
     elif how == "empty":
         path.write_bytes(b"")
     elif how == "flip":
-        for place in range(len(data)):
+        for place in flips(bytes(data), 40, seed=3):
             flipped = data.copy()
             flipped[place] ^= 1
             path.write_bytes(flipped)
@@ -345,7 +345,7 @@ def any_flip(copy: Copy, head: Checkpoint, places: list[int]) -> None:
 
 
 def test_any_flipped_byte_of_the_log_is_found_where_it_is(copy: Copy) -> None:
-    any_flip(copy, copy.head, flips(copy.layout.log.read_bytes(), 30, seed=5))
+    any_flip(copy, copy.head, flips(copy.layout.log.read_bytes(), 20, seed=5))
 
 
 @pytest.mark.slow
