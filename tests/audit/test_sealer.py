@@ -23,6 +23,8 @@ from deia_audit.layout import Layout
 from deia_audit.seal import EpochPolicy
 from deia_audit.verdict import Verdict
 from deia_audit.verify import verify
+from deia_hardening.journal import JournalReader, JournalSettings
+from deia_hardening.settings import Bytes
 
 WRITER = """
 import os, signal, sys, time
@@ -169,3 +171,22 @@ def test_an_epoch_is_counted_in_records_and_running_time() -> None:
     assert not policy.over(99, 59.0)
     assert policy.over(100, 0.0)
     assert policy.over(1, 60.0)
+
+
+def test_a_pruned_trail_still_verifies_and_an_unannounced_loss_does_not(make_trail: Callable[..., Any]) -> None:
+    settings = JournalSettings(
+        durability="sync", compression="none", segment_bytes=Bytes("16KiB"), retain_bytes=Bytes("40KiB")
+    )
+    trail = make_trail(settings=settings, epoch=150)
+    trail.journal.guard_retention(lambda segment: segment.first + 200 > trail.sealer.checkpoint.head.size)
+    for start in range(0, 600, 50):
+        trail.add(50, start)
+        trail.journal.maintain()
+    trail.add(5, 600)
+    report = verify(trail.layout)
+    assert report.first > 0
+    assert report.verdict is Verdict.OK_LOCAL_ONLY, report
+    assert report.epoch >= 2
+    first = next(one for one in JournalReader(trail.layout.log).segments())
+    first.path.unlink()
+    assert verify(trail.layout).verdict is Verdict.TRUNCATED
