@@ -1,6 +1,6 @@
 """More is asked than can be answered: how much is still answered in time?
 
-    python benchmarks/overload.py [--seconds 12] [--only ours] [--load 10]
+    python benchmarks/overload.py [--seconds 20] [--only ours] [--load 10]
 
 One uvicorn process on a core of its own, whose handler needs 50 ms of a backend with 10 places (so 200 requests a
 second at best); an open-loop generator on another core at 2, 5 and 10 times that, 5% of it on a route that the
@@ -30,7 +30,7 @@ from openloop import Generator, Shot, lateness, pin, poisson, quantile
 
 PLACES, WORK = 10, 0.050
 PATIENCE = 1.0
-WARM_UP = 3.0
+WARM_UP = 5.0
 CRITICAL = 0.05
 LATE = 0.020
 SETTINGS = {"degradation": {"routes": [{"route": "GET /critical", "criticality": "critical_plus"}]}}
@@ -180,7 +180,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=textwrap.dedent(__doc__ or ""), formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--seconds", type=float, default=12.0)
+    parser.add_argument("--seconds", type=float, default=20.0)
     parser.add_argument("--seed", type=int, default=3)
     parser.add_argument("--load", type=float, action="append")
     parser.add_argument("--only", choices=["unprotected", "fixed", "envoy", "ours"], action="append")

@@ -7,6 +7,7 @@ a registration now and then. A figure that can't be read on this system is left 
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import resource
 import sys
@@ -124,7 +125,6 @@ class MachineReader:
 
     def __init__(self, home: Path) -> None:
         self._home = home
-        self._total = _memory_bound()
         self._cpu: tuple[float, float] | None = None
 
     def read(self) -> Machine:
@@ -135,9 +135,9 @@ class MachineReader:
         if self._cpu is not None and now > self._cpu[0]:
             cpu = max(0.0, (busy - self._cpu[1]) / (now - self._cpu[0]))
         self._cpu = (now, busy)
-        resident = _resident()
+        resident, total = _resident(), _memory_bound()
         return Machine(
-            memory=resident / self._total if resident is not None and self._total else None,
+            memory=resident / total if resident is not None and total else None,
             cpu=cpu,
             disk=_fullness(self._home),
         )
@@ -151,6 +151,7 @@ def _resident() -> int | None:
     return int(pages) * os.sysconf("SC_PAGE_SIZE")
 
 
+@functools.cache
 def _memory_bound() -> int | None:
     """The cgroup's bound, else the machine's memory, in bytes."""
     bounds = []

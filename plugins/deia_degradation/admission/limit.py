@@ -125,7 +125,9 @@ class AdaptiveLimit:
                 self._latencies.append(seconds)
         if now < self._until:
             return False
-        if now < self._latest and self._count < self.policy.samples * (2 if self.phase is Phase.CUT else 1):
+        # A verdict that stands alone gets twice the answers; in a chain the next experiment checks the last.
+        wanted = self.policy.samples * (2 if self.phase is Phase.CUT and not self._chain else 1)
+        if now < self._latest and self._count < wanted:
             return False
         return self._close(now, deadline)
 
