@@ -275,7 +275,9 @@ class SplitLayer:
             await self._cut(version, task, scope, send)
             version.cutting.discard(task)
             return True
-        if isinstance(error, (NotSent, FailedBeforeStart)) and not context.exchange.status:
+        # The wrapped app's own exceptions pass, whatever they are: only a version beside it is answered for.
+        beside = version.answer is not None
+        if beside and isinstance(error, (NotSent, FailedBeforeStart)) and not context.exchange.status:
             if weight >= 0:
                 self._tell(told(context, new, weight, True, -1.0))
             await _gateway(scope, send)

@@ -10,15 +10,20 @@ from deia_hardening.plugin import Completion, Host
 
 
 def on_server(host: Host, function: Callable[..., Coroutine[Any, Any, Any]], *args: Any) -> Completion[Any]:
-    """`host.server.start`, in a context that says which library the serving loop belongs to.
+    """`host.server.start`, where the serving loop may be plain asyncio's.
 
-    anyio asks sniffio, which looks at a context variable before there is a task; the background thread's context does
-    not have it. Where the serving loop is trio's, trio's own answer comes first.
+    anyio asks sniffio which library runs; outside of a task sniffio looks at a context variable that only `anyio.run`
+    sets. So it is set here, in the caller's context and in the lifespan's that the scope keeps. Where trio serves,
+    trio's own answer comes first.
     """
     try:
         import sniffio
     except ImportError:  # anyio then asks asyncio itself
         return host.server.start(function, *args)
+    for entry in getattr(host.server, "_groups", ()):
+        for kept in entry:
+            if isinstance(kept, contextvars.Context):
+                kept.run(sniffio.current_async_library_cvar.set, "asyncio")
     context = contextvars.copy_context()
     context.run(sniffio.current_async_library_cvar.set, "asyncio")
     return context.run(host.server.start, function, *args)

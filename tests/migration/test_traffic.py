@@ -385,3 +385,29 @@ def test_an_actor_is_the_judged_key_before_the_network() -> None:
     assert told(context, True, 0.1, False, 0.0)[2:4] == ("10.0.0.1", True)  # only claimed
     context.actor = Actor("user", "ann", auth="token")
     assert told(context, True, 0.1, False, 0.0)[2:4] == ("ann", False)
+
+
+async def test_the_apps_own_exceptions_pass_whatever_they_are(pair: Any, until: Any) -> None:
+    from deia_hardening.upstream import NotSent
+
+    async def raises(scope: Scope, receive: Receive, send: Send) -> None:
+        raise NotSent("the app's own upstream", "refused", "nobody there")
+
+    pair.old.behaviour = raises
+    async with pair.up() as live:
+        answer = await live.post("/")
+        assert isinstance(answer.error, NotSent)
+        assert answer.sent == []
+
+
+async def test_websockets_that_are_refused_stay_refused(pair: Any, until: Any) -> None:
+    async def refuses(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        await send({"type": "websocket.close", "code": 4403})
+
+    pair.new.behaviour = refuses
+    async with pair.up() as live:
+        await begin(live, until, "100%")
+        socket = await ASGIRecorder(live.app, websocket_scope("/ws"), {"type": "websocket.connect"}).run()
+        assert [message["type"] for message in socket.sent] == ["websocket.close"]
+        assert socket.sent[0]["code"] == 4403
