@@ -69,7 +69,10 @@ class AppHost:
 
     def settings(self, kind: type[T]) -> T:
         """The settings object of type `kind` in the running revision; raises NotEnabled where there is none."""
-        found = _alive(self._core).revision.settings.get(kind)
+        core = _alive(self._core)
+        found = core.revision.settings.get(kind)
+        if found is None and core.coming is not None:
+            found = core.coming.settings.get(kind)
         if found is None:
             raise NotEnabled(f"no section of the running settings is a {kind.__name__}")
         return found  # type: ignore[no-any-return]

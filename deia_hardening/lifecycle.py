@@ -89,6 +89,7 @@ class Core:
         self._start_error: BaseException | None = None
         self._told: BaseException | None = None
         self.leaving = False
+        self.coming: Plan | None = None  # during a reload: what plugins that are entered for it run on
         self.lives: dict[str, Life] = {}
         self._reload_lock: asyncio.Lock | None = None
         self.plan, self.overrides, passed_over = source.first()

@@ -52,7 +52,10 @@ class Reload:
                 core.overrides, core.plan, core.refused = self.overrides, plan, None
                 return core.revision
             new = self._build(plan, plugins)
-            await self._enter(plugins)
+            try:
+                await self._enter(plan, plugins)
+            finally:
+                core.coming = None
         except (SettingsError, ReloadRefused) as error:
             self._refused(error)
             raise
@@ -97,12 +100,13 @@ class Reload:
         except Exception as error:
             raise ReloadRefused("core", f"the chain could not be built: {sentence(error)}") from error
 
-    async def _enter(self, plugins: Plugins) -> None:
+    async def _enter(self, plan: Plan, plugins: Plugins) -> None:
         """Enter `run()` of the plugins that are new; leave them again when one can't start."""
         core = self.core
         if not core.ready:
             return
         entered: list[str] = []
+        core.coming = plan
         for plugin in core.ordered(p for n, p in plugins.items() if core.plugins.get(n) is not p):
             try:
                 await core.enter(plugin, core.requests.start_timeout)

@@ -50,7 +50,7 @@ class Serving:
         with self._lock:
             if not self._groups:
                 raise NotStarted("no lifespan is open: there is no serving loop to run this on")
-            group, schedule, context = self._groups[-1]
+            group, schedule, context = self._groups[-1]  # in its own context: the caller's knows nothing of this loop
         completion: Completion[Any] = Completion()
 
         async def work() -> None:
@@ -68,8 +68,7 @@ class Serving:
                 completion.set_error(NotStarted(str(raised)))
 
         try:
-            # In the lifespan's own context: the caller's does not know which library the serving loop belongs to.
-            schedule(context.copy().run, begin)
+            schedule(context.copy().run, _in_task, begin)
         except RuntimeError as raised:
             completion.set_error(NotStarted(str(raised)))
         return completion
@@ -85,6 +84,25 @@ class Serving:
     def after_fork(self) -> None:
         self._lock = threading.Lock()
         self._groups = []
+
+
+_beginning: set[asyncio.Task[None]] = set()
+
+
+def _in_task(begin: Callable[[], None]) -> None:
+    """Call `begin` on this loop; on asyncio in a task, since anyio asks the current task which library it is in."""
+    try:
+        loop = asyncio.get_running_loop()
+    except RuntimeError:
+        begin()  # trio
+        return
+
+    async def task() -> None:
+        begin()
+
+    made = loop.create_task(task())
+    _beginning.add(made)
+    made.add_done_callback(_beginning.discard)
 
 
 def _scheduler() -> Callable[..., Any]:

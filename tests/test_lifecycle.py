@@ -343,3 +343,13 @@ def test_a_broken_file_at_start_is_passed_over_where_the_last_good_one_allowed_i
     last_good_path(home).unlink()
     with pytest.raises(SettingsError, match=r"probe\.value"):
         harden(app, file)
+
+
+async def test_a_plugin_that_a_reload_turns_on_finds_its_settings_when_it_starts(home: Path, tmp_path: Path) -> None:
+    file = tmp_path / "hardening.yaml"
+    file.write_text(f"home: {home}\n")
+    async with running(app, file) as service:
+        file.write_text(f"home: {home}\nprobe: {{use: '{__name__}:Probe', value: 3}}\n")
+        await propose(service.core, {})
+        assert LOG[0] == "probe up"
+        assert (await service.get("/")).headers["x-value"] == "3"
