@@ -2,7 +2,9 @@
 
 Test clients are Starlette's and httpx's ASGI transport. `DEIA_SUITE_MODE=baseline` wraps an app in a do-nothing ASGI
 callable, `hardened` hardens it with the plugins that `DEIA_SUITE_PLUGINS` names (all five by default).
-`DEIA_SUITE_BACKEND=trio` runs Starlette's client on trio where a test names no backend.
+`DEIA_SUITE_BACKEND=trio` runs Starlette's client on trio where a test names no backend. `DEIA_SUITE_STARTED=1` starts
+an app that is given to httpx's transport at once: for tests that count blocked tasks, since a first request with no
+lifespan waits for the start.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ PLUGINS = [
     if name
 ]
 
+STARTED = bool(os.environ.get("DEIA_SUITE_STARTED"))
 BACKEND = os.environ.get("DEIA_SUITE_BACKEND", "")
 
 _original = starlette.testclient.TestClient.__init__
@@ -66,7 +69,15 @@ def _wrap_transport(module_name: str) -> None:
     original = transport.__init__
 
     def init(self: Any, app: Any, *args: Any, **kwargs: Any) -> None:
-        original(self, _wrap(app), *args, **kwargs)
+        app = _wrap(app)
+        if STARTED and MODE != "baseline":
+            from deia_hardening.app import find_core
+            from deia_hardening.runtime import runtime
+
+            core = find_core(app)
+            assert core is not None
+            runtime().submit(core.ensure).result(60)
+        original(self, app, *args, **kwargs)
 
     transport.__init__ = init
 

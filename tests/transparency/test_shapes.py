@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from blockbuster import blockbuster_ctx
 from fastapi import BackgroundTasks, Depends, FastAPI, HTTPException, WebSocket
 from fastapi.testclient import TestClient
 from starlette.applications import Starlette
@@ -350,6 +351,15 @@ def test_redirects_and_disconnects_are_the_apps_own(home: Path) -> None:
         seen.append(told(client.post("/", content=b"x")))
         seen.append(told(client.post("https://testserver/", content=b"x")))
     assert seen[:2] == seen[2:]
+
+
+async def test_an_app_is_hardened_on_a_running_loop_without_any_input_or_output(home: Path) -> None:
+    """Suites with blockbuster on (Starlette's own is one) build apps inside their tests' loops."""
+    settings: dict[str, Any] = {one: {} for one in ("audit", "config", "degradation", "migration", "recovery")}
+    harden(make(), {"home": str(home), **settings})  # what is read once per process
+    app = make()
+    with blockbuster_ctx():
+        assert harden(app, {"home": str(home), **settings}) is app
 
 
 def test_threads_with_loops_of_their_own_share_one_hardened_app(home: Path) -> None:
