@@ -53,7 +53,7 @@ class Rules:
 class SplitLayer:
     """One revision's layer around `app`, which is the stable version unless another was promoted.
 
-    The common way (stable answers, nothing to look into) is one coroutine with nothing between; `benchmarks/migration.py
+    The common way (stable answers, nothing to look into) is one coroutine, nothing between; `benchmarks/migration.py
     cost` measured 0.8 µs without a rollout, 2.9 without a key and 3.5 with one, 1.3 of them for the split itself.
     """
 
