@@ -96,6 +96,9 @@ class Exchange:
         if connection.error is not None:
             connection.reusable = False
         connection.error = None
+        if connection.events:  # the call was cancelled over an answer that nobody took: it must never meet the next one
+            connection.events = deque()
+            connection.reusable = False
         self._pool.put(connection)
 
     async def _write(self, connection: Connection) -> bool:

@@ -110,9 +110,10 @@ class Engine:
 
     async def _watch_page(self) -> None:
         """Notice a rollout that another worker began also while no request comes here; a memory read each time."""
+        clock, look = self.host.clock, self.host.page.state  # the host cannot be asked once its app is collected
         while self._running:
-            await self.host.clock.sleep(float(self.settings.look))
-            state = self.host.page.state()
+            await clock.sleep(float(self.settings.look))
+            state = look()
             if state is not self.router.seen:
                 self.router.refresh(state)
 

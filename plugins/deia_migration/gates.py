@@ -21,7 +21,6 @@ from deia_migration.canary import run_probes, run_pytest
 from deia_migration.mirror import Mirror
 from deia_migration.plan import Plan
 from deia_migration.rollout import Phase, Rollout
-from deia_migration.serving import on_server
 from deia_migration.settings import MigrationSettings
 from deia_migration.versions import VersionHost
 
@@ -78,7 +77,7 @@ class Gates:
         """Run the probes on the serving loop, where an in-process version lives; else here."""
         if upstream.name and getattr(upstream, "app", None) is not None:
             with contextlib.suppress(NotStarted):
-                return str(await on_server(self._host, run_probes, upstream, self._plan.probes))
+                return str(await self._host.server.start(run_probes, upstream, self._plan.probes))
         return await run_probes(upstream, self._plan.probes)
 
     def _look_at_webhook(self, state: Rollout, now: float) -> None:

@@ -14,7 +14,6 @@ import msgspec
 from deia_hardening.errors import NotStarted
 from deia_hardening.plugin import ASGIApp, Host, Message, Receive, Routes, Scope, Send
 from deia_migration.calls import Answer, ask
-from deia_migration.serving import on_server
 from deia_migration.settings import MirrorSettings
 from deia_migration.traffic import Live
 
@@ -75,7 +74,7 @@ class Mirror:
         """The old version has answered: ask the new one, on the serving loop."""
         self._running += 1
         try:
-            on_server(self._host, self._compare, tap)
+            self._host.server.start(self._compare, tap)
         except NotStarted:
             self._running -= 1
             self.dropped += 1

@@ -16,7 +16,6 @@ from deia_hardening.errors import HardeningError, NotStarted
 from deia_hardening.plugin import ASGIApp, Completion, Host, Latch
 from deia_hardening.upstream import ProcessSettings, Readiness, Upstream, UpstreamSettings, open_upstream
 from deia_hardening.upstream.rundir import RunDir
-from deia_migration.serving import on_server
 from deia_migration.settings import VersionSettings
 from deia_migration.traffic import Version, number_of
 
@@ -86,7 +85,7 @@ class VersionHost:
                 raise
 
         try:
-            self._held = on_server(self._host, hold)
+            self._held = self._host.server.start(hold)
         except NotStarted:
             return  # served without a lifespan: the app's own did not run either
         await started

@@ -7,9 +7,7 @@ start when the process died. Nothing is run without a lifespan; then it waits, a
 from __future__ import annotations
 
 import base64
-import contextvars
 import logging
-from collections.abc import Callable, Coroutine
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
@@ -79,7 +77,7 @@ class Replayer:
         if len(self._running) >= self._parallel:
             return
         try:
-            self._running.append(_on_server(self._host, self._drain))
+            self._running.append(self._host.server.start(self._drain))
         except NotStarted:
             self.waiting = "stored requests wait: no lifespan is open that they could be run in"
         else:
@@ -190,18 +188,6 @@ class Replayer:
         task = await self.accepted.submit({**request, "actor": actor}, split_key=key, actor=actor)
         self.wake()
         return AcceptedTask(task.id, f"{STATUS}{task.id}")
-
-
-def _on_server(host: Host, function: Callable[..., Coroutine[Any, Any, Any]]) -> Completion[Any]:
-    """`host.server.start`, in a context that says which library the serving loop belongs to: anyio asks sniffio,
-    which looks at a context variable before there is a task (on trio its own answer comes first)."""
-    try:
-        from sniffio import current_async_library_cvar
-    except ImportError:
-        return host.server.start(function)
-    context = contextvars.copy_context()
-    context.run(current_async_library_cvar.set, "asyncio")
-    return context.run(host.server.start, function)
 
 
 STATUS = "/deia/tasks/"
