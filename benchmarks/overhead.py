@@ -32,9 +32,11 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
-from deia_hardening import Actor, feature, harden
-from deia_hardening.app import find_core
+from deia_hardening import Actor, current, feature, harden
+from deia_hardening.access import find_core
+from deia_hardening.testing import running
 
+AT_WORK = "all five at work"
 FIVE = ("audit", "config", "degradation", "migration", "recovery")
 
 
@@ -50,7 +52,9 @@ async def bot(request: Request) -> JSONResponse:
 
 
 def bare(middleware: int = 0) -> Starlette:
-    routes = [Route(f"/api/r{n}", bot) for n in range(20)] + [Route("/api/bots/{bot}/task", bot, methods=["GET", "POST"])]
+    routes = [Route(f"/api/r{n}", bot) for n in range(20)]
+    routes.append(Route("/api/bots/{bot}/task", bot, methods=["GET", "POST"]))
+    routes.append(Route("/api/pool/{bot}", bot))
     return Starlette(routes=routes, middleware=[Middleware(Nothing)] * middleware)
 
 
@@ -71,18 +75,42 @@ async def bot_app(scope: Any, receive: Any, send: Any) -> None:
     await send({"type": "http.response.body", "body": b'{"bot": "pooled"}'})
 
 
-def at_work() -> dict[str, Any]:
+def at_work(home: Path) -> Any:
     """All five with work to do: a 10% rollout, a pool of three bots, a flag, the caller's name."""
+    (home / "flags").mkdir(parents=True, exist_ok=True)
+    flag = {"state": "ENABLED", "variants": {"on": True, "off": False}, "defaultVariant": "on"}
+    (home / "flags" / "flags.json").write_text(json.dumps({"flags": {"new-scaling": flag}}))
     bots = [{"id": f"b{n}", "upstream": f"inproc:{__name__}:bot_app"} for n in range(3)]
-    flags = {"new-scaling": {"state": "ENABLED", "variants": {"on": True, "off": False}, "defaultVariant": "on"}}
-    return {
-        "audit": {},
-        "config": {"flags": {"flags": flags}},
-        "degradation": {"pools": {"bots": {"bots": bots}}},
-        "migration": {"versions": {"candidate": f"inproc:{__name__}:candidate"}},
-        "recovery": {},
-        "requests": {"actor": [f"{__name__}:who"]},
-    }
+    return harden(
+        bare(),
+        {
+            "home": str(home),
+            "audit": {},
+            "config": {},
+            "degradation": {"pools": {"bots": {"bots": bots, "routes": ["/api/pool/{any}"]}}},
+            "migration": {
+                "versions": {"candidate": {"target": f"inproc:{__name__}:candidate"}},
+                "plan": {"steps": [{"weight": "10%", "gate": "manual"}]},
+                "key": ["header:x-user"],
+            },
+            "recovery": {},
+            "requests": {"actor": [f"{__name__}:who"]},
+        },
+    )
+
+
+async def begin_rollout(app: Any) -> None:
+    """Start the rollout and wait until its weight is there."""
+    from deia_migration import MigrationManager
+
+    manager = current(MigrationManager, app=app)
+    await manager.start("candidate")
+    for _ in range(1200):
+        rollout = manager.rollout
+        if rollout is not None and rollout.weight > 0:
+            return
+        await asyncio.sleep(0.05)
+    raise RuntimeError(f"the rollout did not begin: {manager.status()}")
 
 
 def variants(folder: Path) -> dict[str, Callable[[], Any]]:
@@ -98,14 +126,17 @@ def variants(folder: Path) -> dict[str, Callable[[], Any]]:
     for name in FIVE:
         found[name] = hardened(name, {name: {}})
     found["all five"] = hardened("five", {name: {} for name in FIVE})
+    found[AT_WORK] = lambda: at_work(folder / "work")
     return found
 
 
 def scope(number: int) -> dict[str, Any]:
-    headers = [(b"host", b"127.0.0.1"), (b"user-agent", b"bench"), (b"accept", b"*/*"), (b"x-user", b"user-%d" % (number % 500))]
+    path = "/api/bots/b7/task" if number % 2 else "/api/pool/b7"
+    user = b"user-%d" % (number % 500)
+    headers = [(b"host", b"127.0.0.1"), (b"user-agent", b"bench"), (b"accept", b"*/*"), (b"x-user", user)]
     return {
         "type": "http", "asgi": {"version": "3.0", "spec_version": "2.3"}, "http_version": "1.1", "method": "GET",
-        "scheme": "http", "path": "/api/bots/b7/task", "raw_path": b"/api/bots/b7/task", "query_string": b"",
+        "scheme": "http", "path": path, "raw_path": path.encode(), "query_string": b"",
         "root_path": "", "headers": headers, "client": ("127.0.0.1", 50000), "server": ("127.0.0.1", 80), "state": {},
     }  # fmt: skip
 
@@ -136,6 +167,26 @@ def drained(app: Any) -> None:
             journal.drain(30)
 
 
+async def _rounds(
+    made: dict[str, Any], cpu: dict[str, list[float]], tail: dict[str, list[float]], rounds: int, requests: int
+) -> None:
+    async with contextlib.AsyncExitStack() as lifespans:
+        if AT_WORK in made:  # an in-process version has a lifespan of its own, which needs an open one
+            await lifespans.enter_async_context(running(made[AT_WORK], {}))
+            await begin_rollout(made[AT_WORK])
+        for app in made.values():
+            await drive(app, 300)
+            drained(app)
+        for _ in range(rounds):
+            for name, app in made.items():
+                gc.collect()
+                begin = time.process_time()
+                times = await drive(app, requests)
+                drained(app)
+                cpu[name].append((time.process_time() - begin) / requests * 1e6)
+                tail[name].append(sorted(times)[int(requests * 0.99)] * 1e6)
+
+
 def in_process(folder: Path, rounds: int, requests: int, only: str) -> dict[str, dict[str, float]]:
     made: dict[str, Any] = {}
     for name, make in variants(folder).items():
@@ -147,19 +198,7 @@ def in_process(folder: Path, rounds: int, requests: int, only: str) -> dict[str,
             print(f"  {name}: left out: {error}", file=sys.stderr)
     cpu: dict[str, list[float]] = {name: [] for name in made}
     tail: dict[str, list[float]] = {name: [] for name in made}
-    loop = asyncio.new_event_loop()
-    for name, app in made.items():
-        loop.run_until_complete(drive(app, 300))
-        drained(app)
-    for _ in range(rounds):
-        for name, app in made.items():
-            gc.collect()
-            begin = time.process_time()
-            times = loop.run_until_complete(drive(app, requests))
-            drained(app)
-            cpu[name].append((time.process_time() - begin) / requests * 1e6)
-            tail[name].append(sorted(times)[int(requests * 0.99)] * 1e6)
-    loop.close()
+    asyncio.run(_rounds(made, cpu, tail, rounds, requests))
     base = statistics.median(cpu["bare"])
     return {
         name: {
@@ -194,8 +233,8 @@ def _uvicorn(folder: Path, variant: str) -> Any:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     environment = {**os.environ, "BENCH_VARIANT": variant, "BENCH_HOME": str(folder)}
-    command = [sys.executable, "-m", "uvicorn", "overhead:served", "--factory", "--port", str(port), "--log-level", "error"]
-    command += ["--no-access-log"]
+    command = [sys.executable, "-m", "uvicorn", "overhead:served", "--factory", "--port", str(port)]
+    command += ["--log-level", "error", "--no-access-log"]
     process = subprocess.Popen(command, env=environment, cwd=Path(__file__).parent)
     try:
         for _ in range(600):
@@ -215,7 +254,10 @@ def served() -> Any:
 
 def import_time() -> dict[str, float]:
     """Milliseconds that `import deia_hardening` takes beyond Starlette."""
-    script = "import starlette.applications, time; t=time.perf_counter(); import deia_hardening; print((time.perf_counter()-t)*1000)"
+    script = (
+        "import starlette.applications, time; t=time.perf_counter(); import deia_hardening; "
+        "print((time.perf_counter()-t)*1000)"
+    )
     taken = [float(subprocess.check_output([sys.executable, "-c", script])) for _ in range(7)]
     check = "import sys, deia_hardening; print([m for m in ('rich','cyclopts','watchfiles') if m in sys.modules])"
     assert subprocess.check_output([sys.executable, "-c", check]).strip() == b"[]"
@@ -257,7 +299,8 @@ def main() -> None:
     arguments = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="deia-bench-"))
     try:
-        results: dict[str, Any] = {"in_process": in_process(folder, arguments.rounds, arguments.requests, arguments.only)}
+        measured = in_process(folder, arguments.rounds, arguments.requests, arguments.only)
+        results: dict[str, Any] = {"in_process": measured}
         print(f"{'in-process':<24}{'CPU µs':>9}{'adds µs':>9}{'x bare':>8}{'p99 µs':>9}")
         for name, row in results["in_process"].items():
             print(f"{name:<24}{row['cpu_us']:>9.1f}{row['adds_us']:>9.1f}{row['of_bare']:>8.2f}{row['p99_us']:>9.1f}")

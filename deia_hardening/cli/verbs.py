@@ -55,6 +55,9 @@ def add_verbs(app: App, tokens: Sequence[str]) -> None:
             group = groups[operation.group] = App(name=operation.group, help=f"Operations of {operation.group}.")
             app.command(group)
         group.command(_command(operation), name=operation.verb, help=operation.summary)
+    if "migration.deploy" in surface.operations():
+        deploy = surface.operations()["migration.deploy"]
+        app.command(_command(deploy), name="deploy", help=deploy.summary)
     if "service" in groups:
         app.command(_command(surface.operations()["service.status"]), name="status", help="What runs, and how it is.")
 
@@ -105,6 +108,8 @@ def _command(operation: Operation) -> Callable[..., None]:
         bound = signature.bind(*args, **kwargs)
         given = bound.arguments
         value = {name: given[name] for name in fields if given.get(name) is not None}
+        if "folder" in fields:  # paths on the command line start where the person stands
+            value.setdefault("folder", str(Path.cwd()))
         options = {name: given.get(name) for name in _COMMON if name not in taken}
         _call(operation, value, options)
 

@@ -1,4 +1,4 @@
-"""Every Python snippet of README and docs runs as it stands, in a process and a folder of its own; every link leads somewhere."""
+"""Every Python snippet of README and docs runs as it stands, in a process of its own; every link leads somewhere."""
 
 from __future__ import annotations
 
