@@ -16,8 +16,6 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-import attrs
-
 from deia_hardening.journal import fence
 from deia_hardening.journal.disk import (
     FolderLock,
@@ -31,35 +29,11 @@ from deia_hardening.journal.disk import (
 )
 from deia_hardening.journal.errors import JournalError
 from deia_hardening.journal.lines import LONGEST_LINE, Header, leaf_hex, make_header, parse_prefix, parse_time
-from deia_hardening.journal.repair import Found, birth, end_of_sealed, inspect
+from deia_hardening.journal.position import Known, Position, older
+from deia_hardening.journal.repair import birth, end_of_sealed, inspect
 from deia_hardening.journal.segments import list_sealed, sealed_name
 
 _TRIES = 1000
-
-
-@attrs.define
-class Position:
-    """Where the live file ends, as far as this process knows, and up to where it is on disk (-1: unknown)."""
-
-    device: int
-    inode: int
-    header: Header
-    size: int
-    next_seq: int
-    prev: bytes
-    began_ns: int
-    synced_size: int = -1
-    synced_seq: int = -1
-
-
-@attrs.frozen
-class Known:
-    """The end of the log as this process last saw it; a file that ends earlier is not ours any more."""
-
-    origin: str
-    segment: int
-    next_seq: int
-    prev: bytes
 
 
 class _FolderNeeded(Exception):  # noqa: N818
@@ -175,11 +149,24 @@ class LiveFile:
             return False
         status = os.fstat(self.descriptor)
         identity = (status.st_dev, status.st_ino)
-        if self.position is not None and (self.position.device, self.position.inode) != identity:
+        if self.position is not None and not self._is_the_same(self.position, identity):
             self._remember(self.position)
             self.position = None
         self._identity = identity
         return True
+
+    def _is_the_same(self, position: Position, identity: tuple[int, int]) -> bool:
+        """Whether the file just opened is the one that `position` is of.
+
+        While no descriptor was open, that file may have been sealed, compressed and deleted, and its inode number
+        given to a later segment; the first line, which no two segments share, tells them apart.
+        """
+        if (position.device, position.inode) != identity:
+            return False
+        try:
+            return os.pread(self.descriptor, len(position.head), 0) == position.head
+        except OSError:
+            return False
 
     def _remember(self, position: Position) -> None:
         header = position.header
@@ -192,7 +179,7 @@ class LiveFile:
         found = inspect(self.path, self.descriptor, size, self._scan_bytes)
         known = self.known
         fenced = fence.find(self.path)
-        if found is None or fenced is not None or (known is not None and _older(found, known)):
+        if found is None or fenced is not None or (known is not None and older(found, known)):
             if not structural:
                 self.release()
                 raise _FolderNeeded
@@ -201,7 +188,7 @@ class LiveFile:
             if found is None:
                 self._set_aside("the live file has no header")
                 return False
-            if known is not None and _older(found, known):
+            if known is not None and older(found, known):
                 self._set_aside("another file, or an older copy, stood in the live file's place")
                 return False
         tail = found.tail
@@ -210,8 +197,9 @@ class LiveFile:
         if tail.torn is not None:
             self._cut(tail.end, size, tail.torn)
         device, inode = self._identity
+        head = read_range(self.descriptor, 0, found.header_size)
         began = self._began(found.header_size, tail.end)
-        self.position = Position(device, inode, found.header, tail.end, tail.next_seq, tail.prev, began)
+        self.position = Position(device, inode, found.header, head, tail.end, tail.next_seq, tail.prev, began)
         if self.foreign is not None and known is not None and known.next_seq < tail.next_seq:
             self.foreign(known.next_seq, tail.next_seq, -1, b"", found.header)
         if known is not None and tail.next_seq < known.next_seq:
@@ -412,11 +400,3 @@ class LiveFile:
         at = self.known.next_seq if self.known is not None else 0
         self._damaged(why, at, saved=target.name)
         self._gone_is_known = True
-
-
-def _older(found: Found, known: Known) -> bool:
-    """Whether a file is not the log that this process knows, or an earlier state of it."""
-    header = found.header
-    if header.origin != known.origin:
-        return True
-    return header.segment < known.segment or (header.segment == known.segment and found.tail.next_seq < known.next_seq)

@@ -24,7 +24,8 @@ from deia_hardening.journal.inlet import Gap, Inlet, Receipt
 from deia_hardening.journal.latch import Waiting, wake_all
 from deia_hardening.journal.lines import Header, TimeFormat, format_time
 from deia_hardening.journal.listeners import Batch, Listeners
-from deia_hardening.journal.live import LiveFile, Position, SyncFailed
+from deia_hardening.journal.live import LiveFile, SyncFailed
+from deia_hardening.journal.position import Position
 from deia_hardening.journal.settings import JournalSettings
 
 _SECOND = 1_000_000_000

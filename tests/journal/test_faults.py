@@ -97,6 +97,41 @@ def test_an_older_copy_in_place_is_set_aside(opened, path: Path) -> None:
     assert verdict.ok, verdict.problems
 
 
+@pytest.mark.parametrize("length", ["shorter", "equal", "longer"])
+def test_a_reused_inode_number_is_not_taken_for_the_file_that_had_it(opened, path: Path, length: str) -> None:
+    idle = opened(idle_close=60, durability="sync", compression="gzip")
+    busy = opened(idle_close=60, durability="sync", compression="gzip")
+    fill(idle, 0, 5)
+    idle._live.close()  # as `idle_close` does: nothing keeps the inode number from being given away
+    remembered = idle._live.position
+    busy.seal()
+    busy.maintain()  # compressed: the segment's own file is deleted, its number is free
+    assert not list(path.parent.glob("*.000001.*0"))
+    assert busy.append({"n": 5}).wait(10)
+    assert remembered is not None
+    if length != "shorter":
+        room = remembered.size - path.stat().st_size - _unpadded(busy)
+        assert busy.append({"n": 6, "pad": "x" * (room if length == "equal" else 4000)}).wait(10)
+    status = path.stat()
+    beyond = status.st_size - remembered.size
+    assert {"shorter": beyond < 0, "equal": beyond == 0, "longer": beyond > 0}[length]
+    remembered.device, remembered.inode = status.st_dev, status.st_ino  # whichever the file system gave
+    assert idle.append({"n": 7}).wait(10)
+    assert busy.append({"n": 8}).wait(10)
+    assert numbers(path) == [0, 1, 2, 3, 4, 5, *([] if length == "shorter" else [6]), 7, 8]
+    verdict = JournalReader(path).verify()
+    assert verdict.ok, verdict.problems
+    assert "journal.damage" not in kinds(path)
+    assert not list(path.parent.glob("*.aside-*"))
+
+
+def _unpadded(journal) -> int:
+    """The length of the next line, when its event is number 6 with an empty pad."""
+    position = journal._live.position
+    start = b'{"seq":%d,"time":"%b","prev":"%b",' % (position.next_seq, b"t" * 27, position.prev)
+    return len(start + b'"synced":%d,"n":6,"pad":""}\n' % position.synced_seq)
+
+
 def test_bytes_written_by_others_are_reported_never_cut(opened, path: Path) -> None:
     journal = opened()
     fill(journal, 0, 3)

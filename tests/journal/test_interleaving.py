@@ -7,13 +7,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deia_hardening.journal import Journal, JournalReader, JournalSettings, open_journal
+from deia_hardening.journal.housekeeping import compress
+from deia_hardening.journal.segments import list_sealed
 
 SETTINGS = JournalSettings(reserve=0, segment_bytes=4096, compression="none", idle_close=0.01)
 
 steps = st.lists(
     st.tuples(
         st.integers(0, 2),
-        st.sampled_from(("append", "append", "burst", "drain", "seal", "restart", "idle", "fork", "tear")),
+        st.sampled_from(("append", "append", "burst", "drain", "seal", "restart", "idle", "fork", "tear", "pack")),
     ),
     max_size=30,
 )
@@ -47,6 +49,10 @@ def test_any_interleaving(tmp_path_factory, actions: list[tuple[int, str]], dura
             assert journal.drain()
             with journal._writer.role:
                 journal._live.forget()
+        elif what == "pack":  # the segments' own files are deleted, and their inode numbers used again
+            for segment in list_sealed(path):
+                if not segment.compressed:
+                    compress(segment)
         elif path.exists():  # another process was killed in the middle of a write
             with open(path, "ab") as file:
                 file.write(b'{"seq":12345,"ti')

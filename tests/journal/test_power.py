@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import random
 import shutil
+import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import attrs
 import pytest
 
-from deia_hardening.journal import JournalReader, JournalSettings, disk, live, open_journal
+from deia_hardening.journal import JournalReader, JournalSettings, disk, housekeeping, live, open_journal
 from deia_hardening.testing import faults
+from deia_hardening.testing.faults.trace import Mark
 
 SMALL = JournalSettings(
     durability="sync", segment_bytes=4096, sync_bytes=65536, reserve=0, idle_close=0, compression="gzip"
@@ -52,31 +56,34 @@ def scenario(folder: Path, seed: int, trace: faults.Trace | faults.BlockDevice) 
 
 def check(cut: faults.PowerCut, folder: Path) -> None:
     cut.restore(folder)
-    check_folder(cut, folder)
+    check_folder(folder, cut.marks, cut.describe())
 
 
-def check_folder(cut: faults.PowerCut | faults.BlockCut, folder: Path) -> None:
+def check_folder(folder: Path, marks: Iterable[Any], what: str) -> None:
+    """Open the journal once more: it goes on, everything that was acknowledged is there, nothing is called damage."""
     path = folder / "logs" / "a.jsonl"
     journal = open_journal(path, attrs.evolve(SMALL, compression="none"))
-    assert journal.append({"kind": "after"}).wait(30), cut.describe()
+    assert journal.append({"kind": "after"}).wait(30), what
     journal.close()
     reader = JournalReader(path)
     verdict = reader.verify()
-    assert verdict.ok, (cut.describe(), verdict.problems)
+    assert verdict.ok, (what, verdict.problems)
     found = {record.seq: record.event() for record in reader}
-    for seq, value in cut.marks:
-        assert found.get(seq, {}).get("n") == value, (cut.describe(), seq, value)
+    for seq, value in marks:
+        assert found.get(seq, {}).get("n") == value, (what, seq, value)
     damage = [event for event in found.values() if event.get("kind") == "journal.damage"]
-    assert not damage, (cut.describe(), damage)
+    assert not damage, (what, damage)
 
 
-def campaign(tmp_path: Path, seed: int, lives: int, cuts: int) -> int:
+def campaign(tmp_path: Path, seed: int, lives: int, cuts: int, *, strict: bool = False) -> int:
     done = 0
     for life in range(lives):
         folder = tmp_path / f"life-{life}"
         with faults.recording(folder) as trace:
             scenario(folder, seed + life, trace)
-        for number, cut in enumerate(faults.power_cuts(trace, count=cuts, seed=seed + life)):
+        marks = [operation.what for operation in trace.operations if isinstance(operation, Mark)]
+        check_folder(folder, marks, f"no power cut at all, DEIA_FAULT_SEED={seed}, life {life}")
+        for number, cut in enumerate(faults.power_cuts(trace, count=cuts, seed=seed + life, strict=strict)):
             target = tmp_path / f"cut-{life}-{number}"
             check(cut, target)
             shutil.rmtree(target)
@@ -96,17 +103,48 @@ def test_a_thousand_power_cuts(tmp_path: Path) -> None:
 
 
 @pytest.mark.fault
-@pytest.mark.parametrize("mistake", ["no fsync of the file", "no fsync of the folder"])
-def test_planted_mistakes_are_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mistake: str) -> None:
-    if mistake == "no fsync of the file":
-        monkeypatch.setattr(live, "sync_file", lambda descriptor: None)
-        monkeypatch.setattr(disk, "sync_file", lambda descriptor: None)
-    else:
-        from deia_hardening.journal import fence, housekeeping
+def test_power_cuts_of_a_disk_that_keeps_any_part_of_a_folders_changes(tmp_path: Path) -> None:
+    assert campaign(tmp_path, faults.seed(), lives=3, cuts=12, strict=True) == 36
 
-        for module in (live, disk, fence, housekeeping):
-            monkeypatch.setattr(module, "sync_folder", lambda folder: None)
-    with pytest.raises(AssertionError):
+
+class Forgetful:
+    """Stands in for `sync_folder` and leaves out the calls that `caller` makes, where `when` holds of the journal."""
+
+    def __init__(self, caller: str, when: Callable[[Path], bool] = lambda path: True) -> None:
+        self.caller = caller
+        self.when = when
+        self.left_out = 0
+
+    def __call__(self, folder: Path) -> None:
+        if sys._getframe(1).f_code.co_name == self.caller and self.when(folder / "a.jsonl"):
+            self.left_out += 1
+        else:
+            disk.sync_folder(folder)
+
+
+MISTAKES = {
+    "a new log's name": (live, Forgetful("_create")),
+    "a rotation, after the old file's rename": (live, Forgetful("rotate", lambda path: not path.exists())),
+    "a rotation, after the new file's rename": (live, Forgetful("rotate", lambda path: path.exists())),
+    "a compression": (housekeeping, Forgetful("compress")),
+}
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize("place", MISTAKES)
+def test_a_forgotten_fsync_of_the_folder_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
+    module, forgetful = MISTAKES[place]
+    monkeypatch.setattr(module, "sync_folder", forgetful)
+    with pytest.raises(AssertionError, match=r"power cut \("):
+        campaign(tmp_path, 1, lives=8, cuts=40, strict=True)
+    assert forgetful.left_out
+
+
+@pytest.mark.fault
+def test_a_forgotten_fsync_of_the_file_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live, "sync_file", lambda descriptor: None)
+    monkeypatch.setattr(disk, "sync_file", lambda descriptor: None)
+    with pytest.raises(AssertionError, match=r"power cut \("):
         campaign(tmp_path, 1, lives=4, cuts=40)
 
 
@@ -121,7 +159,7 @@ def test_power_cuts_below_a_real_file_system(tmp_path: Path) -> None:
             scenario(device.folder, seed + life, device)
         for cut in device.power_cuts(count=20, seed=seed + life):
             with cut.mounted() as folder:
-                check_folder(cut, folder)
+                check_folder(folder, cut.marks, cut.describe())
             done += 1
     assert done == 100
 

@@ -51,8 +51,9 @@ class _RecordingFile(io.FileIO):
 
     def truncate(self, size: int | None = None) -> int:
         length = self.tell() if size is None else size
-        result = super().truncate(size)
-        self.layer.truncated(self.fileno(), length)
+        with self.layer.trace.lock:
+            result = super().truncate(size)
+            self.layer.truncated(self.fileno(), length)
         return result
 
 
