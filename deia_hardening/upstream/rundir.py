@@ -25,6 +25,8 @@ import attrs
 from deia_hardening.errors import HardeningError
 
 _SOCKET_PATH_MAX = 107
+_SUFFIX_ROOM = 6
+"""Bytes kept free for a longer ending in place of `.sock` (a process id, while a socket is made beside)."""
 
 
 @attrs.frozen
@@ -58,7 +60,7 @@ class RunDir:
         long."""
         short = hashlib.sha256(name.encode()).hexdigest()[:12] + ".sock"
         path = self.path / short
-        if len(os.fsencode(path)) <= _SOCKET_PATH_MAX:
+        if len(os.fsencode(path)) + _SUFFIX_ROOM <= _SOCKET_PATH_MAX:
             return path
         digest = hashlib.sha256(os.fsencode(self.home)).hexdigest()[:16]
         folder = Path(tempfile.gettempdir()) / f"deia-{os.getuid()}-{digest}"

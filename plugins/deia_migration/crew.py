@@ -66,13 +66,17 @@ class Crew:
         path = self.prepare()
         beside = path.with_suffix(f".{os.getpid()}")
         found = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
-        found.setblocking(False)
-        with contextlib.suppress(FileNotFoundError):
-            beside.unlink()
-        found.bind(str(beside))
-        beside.chmod(0o600)
-        self._inode = beside.stat().st_ino
-        beside.rename(path)
+        try:
+            found.setblocking(False)
+            with contextlib.suppress(FileNotFoundError):
+                beside.unlink()
+            found.bind(str(beside))
+            beside.chmod(0o600)
+            self._inode = beside.stat().st_ino
+            beside.rename(path)
+        except OSError:
+            found.close()
+            raise
         self._take = take
         self._receiving = found
 

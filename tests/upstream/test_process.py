@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -357,8 +358,10 @@ def test_records_are_private_and_the_key_is_not_shown(home):
     assert rundir.read("a") == record
 
 
-def test_long_homes_get_a_short_private_folder(tmp_path, monkeypatch):
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+def test_long_homes_get_a_short_private_folder(request, tmp_path, monkeypatch):
+    short = tempfile.TemporaryDirectory(dir="/tmp")  # xdist's own folders are long already
+    request.addfinalizer(short.cleanup)
+    monkeypatch.setattr("tempfile.tempdir", short.name)
     rundir = RunDir(tmp_path / ("x" * 120))
     path = rundir.socket_path("a")
     assert len(os.fsencode(path)) <= 107
