@@ -295,6 +295,7 @@ class LiveFile:
             following = make_header(header.origin, header.segment + 1, position.next_seq, position.prev)
             new = fence.beside(self.path)
             write_new(new, following.encode() + b"\n")
+            sync_folder(self.path.parent)  # its name tells a rotation cut short from a live file taken away
             os.rename(self.path, sealed)
             sync_folder(self.path.parent)  # else a power cut could keep the second rename without the first
             os.rename(new, self.path)

@@ -7,12 +7,14 @@ import shutil
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import attrs
 import pytest
 
 from deia_hardening.journal import JournalReader, JournalSettings, disk, housekeeping, live, open_journal
+from deia_hardening.journal.fence import beside
 from deia_hardening.testing import faults
 from deia_hardening.testing.faults.trace import Mark
 
@@ -98,8 +100,9 @@ def test_power_cuts(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.fault
-def test_a_thousand_power_cuts(tmp_path: Path) -> None:
-    assert campaign(tmp_path, faults.seed(), lives=50, cuts=20) == 1000
+@pytest.mark.parametrize("strict", [False, True])
+def test_a_thousand_power_cuts(tmp_path: Path, strict: bool) -> None:
+    assert campaign(tmp_path, faults.seed(), lives=50, cuts=20, strict=strict) == 1000
 
 
 @pytest.mark.fault
@@ -110,7 +113,7 @@ def test_power_cuts_of_a_disk_that_keeps_any_part_of_a_folders_changes(tmp_path:
 class Forgetful:
     """Stands in for `sync_folder` and leaves out the calls that `caller` makes, where `when` holds of the journal."""
 
-    def __init__(self, caller: str, when: Callable[[Path], bool] = lambda path: True) -> None:
+    def __init__(self, caller: str, when: Callable[[Path], bool]) -> None:
         self.caller = caller
         self.when = when
         self.left_out = 0
@@ -122,22 +125,60 @@ class Forgetful:
             disk.sync_folder(folder)
 
 
-MISTAKES = {
-    "a new log's name": (live, Forgetful("_create")),
-    "a rotation, after the old file's rename": (live, Forgetful("rotate", lambda path: not path.exists())),
-    "a rotation, after the new file's rename": (live, Forgetful("rotate", lambda path: path.exists())),
-    "a compression": (housekeeping, Forgetful("compress")),
+def _before(path: Path) -> bool:
+    return path.exists() and beside(path).exists()
+
+
+def _between(path: Path) -> bool:
+    return not path.exists()
+
+
+def _after(path: Path) -> bool:
+    return path.exists() and not beside(path).exists()
+
+
+MISTAKES: dict[str, tuple[ModuleType, str, Callable[[Path], bool]]] = {
+    "a new log's name": (live, "_create", lambda path: True),
+    "a rotation, between the renames": (live, "rotate", _between),
+    "a rotation, after the renames": (live, "rotate", _after),
+    "a compression": (housekeeping, "compress", lambda path: True),
 }
 
 
 @pytest.mark.fault
 @pytest.mark.parametrize("place", MISTAKES)
 def test_a_forgotten_fsync_of_the_folder_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
-    module, forgetful = MISTAKES[place]
+    module, caller, when = MISTAKES[place]
+    forgetful = Forgetful(caller, when)
     monkeypatch.setattr(module, "sync_folder", forgetful)
     with pytest.raises(AssertionError, match=r"power cut \("):
         campaign(tmp_path, 1, lives=8, cuts=40, strict=True)
     assert forgetful.left_out
+
+
+def rotations(tmp_path: Path) -> None:
+    with faults.recording(tmp_path / "home") as trace:
+        journal = open_journal(tmp_path / "home" / "logs" / "a.jsonl", attrs.evolve(SMALL, compression="none"))
+        for number in range(4):
+            receipt = journal.append({"n": number})
+            assert receipt.wait(30)
+            trace.mark((receipt.seq, number))
+            journal.seal()
+        journal.close()
+    for number, cut in enumerate(faults.power_cuts(trace, count=300, seed=1, strict=True)):
+        check(cut, tmp_path / f"cut-{number}")
+
+
+@pytest.mark.fault
+def test_a_rotation_cut_short_is_not_called_damage(tmp_path: Path) -> None:
+    rotations(tmp_path)
+
+
+@pytest.mark.fault
+def test_a_rotation_that_forgets_the_next_files_name_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live, "sync_folder", Forgetful("rotate", _before))
+    with pytest.raises(AssertionError, match="the live file was gone"):
+        rotations(tmp_path)
 
 
 @pytest.mark.fault
