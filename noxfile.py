@@ -91,6 +91,14 @@ def transparency(session: nox.Session) -> None:
 
 
 @nox.session
+def frameworks(session: nox.Session) -> None:
+    """Other frameworks and session protocols, bare and hardened, through their own clients."""
+    others = ["quart", "sanic", "python-socketio", "aiohttp", "sse-starlette", "mcp", "httpx", "gradio"]
+    session.install("-e", ".[test]", *others)
+    _pytest(session, "-q", "tests/frameworks", "tests/transparency")
+
+
+@nox.session
 def bench(session: nox.Session) -> None:
     """Run a benchmark: `nox -s bench -- overhead`; without a name, all of them."""
     session.install("-e", ".[all,test,bench]")

@@ -67,7 +67,7 @@ class Slot:
         start = exchange.start
         if exchange.status != 101:
             for name, value in start.get("headers", ()) if start is not None else ():
-                if name == b"content-type":
+                if name.lower() == b"content-type":
                     if not value.lower().startswith(_STREAMS):
                         return
                     break

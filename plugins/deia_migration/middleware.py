@@ -131,7 +131,7 @@ class SplitLayer:
                     if actor.auth:
                         self._tell((new, weight, actor.id, False, False, waited))
                     else:
-                        client = scope["client"]
+                        client = scope.get("client")
                         self._tell((new, weight, client[0] if client else "", True, False, waited))
                 else:
                     self._end(version, task, None, new, weight, scope, context, arrived, False)

@@ -164,7 +164,10 @@ def apply(state: Rollout, event: str, fields: Mapping[str, Any], at: float) -> R
                 cut=bool(fields.get("cut", False)), reason=str(fields.get("reason", state.reason)),
             )  # fmt: skip
         case "retired":
-            return attrs.evolve(state, phase=Phase.ROLLED_BACK if state.latched else Phase.DONE, since=at)
+            if state.phase is Phase.PROMOTED and not state.latched:
+                return attrs.evolve(state, phase=Phase.DONE, since=at)
+            # A rollback is done first and journaled after: with nothing in flight, its end may be on disk before it.
+            return attrs.evolve(state, phase=Phase.ROLLED_BACK, weight=0.0, latched=True, since=at)
     return state
 
 

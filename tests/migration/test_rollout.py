@@ -128,7 +128,8 @@ def test_no_order_of_records_raises_the_weight_after_a_rollback(log: list[tuple[
         state = apply(state, event, fields, at)
         assert 0 <= state.weight <= 1
         assert not state.latched or state.weight == 0.0
-    assert state.latched == any(event == "rollback" for event, _, _ in log[: _over(log)])
+    rolled_back = any(event == "rollback" for event, _, _ in log[: _over(log)])
+    assert state.latched == (rolled_back or state.phase is Phase.ROLLED_BACK)
 
 
 def _over(log: list[tuple[str, dict[str, float], float]]) -> int:
@@ -160,3 +161,12 @@ def test_a_crash_at_every_record_resumes_at_or_below_the_journaled_weight(
     resumed = replay(begun(), log[:cut])  # type: ignore[arg-type]
     assert resumed.weight <= max(in_force[: cut + 1])
     assert resumed.weight == in_force[cut]
+
+
+def test_a_rollbacks_end_that_is_on_disk_before_it_still_means_rolled_back() -> None:
+    """Lowering is done first and journaled after, so a kill may leave the end without the beginning."""
+    state = attrs.evolve(begun(), phase=Phase.RAMPING, weight=0.85, step=3)
+    ended = apply(state, "retired", {}, 9.0)
+    assert (ended.phase, ended.weight, ended.latched) == (Phase.ROLLED_BACK, 0.0, True)
+    late = apply(ended, "rollback", {"reason": "worse"}, 9.1)
+    assert late == ended
