@@ -16,6 +16,9 @@ from deia_audit.query.search import Page
 from deia_hardening.context import SCOPE_KEY, RequestContext
 from deia_hardening.plugin import ASGIApp, Authenticator, Host, Problem, Receive, Role, Scope, Send
 
+_MOST_FIELDS = 64
+"""Fields of a query string: every filter and then some; more is an attack on the parser."""
+
 RunQuery = Callable[[Query], Awaitable[Page]]
 
 
@@ -63,9 +66,11 @@ class LogsEndpoint:
     def _parse(self, scope: Scope) -> Query:
         raw = scope.get("query_string", b"")
         try:
-            pairs = parse_qsl(raw.decode("ascii"), keep_blank_values=True, errors="strict", max_num_fields=64)
+            pairs = parse_qsl(raw.decode("ascii"), keep_blank_values=True, errors="strict", max_num_fields=_MOST_FIELDS)
         except ValueError:
-            raise QueryError("query", "the query string can't be read: at most 64 fields of UTF-8 text") from None
+            raise QueryError(
+                "query", f"the query string can't be read: at most {_MOST_FIELDS} fields of UTF-8 text"
+            ) from None
         return parse_query(pairs, most=self._most, now_ns=self._host.clock.wall_ns())
 
 

@@ -56,6 +56,9 @@ from deia_audit.witness_server import Witness, WitnessServer
 from deia_hardening.journal import JournalReader
 from deia_hardening.plugin import Call, NoInput, Operation, Problem, Progress, Role
 
+_FOLLOW_STEP = 0.5
+"""Seconds between two looks of `query --follow`: what a person who watches a terminal takes for at once."""
+
 if TYPE_CHECKING:
     from deia_audit.plugin import AuditPlugin
 
@@ -145,7 +148,7 @@ class Handlers:
             raise Problem(400, f"{error.field}: {error}", extensions={"field": error.field}) from None
         seen = page.size
         while value.follow:
-            await self._host.clock.sleep(0.5)
+            await self._host.clock.sleep(_FOLLOW_STEP)
             try:
                 more = await self._plugin.logger.query(f"{value.filter}&order=asc&limit=1000".lstrip("&"))
             except QueryError as error:

@@ -19,6 +19,8 @@ from deia_audit.scan import Part, Range, scan_range
 from deia_hardening.journal import Segment
 from deia_hardening.journal.reader import SegmentText
 
+_JOIN = 60.0
+"""Seconds for a worker to end its last range; it reads RANGE bytes at most."""
 RANGE = 8 << 20
 """Bytes of text in a range."""
 SMALL = 32 << 20
@@ -140,7 +142,7 @@ def walk(
         for _ in workers:
             todo.put(None)
         for worker in workers:
-            worker.thread.join(timeout=60)
+            worker.thread.join(timeout=_JOIN)
             worker.close()
 
 

@@ -40,6 +40,8 @@ from deia_migration.versions import APP_NAME, AppHosted, VersionHost
 from deia_migration.watchers import Watcher
 
 logger = logging.getLogger("deia_migration")
+_CANCELLED = 5.0
+"""Seconds for cancelled tasks to end; what has not ended then is left to itself."""
 
 
 class Engine:
@@ -126,7 +128,7 @@ class Engine:
         for task in list(self._tasks):
             task.cancel()
         if self._tasks:
-            await asyncio.wait(self._tasks, timeout=5)
+            await asyncio.wait(self._tasks, timeout=_CANCELLED)
         self.router.live = None
         self.router.base = self.router.app
         for hosted in list(self.hosts.values()):

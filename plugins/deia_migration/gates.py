@@ -25,6 +25,10 @@ from deia_migration.settings import MigrationSettings
 from deia_migration.versions import VersionHost
 
 logger = logging.getLogger("deia_migration")
+_LONGEST_ANSWER = 65_536
+"""Bytes of a webhook's answer that are read; a verdict is one short line."""
+_CANCELLED = 5.0
+"""Seconds for cancelled tasks to end; what has not ended then is left to itself."""
 
 
 class Gates:
@@ -113,7 +117,9 @@ class Gates:
             target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
             headers = [("content-type", "application/json"), ("host", parts.netloc)]
             scope = request_scope("POST", target, headers, body)
-            answer = await ask(upstream, scope, body, limit=65_536, timeout=float(self._settings.webhook_timeout))
+            answer = await ask(
+                upstream, scope, body, limit=_LONGEST_ANSWER, timeout=float(self._settings.webhook_timeout)
+            )
             await upstream.stop()
         except Exception as error:
             logger.warning("the webhook of step %d could not be asked: %s", state.step + 1, error)
@@ -130,4 +136,4 @@ class Gates:
         for task in tasks:
             task.cancel()
         if tasks:
-            await asyncio.wait(tasks, timeout=5)
+            await asyncio.wait(tasks, timeout=_CANCELLED)

@@ -20,6 +20,8 @@ Found = dict[bytes, bytes]
 
 Source = Callable[[Scope, RequestContext, Found], "str | bytes | None"]
 
+MOST_FIELDS = 100
+"""Fields of a query string that are looked through for a key; one with more has none."""
 LONGEST = 512
 """Bytes of a key that count: what a client sends beyond is cut off."""
 
@@ -96,7 +98,7 @@ def query(scope: Scope, name: str) -> str | None:
     if not raw or name.encode() not in raw:
         return None
     try:
-        pairs = parse_qsl(raw.decode("latin-1"), max_num_fields=100)
+        pairs = parse_qsl(raw.decode("latin-1"), max_num_fields=MOST_FIELDS)
     except ValueError:
         return None
     for key, value in pairs:

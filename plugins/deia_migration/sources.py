@@ -13,7 +13,7 @@ from urllib.parse import parse_qsl, urlsplit
 import attrs
 
 from deia_hardening.plugin import RequestContext, RoutePattern, Scope
-from deia_migration.keys import Found, cookie, load, query
+from deia_migration.keys import MOST_FIELDS, Found, cookie, load, query
 
 Reader = Callable[[Scope, RequestContext, Found], "str | bytes | None"]
 HeaderLearner = Callable[["list[tuple[bytes, bytes]]"], "bytes | None"]
@@ -136,7 +136,7 @@ def _endpoint(body: bytes, name: str) -> str | None:
     match = _ENDPOINT.search(body, 0, 2048)
     if match is None:
         return None
-    for key, value in parse_qsl(urlsplit(match[1].decode("latin-1")).query, max_num_fields=20):
+    for key, value in parse_qsl(urlsplit(match[1].decode("latin-1")).query, max_num_fields=MOST_FIELDS):
         if key == name:
             return value
     return None

@@ -41,6 +41,11 @@ from deia_recovery.stores.tasks import TaskQueue
 if TYPE_CHECKING:
     from deia_hardening.plugin import Host
 
+_PURGED_AT_ONCE = 1_000
+"""Finished tasks of a queue that one transaction removes: a purge never holds the writer for long."""
+_PURGE_WAIT = 60.0
+"""Seconds that a purge waits for its transaction; the next purge takes what is left."""
+
 
 class Shared:
     """The one engine of a home in this process, with who uses it."""
@@ -126,7 +131,7 @@ class DisasterRecovery:
 
     def adopt(self) -> None:
         """Change over to the generation that was just put in force, and lease anew what was in flight. Blocks."""
-        self.engine.write(steps.release_all, grows=False, guarded=True).result(60.0)
+        self.engine.write(steps.release_all, grows=False, guarded=True).result(_PURGE_WAIT)
 
     def _confirm(self, position: int) -> None:
         self.backups.confirm(position)
@@ -149,7 +154,7 @@ class DisasterRecovery:
                 if row is None or row[0] != data:
                     tx.put("object", (name,), {"value": data, "at": tx.now})
 
-            self.engine.write(write).result(60.0)
+            self.engine.write(write).result(_PURGE_WAIT)
 
     def load_objects(self) -> None:
         """Give protected objects back what was written down. Blocks."""
@@ -183,7 +188,7 @@ class DisasterRecovery:
         if opened is not None and before is None:
             released = 0
             if in_doubt(opened.verdict) or opened.restored:
-                released = self.engine.write(steps.release_all, grows=False, guarded=True).result(60.0)
+                released = self.engine.write(steps.release_all, grows=False, guarded=True).result(_PURGE_WAIT)
             self._say(opened, released)
             self.load_objects()
         return opened
@@ -323,8 +328,8 @@ class DisasterRecovery:
             ).fetchall()
         )
         for (queue,) in queues:
-            purge = partial(steps.purge, queue=queue, before=before, limit=1_000)
-            self.engine.write(purge, grows=False, guarded=True).result(60.0)
+            purge = partial(steps.purge, queue=queue, before=before, limit=_PURGED_AT_ONCE)
+            self.engine.write(purge, grows=False, guarded=True).result(_PURGE_WAIT)
 
     def subscribe(self) -> list[Callable[[], None]]:
         """Follow what other plugins say; returns what ends it."""

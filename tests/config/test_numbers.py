@@ -29,13 +29,6 @@ FORMATS = {"digest_size"}
 """Numbers that a format fixes: changing them would change what is on disk."""
 FORMAT_FILES = {"plugins/deia_recovery/engine/pages.py", "plugins/deia_recovery/engine/wal.py"}
 """They read SQLite's own file formats."""
-PENDING = {
-    "plugins/deia_audit/endpoint.py", "plugins/deia_audit/operations.py", "plugins/deia_audit/query/search.py",
-    "plugins/deia_audit/walk.py", "plugins/deia_migration/engine.py", "plugins/deia_migration/gates.py",
-    "plugins/deia_migration/keys.py", "plugins/deia_migration/sources.py",
-    "plugins/deia_recovery/backup/remote.py", "plugins/deia_recovery/service.py",
-}  # fmt: skip
-"""Files with a number that still has to become a setting or a named constant. This list only shrinks."""
 SLEEPS = {"sleep", "wait_for", "move_on_after", "fail_after"}
 HARMLESS = {0, 1, -1, 2}
 
@@ -101,7 +94,7 @@ def violations(path: Path) -> list[str]:
 
 @pytest.mark.parametrize(
     "path",
-    [path for path in FILES if str(path.relative_to(ROOT)) not in FORMAT_FILES | PENDING],
+    [path for path in FILES if str(path.relative_to(ROOT)) not in FORMAT_FILES],
     ids=lambda path: str(path.relative_to(ROOT)),
 )
 def test_no_number_of_an_operator_stands_in_a_function_body(path: Path) -> None:

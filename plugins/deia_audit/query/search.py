@@ -36,6 +36,8 @@ from deia_hardening.journal import JournalReader, Segment
 from deia_hardening.journal.lines import LONGEST_LINE, parse_time
 from deia_hardening.journal.reader import SegmentText
 
+_TILES_KEPT = 2048
+"""Tiles of 8 KiB that stay in memory for inclusion proofs: 16 MiB at most."""
 _FIRST_READ = 1536
 _decode = msgspec.json.Decoder(dict[str, Any]).decode
 
@@ -90,7 +92,7 @@ class Search:
         self._connections = connections
         self._elsewhere = elsewhere
         self._reader = JournalReader(layout.log)
-        self._nodes = TileNodes(TileStore(layout.evidence), 0, limit=2048)
+        self._nodes = TileNodes(TileStore(layout.evidence), 0, limit=_TILES_KEPT)
         self._lock = threading.Lock()
         self._indexes: OrderedDict[int, SegmentIndex] = OrderedDict()
         self._texts: OrderedDict[int, SegmentText] = OrderedDict()

@@ -20,6 +20,8 @@ from deia_recovery.errors import BackupError
 from deia_recovery.settings import RemoteSettings
 
 T = TypeVar("T")
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.2, 10.0
+"""Seconds between attempts: doubled from the first, up to the longest, with jitter. How many is `attempts`."""
 
 
 class RemoteVault:
@@ -53,7 +55,7 @@ class RemoteVault:
 
         retrying = tenacity.Retrying(
             stop=tenacity.stop_after_attempt(self._settings.attempts),
-            wait=tenacity.wait_random_exponential(multiplier=0.2, max=10),
+            wait=tenacity.wait_random_exponential(multiplier=_FIRST_PAUSE, max=_LONGEST_PAUSE),
             retry=tenacity.retry_if_exception(passing),
             reraise=True,
         )
