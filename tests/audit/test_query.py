@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 from collections.abc import Callable
@@ -163,7 +164,7 @@ def test_an_index_that_is_lost_or_damaged_is_made_anew(filled: Any, how: str) ->
         else:
             import sqlite3
 
-            with sqlite3.connect(path) as connection:
+            with contextlib.closing(sqlite3.connect(path)) as connection, connection:
                 connection.execute("DELETE FROM postings WHERE n % 2 = 0")
     expected = [one["seq"] for one in records if actor(one) == "alice"]
     assert [row.seq for row in all_rows(search, "actor=alice&order=asc")] == expected
