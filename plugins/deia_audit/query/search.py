@@ -37,7 +37,7 @@ from deia_hardening.journal.lines import LONGEST_LINE, parse_time
 from deia_hardening.journal.reader import SegmentText
 
 _TILES_KEPT = 2048
-"""Tiles of 8 KiB that stay in memory for inclusion proofs: 16 MiB at most."""
+"""Tiles of 16 KiB that stay in memory for inclusion proofs: 32 MiB at most."""
 _FIRST_READ = 1536
 _decode = msgspec.json.Decoder(dict[str, Any]).decode
 

@@ -11,17 +11,21 @@ import json
 from pathlib import Path
 from typing import Any
 
+import attrs
+
 import deia_config.flags.operators as operators
 from deia_config.flags.flagset import Flag, FlagSet
 from deia_config.flags.logic import Compiling, Rule, compile_rule
 from deia_hardening.settings.document import parse_any
 from deia_hardening.settings.files import FileText, Snapshot, take_snapshot
 from deia_hardening.settings.limits import DEFAULT_LIMITS
-from deia_hardening.settings.nodes import Entry, Mapping, Node, Scalar, Source, to_python
+from deia_hardening.settings.nodes import Entry, Mapping, Node, Scalar, Sequence, Source, to_python
 from deia_hardening.settings.problems import Problems, nearest, shown
 
 _FLAG_KEYS = ("state", "variants", "defaultVariant", "targeting", "metadata")
 _FILE_KEYS = ("$schema", "flags", "$evaluators", "metadata")
+_NOTES = ("$comment", "$id", "$schema")
+"""Keys that mean nothing to an evaluation and may stand anywhere."""
 _STATES = ("ENABLED", "DISABLED")
 
 
@@ -61,7 +65,7 @@ def compile_flags(snapshot: Snapshot, problems: Problems, *, fractional: str = "
             problems.add(root.place, "", "not a flag file", "a map with flags")
             continue
         for key, entry in root.entries.items():
-            if key not in _FILE_KEYS:
+            if key not in _FILE_KEYS and key not in _NOTES:
                 problems.add(entry.place, key, "unknown key", ", ".join(_FILE_KEYS), nearest(key, _FILE_KEYS))
         if "flags" not in root.entries:
             problems.add(root.place, "flags", "is missing", "flags: {name: {state: ENABLED, variants: …}}")
@@ -72,7 +76,7 @@ def compile_flags(snapshot: Snapshot, problems: Problems, *, fractional: str = "
 
 
 def _flags(root: Mapping, shared: dict[str, Any], problems: Problems, fractional: str) -> dict[str, Flag]:
-    definitions = _map(root, "flags", problems)
+    definitions = _definitions(root, problems)
     evaluators = {name: entry.node for name, entry in _map(root, "$evaluators", problems).items()}
     identity = json.dumps([to_python(node) for node in evaluators.values()], default=str) + json.dumps(
         shared, default=str
@@ -90,6 +94,24 @@ def _flags(root: Mapping, shared: dict[str, Any], problems: Problems, fractional
     return flags
 
 
+def _definitions(root: Mapping, problems: Problems) -> dict[str, Entry]:
+    """The flags by key: a map, or (as flagd takes it) a list of flags that say their `key`."""
+    entry = root.entries.get("flags")
+    if entry is None or not isinstance(entry.node, Sequence):
+        return _map(root, "flags", problems)
+    found: dict[str, Entry] = {}
+    for index, item in enumerate(entry.node.items):
+        key = _scalar(item, "key") if isinstance(item, Mapping) else None
+        if not isinstance(item, Mapping) or not isinstance(key, str) or not key:
+            problems.add(item.place, f"flags[{index}].key", "is missing", "a flag that says its key")
+        elif key in found:
+            problems.add(item.place, f"flags[{index}].key", f"{key!r} is there twice", "each key once")
+        else:
+            rest = {name: inner for name, inner in item.entries.items() if name != "key"}
+            found[key] = Entry(item.place, attrs.evolve(item, entries=rest))
+    return found
+
+
 def _flag(
     key: str,
     path: str,
@@ -101,7 +123,7 @@ def _flag(
     seed: str,
 ) -> Flag:
     for name, entry in node.entries.items():
-        if name not in _FLAG_KEYS:
+        if name not in _FLAG_KEYS and name not in _NOTES:
             problems.add(entry.place, f"{path}.{name}", "unknown key", ", ".join(_FLAG_KEYS), nearest(name, _FLAG_KEYS))
     broken = ""
     state = _scalar(node, "state")

@@ -104,7 +104,7 @@ class FlagSet:
         """The value with its variant, reason and error, as flagd's in-process providers give it."""
         flag = self.flags.get(name)
         if flag is None:
-            return _error(default, ErrorCode.FLAG_NOT_FOUND, f"there is no flag {name!r}", self.metadata)
+            return _error(default, ErrorCode.FLAG_NOT_FOUND, f"flag {name} not found", self.metadata)
         metadata = flag.metadata
         if not flag.enabled:
             return Resolution(default, None, Reason.DISABLED, metadata=metadata)

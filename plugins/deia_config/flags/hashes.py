@@ -2,13 +2,14 @@
 
 MurmurHash3 x86-32 (Austin Appleby's SMHasher, public domain), XXH3-64 (the xxHash specification, seed 0) and
 deterministic CBOR (RFC 8949 section 4.2.1). A flag's rollout must
-put a key into the same bucket everywhere and for ever, so none of this depends on an optional library.
+put a key into the same bucket everywhere and for ever: the one optional library (mmh3) computes the same, faster.
 """
 
 from __future__ import annotations
 
 import math
 import struct
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
@@ -16,32 +17,64 @@ _M32 = 0xFFFFFFFF
 _M64 = 0xFFFFFFFFFFFFFFFF
 
 
-def murmur3_32(data: bytes, seed: int = 0) -> int:
-    """MurmurHash3 x86-32, unsigned."""
-    h = seed
-    blocks = len(data) // 4
-    for k in struct.unpack_from(f"<{blocks}I", data):
+def _mixed(h: int, words: tuple[int, ...]) -> int:
+    for k in words:
         k = (k * 0xCC9E2D51) & _M32
-        k = ((k << 15) | (k >> 17)) & _M32
-        h ^= (k * 0x1B873593) & _M32
-        h = ((h << 13) | (h >> 19)) & _M32
-        h = (h * 5 + 0xE6546B64) & _M32
-    tail = data[blocks * 4 :]
+        h ^= (((k << 15) | (k >> 17)) * 0x1B873593) & _M32
+        h = (((h << 13) | (h >> 19)) * 5 + 0xE6546B64) & _M32
+    return h
+
+
+def _finished(h: int, tail: bytes, size: int) -> int:
     if tail:
         k = (int.from_bytes(tail, "little") * 0xCC9E2D51) & _M32
-        k = ((k << 15) | (k >> 17)) & _M32
-        h ^= (k * 0x1B873593) & _M32
-    h ^= len(data)
-    h ^= h >> 16
-    h = (h * 0x85EBCA6B) & _M32
-    h ^= h >> 13
-    h = (h * 0xC2B2AE35) & _M32
+        h ^= (((k << 15) | (k >> 17)) * 0x1B873593) & _M32
+    h ^= size
+    h = ((h ^ (h >> 16)) * 0x85EBCA6B) & _M32
+    h = ((h ^ (h >> 13)) * 0xC2B2AE35) & _M32
     return h ^ (h >> 16)
+
+
+def plain_murmur3(data: bytes) -> int:
+    """MurmurHash3 x86-32 with seed 0, unsigned."""
+    blocks = len(data) // 4
+    return _finished(_mixed(0, struct.unpack_from(f"<{blocks}I", data)), data[blocks * 4 :], len(data))
+
+
+def plain_murmur3_after(prefix: bytes) -> Callable[[bytes], int]:
+    """A function that hashes `prefix` and what it is given: the prefix (a flag's key) is mixed once."""
+    blocks = len(prefix) // 4
+    state = _mixed(0, struct.unpack_from(f"<{blocks}I", prefix))
+    rest, known = prefix[blocks * 4 :], blocks * 4
+
+    def hashed(data: bytes) -> int:
+        data = rest + data
+        count = len(data) // 4
+        return _finished(_mixed(state, struct.unpack_from(f"<{count}I", data)), data[count * 4 :], known + len(data))
+
+    return hashed
+
+
+murmur3_32 = plain_murmur3
+murmur3_after = plain_murmur3_after
+try:
+    from mmh3 import hash as _c_murmur3  # type: ignore[import-not-found, unused-ignore]
+except ImportError:
+    pass
+else:  # the same function in C, where it is installed: 0.2 instead of 2 µs for a key that was not seen before
+
+    def _murmur3(data: bytes) -> int:
+        return int(_c_murmur3(data, 0, False))
+
+    def _murmur3_after(prefix: bytes) -> Callable[[bytes], int]:
+        return lambda data: int(_c_murmur3(prefix + data, 0, False))
+
+    murmur3_32, murmur3_after = _murmur3, _murmur3_after
 
 
 @lru_cache(maxsize=65_536)
 def murmur3_text(text: str) -> int:
-    """MurmurHash3 of a text's UTF-8 bytes. Cached: the same actors come again, and hashing 20 bytes costs 3 µs."""
+    """MurmurHash3 of a text's UTF-8 bytes. Cached: the same actors come again."""
     return murmur3_32(text.encode("utf-8", "surrogatepass"))
 
 

@@ -11,10 +11,11 @@ from __future__ import annotations
 import re
 from bisect import bisect_right
 from collections.abc import Callable
+from functools import lru_cache
 from itertools import accumulate
 from typing import Any
 
-from deia_config.flags.hashes import cbor, murmur3_32, murmur3_text, xxh3_64
+from deia_config.flags.hashes import cbor, murmur3_32, murmur3_after, murmur3_text, xxh3_64
 from deia_config.flags.logic import (
     SPECIAL,
     Compiling,
@@ -32,6 +33,8 @@ from deia_hardening.settings.nodes import Node, Scalar, Sequence
 GENERATIONS = ("v1", "v2", "v3")
 _MOST_WEIGHT = 2**31 - 1
 _SIGNED_MAX = 2**31 - 1
+_KEYS_KEPT = 16_384
+"""Keys of one rollout whose buckets stay in memory (some 2 MiB): the same actors come again."""
 _COMPARISONS = ("=", "!=", "<", "<=", ">", ">=", "^", "~")
 
 
@@ -281,13 +284,23 @@ def _fast(flag: str, expression: Rule | None, names: list[Rule], weights: list[R
     if not fixed or not any(fixed):
         return None
     ends, values = list(accumulate(fixed)), [rule(None) for rule in names]
+    if len(values) == 1:  # there is nothing to choose, so no key is needed
+        return names[0]
     total = ends[-1]
+    hashed = murmur3_after(flag.encode("utf-8", "surrogatepass"))
+
+    @lru_cache(maxsize=_KEYS_KEPT)
+    def chosen(key: str) -> Any:
+        return values[bisect_right(ends, (hashed(key.encode("utf-8", "surrogatepass")) * total) >> 32)]
 
     def choose(data: Any) -> Any:
         try:
-            return values[bisect_right(ends, (murmur3_text(flag + data["targetingKey"]) * total) >> 32)]
-        except (KeyError, TypeError):
+            key = data["targetingKey"]
+        except (KeyError, TypeError, IndexError):
             raise Exit from None
+        if key.__class__ is not str:
+            raise Exit
+        return chosen(key)
 
     return choose
 
@@ -375,6 +388,8 @@ def _rollout(node: Node, key: str, compiling: Compiling) -> Rule:
         if not isinstance(now, (int, float)):
             raise Exit
         value = None if by is None else by(data)
+        if value == "":  # as flagd: nothing to bucket by
+            value = None
         if value is not None and generation != "v3" and not isinstance(value, str):
             raise Exit
         hashed = _by_targeting_key(data, flag, generation) if value is None else _hash(value, data, flag, generation)

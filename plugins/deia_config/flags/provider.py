@@ -152,13 +152,16 @@ def _text(value: Any) -> Any:
 def _integer(value: Any) -> Any:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return _MISFIT
-    return int(value) if value == int(value) else _MISFIT
+    return int(value) if isinstance(value, int) or value.is_integer() else _MISFIT
 
 
 def _float(value: Any) -> Any:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return _MISFIT
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError:  # a whole number beyond what a float holds
+        return _MISFIT
 
 
 def _object(value: Any) -> Any:

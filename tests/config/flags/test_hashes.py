@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from deia_config.flags.hashes import cbor, murmur3_32, xxh3_64
+from deia_config.flags.hashes import cbor, murmur3_32, murmur3_after, plain_murmur3, plain_murmur3_after, xxh3_64
 
 
 @pytest.mark.parametrize(
@@ -10,7 +10,22 @@ from deia_config.flags.hashes import cbor, murmur3_32, xxh3_64
     [(b"", 0), (b"a", 0x3C2569B2), (b"test", 0xBA6BD213), (b"Hello, world!", 0xC0363E43), (b"abc", 0xB3DD93FA)],
 )
 def test_murmur3_gives_the_published_values(data: bytes, hashed: int) -> None:
-    assert murmur3_32(data) == hashed
+    assert murmur3_32(data) == plain_murmur3(data) == hashed
+
+
+def test_a_prefix_that_was_mixed_before_gives_the_same_hash() -> None:
+    for length in range(40):
+        data = bytes((31 * i + length) % 256 for i in range(length))
+        for cut in range(length + 1):
+            assert murmur3_after(data[:cut])(data[cut:]) == murmur3_32(data)
+            assert plain_murmur3_after(data[:cut])(data[cut:]) == murmur3_32(data)
+
+
+def test_murmur3_agrees_with_the_c_library_at_every_length() -> None:
+    mmh3 = pytest.importorskip("mmh3")
+    for length in range(300):
+        data = bytes((7 * i + length) % 256 for i in range(length))
+        assert plain_murmur3(data) == mmh3.hash(data, 0, False)
 
 
 def test_xxh3_agrees_with_the_reference_library_at_every_length_class() -> None:
