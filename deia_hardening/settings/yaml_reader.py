@@ -13,6 +13,7 @@ from deia_hardening.settings.core_schema import resolve
 from deia_hardening.settings.limits import DocumentLimits
 from deia_hardening.settings.nodes import Entry, Mapping, Node, Place, Scalar, Sequence, Source
 from deia_hardening.settings.problems import Problems, nearest, shown
+from deia_hardening.settings.yaml_layout import Layout
 
 _PREFIX = "tag:yaml.org,2002:"
 _SCALAR_TAGS = {"str", "int", "float", "bool", "null"}
@@ -79,6 +80,7 @@ class _Reading:
         self.problems = problems
         self.limits = limits
         self.source = source
+        self.lines = text.splitlines()
         self.text = text
         self.anchors: dict[str, tuple[Node, int] | None] = {}
         self.count = 0
@@ -92,8 +94,9 @@ class _Reading:
         return Place(self.file, mark.line + 1, mark.column + 1, self.source)
 
     def document(self, events: Any) -> Node | None:
-        self.events = events
         yaml = self.yaml
+        layout = Layout(yaml, self.lines, self.file, self.problems, self.source)
+        self.events = events = layout.watch(events)
         node: Node | None = None
         documents = 0
         for event in events:
@@ -300,11 +303,11 @@ class _Reading:
         self.problems.add(self.at(line, column), "", message, allowed, suggestion)
 
     def begins(self, mark: Any, sign: str) -> bool:
-        lines = self.text.splitlines()
+        lines = self.lines
         return bool(mark) and mark.line < len(lines) and lines[mark.line][mark.column :].startswith(sign)
 
     def line_without_colon(self, line: int) -> int:
-        lines = self.text.splitlines()
+        lines = self.lines
         for number in range(min(line, len(lines)) - 1, 0, -1):
             before = lines[number - 1].split(" #", 1)[0].rstrip()
             if not before.strip() or before.lstrip().startswith("#"):
