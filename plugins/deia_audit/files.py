@@ -54,17 +54,24 @@ def replace_file(path: Path, data: bytes, mode: int = 0o644) -> None:
     sync_folder(path.parent)
 
 
-def write_new(path: Path, data: bytes, mode: int = 0o644) -> None:
-    """Write `path` in place and sync its data; the caller syncs the folder.
+def leftover(path: Path) -> Path:
+    """Return where `write_whole` writes before it renames; a crash may leave it behind."""
+    return path.with_name(f".{path.name}.new")
 
-    For files whose names say their content.
+
+def write_whole(path: Path, data: bytes, mode: int = 0o644) -> None:
+    """Write `path` so that no crash leaves a part of it under its name; the caller syncs the folder.
+
+    One writer at a time.
     """
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
+    beside = leftover(path)
+    descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
     try:
         write_all(descriptor, data)
         sync_file(descriptor)
     finally:
         os.close(descriptor)
+    beside.rename(path)
 
 
 def make_folders(folder: Path, mode: int = 0o755) -> None:

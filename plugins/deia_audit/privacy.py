@@ -111,7 +111,7 @@ class Subjects:
             make_folders(self._tombstones.parent)
             descriptor = os.open(self._tombstones, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
             try:
-                write_all(descriptor, f"{handle}\n".encode())
+                write_all(descriptor, f"\n{handle}\n".encode())  # the newline in front ends what a power cut tore
                 sync_file(descriptor)
             finally:
                 os.close(descriptor)

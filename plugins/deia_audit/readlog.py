@@ -87,7 +87,7 @@ class LogReading:
         if self.first:
             self._take_pruned(tree)
         failed: list[tuple[Segment, str]] = []
-        pieces = walk(segments, processes=self.processes, on_error=lambda *what: failed.append(what))
+        pieces = walk(segments, processes=self.processes, find=self._find, on_error=lambda *what: failed.append(what))
         previous: Segment | None = None
         try:
             for piece, part in pieces:
@@ -96,7 +96,7 @@ class LogReading:
                     previous = piece.segment
                 if self.through is not None and self.next >= self.through:
                     break
-                self._take(piece, part, tree, last=piece.segment is segments[-1])
+                self._take(piece, part, tree, last=piece.segment.number == segments[-1].number)
                 if self.torn:
                     break
         finally:
@@ -105,6 +105,10 @@ class LogReading:
             segment, why = failed[0]
             raise Found(Verdict.ALTERED, f"segment {segment.path.name} can't be read: {why}", self.next)
         return tree
+
+    def _find(self, segment: Segment) -> Segment:
+        """Return a segment as it is now: a running service seals and compresses while it is read."""
+        return next((one for one in self.reader.segments() if one.number == segment.number), segment)
 
     def _take_pruned(self, tree: RebuiltTree) -> None:
         """Put the tiles in the place of the records that retention took."""
@@ -158,6 +162,8 @@ class LogReading:
             if part.special and self._other_origin(part.special[0]):
                 raise Found(Verdict.ALTERED, "the header of the first segment is not as it was written", 0)
         if piece.torn:
+            if last and self.through is not None and self.next >= self.through:
+                return  # a batch that is just being written
             if not last or not piece.segment.live or piece.segment.compressed:
                 raise Found(
                     Verdict.ALTERED, f"the sealed segment {piece.segment.path.name} does not end with a line", self.next
@@ -230,7 +236,7 @@ class LogReading:
         facts = []
         for line in raw:
             prefix = parse_prefix(line)
-            known = prefix is not None and line.endswith(b"}")
+            known = prefix is not None and line.endswith(b"}") and b"\0" not in line
             facts.append(
                 Line(
                     prefix.seq if prefix is not None and known else None,

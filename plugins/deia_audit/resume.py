@@ -6,7 +6,9 @@ Blocking; under the sealer's lock. What does not fit together is an `EvidenceErr
 from __future__ import annotations
 
 import os
+from binascii import hexlify
 from collections import deque
+from collections.abc import Iterator
 
 import attrs
 import msgspec
@@ -21,6 +23,8 @@ from deia_audit.tiles import TILE_WIDTH, Tile, TreeBuilder
 from deia_audit.tilestore import TileStore
 from deia_audit.tree import HASH_SIZE
 from deia_hardening.journal import JournalReader, leaf_hash
+from deia_hardening.journal.lines import parse_prefix
+from deia_hardening.journal.reader import Record
 
 _SEAL_MARK = b'"action":"' + SEALED_ACTION.encode() + b'"'
 
@@ -47,6 +51,7 @@ class State:
     epoch: int
     epoch_start: int
     stamp: tuple[int, int, int]
+    partials: dict[Tile, bytes] = attrs.field(factory=dict)
 
 
 class Resuming:
@@ -93,8 +98,8 @@ class Resuming:
         self._pending_reset(start)
         leaves: list[bytes] = []
         seals: list[tuple[int, str]] = []
-        for record in JournalReader(self.layout.log).records(start):
-            leaves.append(leaf_hash(record.line))
+        for record, leaf in self._chained(start):
+            leaves.append(leaf)
             if _SEAL_MARK in record.line:
                 event = record.event()
                 if event.get("action") == SEALED_ACTION and "seal" in event:
@@ -106,6 +111,25 @@ class Resuming:
         elif start:
             self._check_end(start)
         return seals
+
+    def _chained(self, start: int) -> Iterator[tuple[Record, bytes]]:
+        """Yield the records from `start` on with their hashes, up to where the chain breaks.
+
+        What a power cut tore stands in the log until the journal's first write sets it aside, whole lines behind it
+        too; it must not come under a checkpoint.
+        """
+        seq = max(start - 1, 0)
+        previous: bytes | None = None
+        for record in JournalReader(self.layout.log).records(seq):
+            prefix = parse_prefix(record.line)
+            if prefix is None or record.seq != seq or b"\0" in record.line:
+                return
+            if previous is not None and prefix.prev != hexlify(previous):
+                return
+            previous = leaf_hash(record.line)
+            if seq >= start:
+                yield record, previous
+            seq += 1
 
     def _check_end(self, size: int) -> None:
         if JournalReader(self.layout.log).get(size - 1) is None:

@@ -19,7 +19,7 @@ import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from deia_audit.checkpoint import Checkpoint, TreeHead, open_checkpoint, sign_checkpoint
-from deia_audit.files import make_folders, replace_file, sync_file, write_all
+from deia_audit.files import make_folders, replace_file
 from deia_audit.keys import LOG_KEY, KeyFileError, KeyFolder, epoch_file
 from deia_audit.layout import Layout
 from deia_audit.newlog import told_previous
@@ -232,7 +232,7 @@ class Sealer(Resuming):
             builder = self._rebuild(checkpoint)
         if builder.root() != root:
             builder = self._rebuild(checkpoint)
-        for stray in self.tiles.stray_partials(size):
+        for stray in self.tiles.strays(size):
             stray.unlink(missing_ok=True)
         told = self._scan(size)
         seals = [Seal.parse(text)[0] for _seq, text in told]
@@ -295,7 +295,8 @@ class Sealer(Resuming):
     def _sign(self, state: State) -> Checkpoint:
         old = state.checkpoint.head.size
         head = TreeHead(state.origin, state.builder.size, state.builder.root())
-        self.tiles.write(state.builder.partials())
+        partials = dict(state.builder.partials())
+        self.tiles.write((tile, data) for tile, data in partials.items() if state.partials.get(tile) != data)
         self._crash("tiles")
         signers = [
             Signer(state.origin, self.keys.load(LOG_KEY)),
@@ -304,6 +305,7 @@ class Sealer(Resuming):
         state.checkpoint = sign_checkpoint(head, signers)
         replace_file(self.layout.checkpoint, str(state.checkpoint).encode())
         state.stamp = self._stamp()
+        state.partials = partials
         self._crash("checkpoint")
         self.tiles.drop_partials(old, head.size)
         return state.checkpoint
@@ -337,14 +339,8 @@ class Sealer(Resuming):
             have = b""
         entries = [msgspec.json.encode({"seq": seq, "seal": text}) + b"\n" for seq, text in told]
         new = [entry for entry in entries if entry not in have]
-        if not new:
-            return
-        descriptor = os.open(self.layout.seals, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        try:
-            write_all(descriptor, b"".join(new))
-            sync_file(descriptor)
-        finally:
-            os.close(descriptor)
+        if new:
+            replace_file(self.layout.seals, have + b"".join(new))
 
     def seal_now(self) -> Checkpoint | None:
         """Make a checkpoint and hand over to a new key at once, whatever the policy says."""

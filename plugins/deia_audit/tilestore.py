@@ -1,7 +1,8 @@
 """Tiles on disk, in the static layout of C2SP tlog-tiles: any web server can serve the folder as it is.
 
-Blocking; for core-owned threads. A tile that a checkpoint needs is durable before the checkpoint is written,
-so what a power cut tears is always beyond it and is written again.
+Blocking; for core-owned threads. A tile that a checkpoint needs is durable before the checkpoint is written, and goes
+only after one that doesn't need it. A partial tile of a higher level is shared by many checkpoints: it is never
+written in place, so a kill can't take it from the one that stands.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from collections import OrderedDict
 from collections.abc import Iterable
 from pathlib import Path
 
-from deia_audit.files import make_folders, sync_folders, write_new
+from deia_audit.files import make_folders, sync_folders, write_whole
 from deia_audit.tiles import TILE_HEIGHT, TILE_WIDTH, Tile, parse_path, partial_tiles_of
 from deia_audit.tree import HASH_SIZE, node_hash
 
@@ -38,14 +39,14 @@ class TileStore:
         raise TileError(f"{tile.path} is missing")
 
     def write(self, tiles: Iterable[tuple[Tile, bytes]]) -> None:
-        """Write tiles and make them durable."""
+        """Write tiles and make them durable; each is there whole or not at all."""
         folders = []
         for tile, data in tiles:
             path = self.folder / tile.path
             if path.parent not in folders:
                 make_folders(path.parent)
                 folders.append(path.parent)
-            write_new(path, data)
+            write_whole(path, data)
         sync_folders(folders)
 
     def drop_partials(self, old: int, new: int) -> None:
@@ -64,10 +65,10 @@ class TileStore:
         """Return the partial tiles of a tree of `size`. Raises TileError."""
         return {tile: self.read(tile) for tile in partial_tiles_of(size)}
 
-    def stray_partials(self, size: int) -> list[Path]:
-        """Return the partial tiles on disk that a tree of `size` does not need (left by a crash)."""
+    def strays(self, size: int) -> list[Path]:
+        """Return what a crash left: partial tiles that a tree of `size` does not need, files that were not finished."""
         keep = {tile.path for tile in partial_tiles_of(size)}
-        found = []
+        found = list(self.folder.glob("tile/**/.*.new"))
         for path in self.folder.glob("tile/**/*.p/*"):
             name = path.relative_to(self.folder).as_posix()
             try:

@@ -168,13 +168,24 @@ class _Verification(LogReading):
             raise self._rewritten(tree.differs)
         if not same:
             raise Found(Verdict.ALTERED, *self._bounded(tree, "the records are not those that were signed"))
-        if tree.bad_tiles:
+        if tree.bad_tiles and not self._superseded(tree.bad_tiles):
             raise Found(
                 Verdict.ALTERED,
                 f"the records are whole, but {len(tree.bad_tiles)} tiles are missing or damaged, the first "
                 f"{tree.bad_tiles[0]}; the next start makes them anew from the log",
                 tree.differs,
             )
+
+    def _superseded(self, paths: list[str]) -> bool:
+        """Whether tiles are gone because a newer checkpoint, signed meanwhile, needs other ones."""
+        assert self.log_key is not None
+        try:
+            newer = open_checkpoint(self.layout.checkpoint.read_bytes(), [self.log_key], self.log_key.name)
+        except (OSError, ValueError):
+            return False
+        return newer.head.size > self.signed and all(
+            ".p/" in path and not (self.layout.evidence / path).exists() for path in paths
+        )
 
     def _bounded(self, tree: RebuiltTree, what: str) -> tuple[str, int]:
         """Name the earliest record that may be bad: the last seal whose root still fits."""

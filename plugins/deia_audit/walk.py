@@ -113,23 +113,44 @@ class _Worker:
         self.process.wait()
 
 
+Find = Callable[[Segment], Segment]
+"""Where a segment is now: it may have been sealed or compressed since it was listed."""
+
+
 def walk(
-    segments: list[Segment], *, processes: int | None = None, on_error: Callable[[Segment, str], None]
+    segments: list[Segment],
+    *,
+    processes: int | None = None,
+    find: Find,
+    on_error: Callable[[Segment, str], None],
 ) -> Iterator[tuple[Piece, Part]]:
     """Yield every range with what it holds, in order.
 
-    A segment that can't be cut is told to `on_error` and ends it.
+    `find` is asked where a segment is before it is read. A segment that can't be cut is told to `on_error` and ends it.
     """
+    for piece, part in _scanned(segments, processes, find, on_error):
+        if part.error or part.bad >= 0 or piece.segment.live:  # it may have been moved under the reader's eyes
+            now = find(piece.segment)
+            if now.path != piece.segment.path:
+                task = Range(str(now.path), now.compressed, piece.task.start, piece.task.end)
+                yield Piece(now, task, piece.header, b""), scan_range(task)
+                continue
+        yield piece, part
+
+
+def _scanned(
+    segments: list[Segment], processes: int | None, find: Find, on_error: Callable[[Segment, str], None]
+) -> Iterator[tuple[Piece, Part]]:
     count = processes if processes is not None else os.cpu_count() or 1
     if sum(segment.size for segment in segments) < SMALL or count < 2:
-        for piece in _pieces(segments, on_error):
+        for piece in _pieces(segments, find, on_error):
             yield piece, scan_range(piece.task)
         return
     todo: Queue[tuple[Piece, Queue[Part]] | None] = Queue()
     workers = [_Worker(todo) for _ in range(count)]
     waiting: list[tuple[Piece, Queue[Part]]] = []
     try:
-        for piece in _pieces(segments, on_error):
+        for piece in _pieces(segments, find, on_error):
             answer: Queue[Part] = Queue(1)
             todo.put((piece, answer))
             waiting.append((piece, answer))
@@ -146,10 +167,10 @@ def walk(
             worker.close()
 
 
-def _pieces(segments: list[Segment], on_error: Callable[[Segment, str], None]) -> Iterator[Piece]:
+def _pieces(segments: list[Segment], find: Find, on_error: Callable[[Segment, str], None]) -> Iterator[Piece]:
     for segment in segments:
         try:
-            yield from pieces_of(segment)
+            yield from pieces_of(find(segment))
         except (OSError, ValueError) as error:
             on_error(segment, str(error) or type(error).__name__)
             return
