@@ -138,16 +138,16 @@ class _Lifespan:
         self.scope = scope
         self._receive = receive
         self._send = send
-        self._first: Message | None = None
         self._open = False
+        self._startup_seen = False
         self._answered = False
         self._shutdown_seen = False
 
     async def run(self) -> None:
-        self._first = await self._receive()
         try:
-            await self.core.open_lifespan()
+            await self.core.open_lifespan()  # nothing is received before the app asks: an app that raises at once may
         except Exception as error:
+            await self._receive()
             await self._send({"type": "lifespan.startup.failed", "message": str(error)})
             raise
         self._open = True
@@ -166,16 +166,17 @@ class _Lifespan:
                 await self._close()
 
     async def receive(self) -> Message:
-        if self._first is not None:
-            message, self._first = self._first, None
-            return message
         message = await self._receive()
+        self._startup_seen = True
         if message["type"] == "lifespan.shutdown":
             self._shutdown_seen = True
         return message
 
     async def send(self, message: Message) -> None:
         kind = message["type"]
+        if not kind.startswith("lifespan."):  # an app that takes every scope for a request: the server tells it
+            await self._send(message)
+            return
         self._answered = True
         if kind != "lifespan.startup.complete":  # startup.failed or a shutdown: the app is through
             with anyio.CancelScope(shield=True):
@@ -184,6 +185,8 @@ class _Lifespan:
 
     async def _stand_in(self) -> None:
         """The app took no part in the protocol: keep the plugins up until the server shuts down."""
+        if not self._startup_seen:
+            await self._receive()
         await self._send({"type": "lifespan.startup.complete"})
         while not self._shutdown_seen:
             message = await self._receive()

@@ -298,6 +298,34 @@ async def test_an_app_that_ignores_lifespans_still_gets_its_plugins_stopped(home
     assert not service.core.ready
 
 
+@pytest.mark.parametrize("how", ["raises", "answers as to a request"])
+async def test_an_app_without_a_lifespan_is_seen_to_have_none(home: Path, how: str) -> None:
+    """Servers and test kits take an app that raises or sends before it has received anything for one without."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if how == "raises":
+            assert scope["type"] == "http"
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+
+    seen: list[str] = []
+
+    async def receive() -> Any:
+        seen.append("receive")
+        return {"type": "lifespan.startup"}
+
+    async def send(message: Any) -> None:
+        seen.append(message["type"])
+        raise RuntimeError("this is no answer to a lifespan")
+
+    hardened = harden(app, {"home": str(home)})
+    with pytest.raises(AssertionError if how == "raises" else RuntimeError):
+        await hardened({"type": "lifespan"}, receive, send)
+    assert seen == ([] if how == "raises" else ["http.response.start"])
+    core = find_core(hardened)
+    assert core is not None
+    assert core.ready, "its plugins stay up until the process goes"
+
+
 async def test_a_failing_lifespan_stops_the_plugins_and_reaches_the_server(home: Path) -> None:
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
