@@ -201,7 +201,8 @@ class Load:
             self.lost[kind] += 1
             self.why[f"{kind}: {type(error).__name__} {error}"[:90]] += 1
 
-    async def _ask(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, close: bool) -> None:
+    async def _ask(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, close: bool) -> bool:
+        """One request; whether the server will take another on this connection (RFC 9112, section 9.3)."""
         connection = b"connection: close\r\n" if close else b""
         writer.write(b"GET / HTTP/1.1\r\nhost: bench\r\n" + connection + b"\r\n")
         head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 20)
@@ -209,6 +210,7 @@ class Load:
             raise ConnectionError(head.split(b"\r\n")[0].decode())
         length = next(int(line[15:]) for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:"))
         await reader.readexactly(length)
+        return b"\r\nconnection: close" not in head.lower()
 
     async def _keep_alive(self) -> None:
         """As a client library does it: an idle connection that was closed is opened anew, a broken answer is lost."""
@@ -220,8 +222,9 @@ class Load:
                 await asyncio.sleep(0.05)
                 continue
             try:
-                while not self._over and not reader.at_eof():
-                    await self._ask(reader, writer, False)
+                more = True
+                while more and not self._over and not reader.at_eof():
+                    more = await self._ask(reader, writer, False)
                     self._count("keep-alive", None)
             except (OSError, asyncio.IncompleteReadError, TimeoutError) as error:
                 self._count("keep-alive", error)

@@ -19,6 +19,7 @@ from deia_hardening.events import OperationInvoked, Target
 from deia_hardening.operations import Call, NoInput, Operation, Progress, Role
 from deia_hardening.plugin import Health, HealthState
 from deia_hardening.problem import Problem
+from deia_hardening.workers import restart_operation
 
 if TYPE_CHECKING:
     from deia_hardening.lifecycle import Core
@@ -91,6 +92,7 @@ class Surface:
                 input=ReloadInput,
                 output=ReloadOutput,
             ),
+            restart_operation(self._core.services),
         )
 
     async def _status(self, _: NoInput, call: Call) -> Status:

@@ -39,12 +39,15 @@ def run(
     factory: bool = False,
     lame_duck: str = "5s",
     drain: str = "10s",
+    start_timeout: str = "60s",
     log_level: str = "info",
 ) -> None:
-    """Serve an app, hardened, with uvicorn.
+    """Serve an app, hardened, with uvicorn workers under a supervisor that holds the socket.
 
     An app that calls harden() itself is served as it is; any other is hardened with --config first. On SIGTERM it
-    becomes unready, serves on for the lame duck time, drains streams, stops the plugins and exits.
+    becomes unready, serves on for the lame duck time, drains streams, stops the plugins and exits. SIGHUP, or
+    `deia-hardening restart`, replaces the workers one by one with fresh ones (new code, a new release of this
+    package) without losing a request; one that does not start leaves the old ones serving.
 
     Parameters
     ----------
@@ -64,15 +67,18 @@ def run(
         How long to serve on after SIGTERM, unready.
     drain
         How long streams may go on after that.
+    start_timeout
+        How long a worker may take until it serves.
     log_level
         uvicorn's log level.
     """
     from deia_hardening.cli.run import serve
 
-    serve(
+    code = serve(
         target, config, host=host, port=port, workers=workers, uds=uds, factory=factory,
-        lame_duck=lame_duck, drain=drain, log_level=log_level,
+        lame_duck=lame_duck, drain=drain, start_timeout=start_timeout, log_level=log_level,
     )  # fmt: skip
+    raise SystemExit(code)
 
 
 @app.command

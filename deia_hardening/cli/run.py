@@ -1,23 +1,21 @@
-"""`deia-hardening run`: uvicorn with the app hardened, and a stop that loses nothing.
+"""`deia-hardening run`: uvicorn workers with the app hardened under a supervisor, and a stop that loses nothing.
 
-The server's own proxy handling is off (`requests.trusted_proxies` decides whom to believe), and workers find the
-target through the environment, so that each imports it itself.
+The server's own proxy handling is off (`requests.trusted_proxies` decides whom to believe). This process imports
+neither the app nor uvicorn: it holds the listening socket, and each worker is a fresh interpreter.
 """
 
 from __future__ import annotations
 
-import json
+import importlib.util
+import logging
 import os
 from pathlib import Path
-from typing import Any
 
-from deia_hardening.access import find_core
-from deia_hardening.app import harden
-from deia_hardening.cli.target import load_target
+from deia_hardening.cli.listening import bind_tcp, bind_unix, place_of
+from deia_hardening.cli.options import RunOptions
+from deia_hardening.cli.supervisor import resumed, supervise
 from deia_hardening.errors import HardeningError
 from deia_hardening.settings import Seconds
-
-_VARIABLE = "DEIA_RUN"
 
 
 def serve(
@@ -31,31 +29,38 @@ def serve(
     factory: bool,
     lame_duck: str,
     drain: str,
+    start_timeout: str,
     log_level: str,
-) -> None:
-    """Serve until told to stop. Raises HardeningError when uvicorn is missing or the app can't be imported."""
-    try:
-        import uvicorn
-    except ImportError:
-        raise HardeningError("'run' needs uvicorn: pip install 'deia-hardening[server]'") from None
-    Seconds(lame_duck), Seconds(drain)  # a wrong duration is told here, not by a worker
+) -> int:
+    """Serve until told to stop; returns the exit code. Raises HardeningError when it can't begin."""
+    if importlib.util.find_spec("uvicorn") is None:
+        raise HardeningError("'run' needs uvicorn: pip install 'deia-hardening[server]'")
+    if workers < 1:
+        raise HardeningError(f"--workers {workers}: at least one is needed")
     os.environ.setdefault("DEIA__REQUESTS__LAME_DUCK", lame_duck)
     os.environ.setdefault("DEIA__REQUESTS__DRAIN", drain)
-    os.environ[_VARIABLE] = json.dumps({"target": target, "config": str(config.absolute()), "factory": factory})
-    options: dict[str, Any] = {"host": host, "port": port} if uds is None else {"uds": str(uds)}
-    if workers == 1:
-        application: Any = hardened_target()
-    else:
-        application = f"{__name__}:hardened_target"
-        options["factory"] = True
-        hardened_target()  # problems are told once, here
-    uvicorn.run(
-        application, workers=workers, proxy_headers=False, log_level=log_level, timeout_graceful_shutdown=25, **options
-    )  # fmt: skip
-
-
-def hardened_target() -> Any:
-    """The app that the command line named, hardened where it is not."""
-    told = json.loads(os.environ[_VARIABLE])
-    app = load_target(told["target"], told["factory"])
-    return app if find_core(app) is not None else harden(app, told["config"])
+    options = RunOptions(
+        target=target,
+        config=str(config.absolute()),
+        factory=factory,
+        workers=workers,
+        lame_duck=float(Seconds(os.environ["DEIA__REQUESTS__LAME_DUCK"])),
+        drain=float(Seconds(os.environ["DEIA__REQUESTS__DRAIN"])),
+        start_timeout=float(Seconds(start_timeout)),
+        log_level=log_level,
+    )
+    level = logging.DEBUG if log_level == "trace" else log_level.upper()
+    logging.basicConfig(level=level, format="%(levelname)-8s %(message)s")
+    logger = logging.getLogger("deia_hardening.run")
+    before = resumed()
+    if before is not None:
+        logger.info("supervisor %d goes on as the code on disk", os.getpid())
+        return supervise(options, *before)
+    bound = bind_tcp(host, port) if uds is None else bind_unix(uds)
+    try:
+        logger.info("supervisor %d holds %s; SIGHUP replaces the workers", os.getpid(), place_of(bound))
+        return supervise(options, [bound])
+    finally:
+        bound.close()
+        if uds is not None:
+            uds.unlink(missing_ok=True)

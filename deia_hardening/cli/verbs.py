@@ -60,6 +60,8 @@ def add_verbs(app: App, tokens: Sequence[str]) -> None:
         app.command(_command(deploy), name="deploy", help=deploy.summary)
     if "service" in groups:
         app.command(_command(surface.operations()["service.status"]), name="status", help="What runs, and how it is.")
+        restart = surface.operations()["service.restart"]
+        app.command(_command(restart), name="restart", help=restart.summary)
 
 
 def _config(tokens: Sequence[str]) -> Path:

@@ -47,8 +47,9 @@ class Service:
         command = [sys.executable, "-m", "deia_hardening.cli", "run", "bot_service.main:app", "--port", str(self.port)]
         with (self.folder / "service.log").open("ab") as log:
             self.process = subprocess.Popen(
-                [*command, "--log-level", "warning"], cwd=self.folder, env=environment, stdout=log, stderr=log
-            )
+                [*command, "--log-level", "warning"], cwd=self.folder, env=environment, stdout=log, stderr=log,
+                start_new_session=True,
+            )  # fmt: skip
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline and self.process.poll() is None:
             with contextlib.suppress(OSError):
@@ -72,7 +73,10 @@ class Service:
 
     def end(self, number: int) -> None:
         if self.process is not None and self.process.poll() is None:
-            self.process.send_signal(number)
+            if number == signal.SIGKILL:  # the supervisor and its worker: as when the machine goes
+                os.killpg(self.process.pid, number)
+            else:
+                self.process.send_signal(number)
             self.process.wait(40)
 
 
