@@ -64,6 +64,16 @@ class KeyFolder:
         """Return whether a log was begun under these keys: then its evidence must be there."""
         return (self.folder / BEGUN).exists()
 
+    def begun_origin(self) -> str:
+        """Return which log was begun under these keys. Raises KeyFileError."""
+        path = self.folder / BEGUN
+        try:
+            return path.read_text("ascii").removesuffix("\n")
+        except FileNotFoundError:
+            raise KeyFileError(f"{path}, which says that a log was begun here, is missing") from None
+        except UnicodeDecodeError:
+            raise KeyFileError(f"{path} is damaged") from None
+
     def mark_begun(self, origin: str) -> None:
         """Remember, durably, that the log `origin` was begun."""
         replace_file(self.folder / BEGUN, f"{origin}\n".encode(), 0o600)

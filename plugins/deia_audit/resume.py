@@ -11,14 +11,13 @@ from collections import deque
 from collections.abc import Iterator
 
 import attrs
-import msgspec
 
 from deia_audit.checkpoint import Checkpoint
 from deia_audit.files import sync_file
 from deia_audit.keys import KeyFileError, KeyFolder, epoch_file
 from deia_audit.layout import Layout
 from deia_audit.notes import NoteError, VerifierKey
-from deia_audit.seal import SEALED_ACTION, Seal
+from deia_audit.seal import SEALED_ACTION, Seal, parse_statements
 from deia_audit.tiles import TILE_WIDTH, Tile, TreeBuilder
 from deia_audit.tilestore import TileStore
 from deia_audit.tree import HASH_SIZE
@@ -167,12 +166,8 @@ class Resuming:
         return present
 
     def _last_seal_size(self) -> int:
-        size = 0
         try:
-            for line in self.layout.seals.read_bytes().splitlines():
-                entry = msgspec.json.decode(line)
-                if "seal" in entry:
-                    size = Seal.parse(entry["seal"])[0].size
-        except (OSError, msgspec.DecodeError, NoteError):
-            return size
-        return size
+            statements = parse_statements(self.layout.seals.read_bytes())
+            return max((Seal.parse(one.text)[0].size for one in statements if not one.opening), default=0)
+        except (OSError, NoteError):
+            return 0

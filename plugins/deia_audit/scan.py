@@ -9,7 +9,9 @@ from __future__ import annotations
 import os
 import sys
 from binascii import hexlify
+from collections.abc import Callable
 from hashlib import sha256
+from typing import Any
 
 import msgspec
 
@@ -23,7 +25,7 @@ _SEQ_AT = len('{"seq":')
 _TIME = len(',"time":"2026-11-23T05:05:38.123456Z","prev":"')
 MARKS = (b'"action":"audit.opened"', b'"action":"audit.sealed"', b'"kind":"journal.')
 """Members of lines that a verification reads; quotes inside of values are escaped, so a client can't fake them."""
-_leaf = sha256(b"\0").copy
+_leaf: Callable[[], Any] = sha256(b"\0").copy
 
 
 class Range(msgspec.Struct, array_like=True):

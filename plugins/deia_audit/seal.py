@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from hashlib import sha256
 
 import attrs
+import msgspec
 
 from deia_audit.notes import ED25519, Note, NoteError, Signer, VerifierKey, b64, parse_note, sign_note, unb64
 
@@ -85,8 +86,10 @@ class Opening:
         first = VerifierKey.parse(_after(lines[3], "epoch 0 "))
         previous = None
         if len(lines) == 6:
-            size, root, name = _after(lines[4], "previous ").split(" ", 2)
-            previous = PreviousHead(name, int(size), unb64(root))
+            parts = _after(lines[4], "previous ").split(" ", 2)
+            if len(parts) != 3 or not parts[0].isascii() or not parts[0].isdecimal():
+                raise NoteError("the head of the previous log is written: size, root, origin")
+            previous = PreviousHead(parts[2], int(parts[0]), unb64(parts[1]))
         if len(note.verify([log_key, first])) != 2:
             raise NoteError("the opening is not signed by both of its keys")
         if log_key.name != origin or first.name != epoch_name(origin, 0):
@@ -137,6 +140,38 @@ class Seal:
         if epoch < 0 or size < 0 or len(root) != 32:
             raise NoteError("a seal's numbers are out of range")
         return cls(lines[1], epoch, size, root, VerifierKey.parse(_after(lines[5], "next "))), note
+
+
+@attrs.frozen(slots=True)
+class Statement:
+    """One line of the copies beside the log: the opening (`seq` -1), or the seal that record `seq` holds."""
+
+    seq: int
+    text: str
+
+    @property
+    def opening(self) -> bool:
+        return self.seq < 0
+
+    def encode(self) -> bytes:
+        """Return the line, its newline included."""
+        told = {"opening": self.text} if self.opening else {"seq": self.seq, "seal": self.text}
+        return msgspec.json.encode(told) + b"\n"
+
+
+def parse_statements(data: bytes) -> list[Statement]:
+    """Read the copies; every line must be as `encode` writes it. Raises NoteError."""
+    found = []
+    for line in data.splitlines(keepends=True):
+        try:
+            told = msgspec.json.decode(line, type=dict[str, str | int])
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            raise NoteError("a statement can't be read") from None
+        seq, text = told.get("seq", -1), told.get("opening", told.get("seal"))
+        if not isinstance(seq, int) or not isinstance(text, str) or Statement(seq, text).encode() != line:
+            raise NoteError("a statement is not as it was written")
+        found.append(Statement(seq, text))
+    return found
 
 
 def _after(line: str, prefix: str) -> str:

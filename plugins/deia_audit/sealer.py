@@ -31,8 +31,10 @@ from deia_audit.seal import (
     EpochPolicy,
     Opening,
     Seal,
+    Statement,
     epoch_name,
     make_origin,
+    parse_statements,
 )
 from deia_audit.tiles import Tile, TreeBuilder
 from deia_audit.tilestore import TileError, TileStore
@@ -204,8 +206,8 @@ class Sealer(Resuming):
         checkpoint = sign_checkpoint(head, [log_signer, first_signer])
         opening = Opening(origin, log_signer.verifier, first_signer.verifier, previous)
         replace_file(self.layout.vkey, f"{log_signer.verifier}\n".encode())
-        statement = {"opening": opening.sign(log_signer, first_signer)}
-        replace_file(self.layout.seals, msgspec.json.encode(statement) + b"\n")
+        statement = Statement(-1, opening.sign(log_signer, first_signer))
+        replace_file(self.layout.seals, statement.encode())
         replace_file(self.layout.checkpoint, str(checkpoint).encode())
         self._crash("begun")
         self.keys.mark_begun(origin)
@@ -240,14 +242,15 @@ class Sealer(Resuming):
         epoch = self._settle_epoch(seals)
         epoch_start = max((seal.size for seal in seals), default=self._last_seal_size())
         state = State(log_key.name, log_key, builder, checkpoint, epoch, epoch_start, self._stamp())
+        if not self.keys.begun():
+            self.keys.mark_begun(log_key.name)
         if size == 0:
             self._open_log(state)
         return state
 
     def _open_log(self, state: State) -> None:
         """Append the opening, unless a start that was killed had done so."""
-        entry = msgspec.json.decode(self.layout.seals.read_bytes().split(b"\n")[0])
-        text = entry["opening"]
+        text = parse_statements(self.layout.seals.read_bytes())[0].text
         for record in JournalReader(self.layout.log).records(0):
             if _OPEN_MARK in record.line and record.event().get("opening") == text:
                 return
@@ -337,8 +340,7 @@ class Sealer(Resuming):
             have = self.layout.seals.read_bytes()
         except FileNotFoundError:
             have = b""
-        entries = [msgspec.json.encode({"seq": seq, "seal": text}) + b"\n" for seq, text in told]
-        new = [entry for entry in entries if entry not in have]
+        new = [entry for seq, text in told if (entry := Statement(seq, text).encode()) not in have]
         if new:
             replace_file(self.layout.seals, have + b"".join(new))
 

@@ -7,8 +7,9 @@ full. Who writes them is `tilestore`.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from hashlib import sha256
+from typing import Any
 
 import attrs
 
@@ -18,7 +19,7 @@ TILE_WIDTH = 256
 TILE_HEIGHT = 8
 MAX_ENTRY = 0xFFFF
 """The longest entry in bytes that an entry bundle can carry (a uint16 length prefix)."""
-_node = sha256(b"\x01").copy
+_node: Callable[[], Any] = sha256(b"\x01").copy
 _pairs = struct.Struct(f"{2 * HASH_SIZE}s").iter_unpack
 
 

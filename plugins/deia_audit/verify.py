@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import attrs
-import msgspec
 
 from deia_audit.checkpoint import Checkpoint, open_checkpoint
 from deia_audit.keys import LOG_KEY, KeyFileError, KeyFolder, epoch_file
@@ -18,7 +17,7 @@ from deia_audit.notes import NoteError, VerifierKey
 from deia_audit.query.index import sound
 from deia_audit.readlog import Found, LogReading, event_of
 from deia_audit.rebuilt import RebuiltTree
-from deia_audit.seal import OPENED_ACTION, SEALED_ACTION, Opening, Seal, SealChain
+from deia_audit.seal import OPENED_ACTION, SEALED_ACTION, Opening, Seal, SealChain, parse_statements
 from deia_audit.verdict import Verdict
 
 
@@ -205,8 +204,8 @@ class _Verification(LogReading):
         assert self.log_key is not None
         try:
             statements = self._statements()
-        except (OSError, msgspec.DecodeError) as error:
-            raise Found(Verdict.UNSEALED, f"{self.layout.seals} can't be read ({_why(error)})") from None
+        except (OSError, NoteError) as error:
+            raise Found(Verdict.UNSEALED, f"{self.layout.seals} can't be believed ({_why(error)})") from None
         opening = next((text for _, text in statements if isinstance(text, str)), "")
         if not opening and self.signed == 0:
             return
@@ -239,20 +238,19 @@ class _Verification(LogReading):
                     found[seq] = opening
             elif event.get("action") == SEALED_ACTION and isinstance(seal, str):
                 found[seq] = (seal,)
-        copies: dict[int, str | tuple[str]] = {}
-        for line in self.layout.seals.read_bytes().splitlines():
-            entry = msgspec.json.decode(line, type=dict)
-            if "opening" in entry:
-                copies[-1] = str(entry["opening"])
-            else:
-                copies[int(entry["seq"])] = (str(entry["seal"]),)
+        copies: dict[int, str | tuple[str]] = {
+            one.seq: one.text if one.opening else (one.text,)
+            for one in parse_statements(self.layout.seals.read_bytes())
+        }
         if self.first:
             found = {**{seq: one for seq, one in copies.items() if seq < self.first}, **found}
-        written = {one if isinstance(one, str) else one[0] for one in found.values()}
+        opening = next((one for one in found.values() if isinstance(one, str)), "")
         for seq, copy in copies.items():
-            text = copy if isinstance(copy, str) else copy[0]
-            if text not in written and seq < self.next and self.signed:
+            if (opening if seq < 0 else found.get(seq)) != copy and seq < self.next and self.signed:
                 raise Found(Verdict.UNSEALED, f"{self.layout.seals} holds a statement that the log does not")
+        for seq, one in found.items():
+            if seq < self.signed and copies.get(-1 if isinstance(one, str) else seq) != one:
+                raise Found(Verdict.UNSEALED, f"{self.layout.seals} lacks the statement of record {seq}")
         return sorted(found.items())
 
     def _check_private_keys(self) -> None:
@@ -269,9 +267,11 @@ class _Verification(LogReading):
             public = folder.load(epoch_file(open_epoch)).public_key().public_bytes_raw()
             if self.chain is not None and public != self.chain.keys[-1].public:
                 raise KeyFileError(f"the private key of epoch {open_epoch} is not the one that was handed over to")
+            if self.signed and folder.begun_origin() != self.log_key.name:
+                raise KeyFileError(f"the keys in {folder.folder} say that they are of another log")
         except PermissionError:
             self.notes.append("the private keys may not be read by this user, and were not looked at")
-        except KeyFileError as error:
+        except (KeyFileError, OSError) as error:
             raise Found(Verdict.UNSEALED, f"{error}; what comes next can't be sealed") from None
 
     def _check_indexes(self) -> None:
