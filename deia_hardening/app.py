@@ -45,7 +45,7 @@ class Entry:
         core.attach(inner)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        kind = scope["type"]
+        kind = scope.get("type")  # a scope without one is no ASGI: the app says so, not this layer
         if kind != "http" and kind != "websocket":
             if kind == "lifespan":
                 await self._lifespan(scope, receive, send)

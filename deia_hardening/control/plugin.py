@@ -25,6 +25,7 @@ from deia_hardening.control.onapp import OnApp
 from deia_hardening.control.operations import TokenOperations
 from deia_hardening.control.settings import ControlSettings
 from deia_hardening.control.socket import HomeSocket, socket_of
+from deia_hardening.errors import NotStarted
 from deia_hardening.plugin import (
     Authenticator,
     Health,
@@ -90,7 +91,7 @@ class ControlPlugin(Plugin[ControlSettings]):
             stop.set()
             await asyncio.wait([task])
             withdraw()
-            if task.exception() is not None:
+            if task.exception() is not None and not isinstance(task.exception(), NotStarted):  # the app is gone
                 logger.error("the control plane ended by itself", exc_info=task.exception())
 
     async def _serve(self, stop: asyncio.Event) -> None:
