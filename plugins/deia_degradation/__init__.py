@@ -3,6 +3,7 @@
 from deia_degradation.fallback.outgoing import Attempt, NoBotLeft, QuotaUsedUp, TooSlow
 from deia_degradation.pool.bot import Bot
 from deia_degradation.pool.pool import Pool
-from deia_degradation.service import DegradationManager, ScalingAdvice
+from deia_degradation.scaling import ScalingAdvice
+from deia_degradation.service import DegradationManager
 
 __all__ = ["Attempt", "Bot", "DegradationManager", "NoBotLeft", "Pool", "QuotaUsedUp", "ScalingAdvice", "TooSlow"]

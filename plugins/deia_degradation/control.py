@@ -1,8 +1,8 @@
 """The mode in force in this process: feeds the pure machine, keeps pins and leases, tells everybody.
 
-What lowers service is done first and journaled after; what raises it is journaled first. Pins live in the home's
-store and on its mapped page, so every worker of the machine follows at its next request. A dead store or journal
-never holds up a lower mode.
+What lowers service is done first and journaled after; what raises it is journaled first, also where a pin, a window
+or a lease has merely ended. Pins live in the home's store and on its mapped page, so every worker of the machine
+follows at its next request. A dead store or journal never holds up a lower mode.
 """
 
 from __future__ import annotations
@@ -31,6 +31,10 @@ PIN_KEY = "page/mode"
 _PIN_FIELD = "mode"
 _SEVERITY = {Mode.FULL: 0, Mode.DEGRADED: 1, Mode.MAINTENANCE: 2}
 _NEVER = float("inf")
+
+
+_RETRY, _RETRY_LONGEST = 0.1, 5.0
+"""Seconds between two tries to journal a higher mode."""
 
 
 class _NoPage:
@@ -66,6 +70,7 @@ class ModeControl:
         self._pin: Demand | None = None
         self._leases: dict[str, Demand] = {}
         self._last_tick: float | None = None
+        self._raising = False
         self.listeners: list[Callable[[Transition], None]] = []
 
     # -- settings and shared state -------------------------------------------------------------------------
@@ -82,6 +87,7 @@ class ModeControl:
         self.page.open()
         self._lock = threading.Lock()
         self._last_tick = None
+        self._raising = False
         self.state = forget(self.state)
 
     def read_page(self) -> None:
@@ -112,22 +118,62 @@ class ModeControl:
 
     def look(self) -> None:
         """Catch up with pins of other workers and with what ended. Quick, never raises, does no I/O."""
+        told = False
         try:
             if self.page.version() != self.page_version:
                 self.read_page()
+                told = True  # whoever changed the page has journaled it, if it raises the mode
         except Exception:
             logger.exception("the home's page can't be read; the mode stays %s", self.mode.value)
-        self.evaluate()
+        self.evaluate(journaled=told)
 
-    def evaluate(self) -> None:
-        """Look at pins, schedule and leases now; signals count at ticks only."""
+    def evaluate(self, *, journaled: bool = False) -> None:
+        """Look at pins, schedule and leases now; signals count at ticks only.
+
+        A higher mode is in force once its record is durable, some milliseconds later, unless its cause is `journaled`.
+        """
         now = self.host.clock.monotonic()
         with self._lock:
-            transition = self._step(now, (), tick=False)
-            if transition is None:
+            found = self._step(now, (), tick=False)
+            if found is None:
                 return
-            self._commit(*transition)
-        self._tell(transition[1])
+            state, transition = found
+            if not journaled and _raises(transition):
+                if not self._raising:
+                    self._raising = True
+                    self.host.runtime.submit(self._raise_soon)
+                return
+            self._commit(state, transition)
+        self._tell(transition)
+
+    async def _raise_soon(self) -> None:
+        """Let a higher mode be in force as soon as the journal has it; again while the journal does not take it."""
+        pause = _RETRY
+        while self._raising and not await self._raise():
+            await self.host.clock.sleep(pause)
+            pause = min(pause * 2.0, _RETRY_LONGEST)
+        self._raising = False
+        self.evaluate()  # what ended meanwhile
+
+    async def _raise(self) -> bool:
+        """Journal the higher mode that is due, then commit. False when that is to be tried again."""
+        with self._lock:
+            wanted = self._higher()
+        if wanted is None:
+            return True
+        if not await self._journal_first(wanted[1]):
+            return False
+        with self._lock:
+            found = self._higher()
+            if found is None or found[1].new is not wanted[1].new:  # somebody asked for another one meanwhile
+                return False
+            self._commit(*found)
+        self._tell(found[1], journaled=True)
+        return True
+
+    def _higher(self) -> tuple[State, Transition] | None:
+        found = self._step(self.host.clock.monotonic(), self.readings, tick=False)
+        return found if found is not None and _raises(found[1]) else None
 
     async def tick(self, readings: Iterable[Reading]) -> None:
         """One look at the signals. On the background loop."""
@@ -140,21 +186,21 @@ class ModeControl:
             found = self._step(now, self.readings, tick=True)
             if found is None:
                 return
-            before = self.state
             state, transition = found
-            raises = _SEVERITY[transition.new] < _SEVERITY[transition.old]
-            if not raises:
+            raises = _raises(transition)
+            if raises:  # what was seen counts; the mode has to wait for its record
+                before = self.state
+                self.state = attrs.evolve(state, mode=before.mode, source=before.source, since=before.since)
+                if self._raising:
+                    return
+                self._raising = True
+            else:
                 self._commit(state, transition)
         if not raises:
             self._tell(transition)
             return
-        if not await self._journal_first(transition):
-            return
-        with self._lock:
-            if self.state is not before:  # somebody pinned meanwhile: the next tick sees to it
-                return
-            self._commit(state, transition)
-        self._tell(transition, journaled=True)
+        await self._raise()  # the next tick tries again
+        self._raising = False
 
     def _step(self, now: float, readings: tuple[Reading, ...], *, tick: bool) -> tuple[State, Transition] | None:
         demands = [demand for demand in (self._pin, self._scheduled(now), *self._leases.values()) if demand is not None]
@@ -250,10 +296,13 @@ class ModeControl:
             await self._store(value)
         with self._lock:
             self._pin = pin
-        self.evaluate()
+        self.evaluate(journaled=raises)
         if not raises:
             try:
                 self.host.journal("degradation-events").append(record)
+            except Exception:
+                logger.exception("the pin could not be journaled; it is in force all the same")
+            try:
                 await self._store(value)
             except Exception:
                 logger.exception("the pin holds in this process only: the home's store did not take it")
@@ -271,7 +320,7 @@ class ModeControl:
         await self._store(None)
         with self._lock:
             self._pin = None
-        self.evaluate()
+        self.evaluate(journaled=True)
         return True
 
     async def _store(self, value: Mapping[str, Any] | None) -> None:
@@ -291,7 +340,7 @@ class ModeControl:
         return demand
 
     def release(self, name: str) -> None:
-        """End the lease called `name`."""
+        """End the lease called `name`; a higher mode is in force once its record is durable."""
         with self._lock:
             self._leases.pop(name, None)
         self.evaluate()
@@ -306,6 +355,10 @@ class ModeControl:
     def quiet(self) -> bool:
         """Whether nothing would be missed without ticks: FULL by itself and nobody asks for anything."""
         return self.state.automatic is Mode.FULL and self.mode is Mode.FULL and not self._leases
+
+
+def _raises(transition: Transition) -> bool:
+    return _SEVERITY[transition.new] < _SEVERITY[transition.old]
 
 
 def _policy(settings: DegradationSettings) -> Policy:

@@ -22,7 +22,16 @@ def measure(manager: DegradationManager) -> None:
         ("degradation_mode", "0 FULL, 1 DEGRADED, 2 MAINTENANCE.", lambda: float(_LEVEL[manager.control.mode])),
         ("degradation_limit", "Requests that may be in progress at once.", lambda: float(gate.limit.limit)),
         ("degradation_in_flight", "Requests in progress.", lambda: float(gate.in_flight)),
-        ("degradation_waiting", "Requests that wait for a slot.", lambda: float(gate.room.size)),
+        (
+            "degradation_threads_in_flight",
+            "Requests on sync endpoints in progress.",
+            lambda: float(sum(one.in_flight for one in manager.threads.all())),
+        ),
+        (
+            "degradation_waiting",
+            "Requests that wait for a slot.",
+            lambda: float(sum(one.room.size for one in (gate, *manager.threads.all()))),
+        ),
         ("degradation_streams", "Event streams, WebSockets and long requests.", lambda: float(gate.streams)),
         ("degradation_shed_total", "Requests refused so far.", lambda: float(manager.shed)),
         ("degradation_baseline_seconds", "What a request takes without a queue.", lambda: gate.limit.baseline),
@@ -67,6 +76,17 @@ def status(manager: DegradationManager) -> dict[str, Any]:
             "shed": gate.counts.shed,
             "left": gate.counts.left,
         },
+        "threads": [
+            {
+                "in_flight": one.in_flight,
+                "limit": one.limit.limit,
+                "waiting": one.room.size,
+                "busy": one.limiter.borrowed_tokens,
+                "total": one.limiter.total_tokens,
+                "shed": one.counts.shed,
+            }
+            for one in manager.threads.all()
+        ],
         "pools": {
             name: [attrs.asdict(bot) for bot in pool.status(now)] for name, pool in sorted(manager.pools.items())
         },

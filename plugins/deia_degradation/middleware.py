@@ -3,6 +3,7 @@
 It holds no state of its own; mode and slots belong to the manager, so a reload changes rules and nobody's place.
 With a slot free it costs a lock and two callbacks; nothing is awaited, no timer is set. A slot is given back when
 the last body message went out, or when the answer turns out to be a stream, never as late as background tasks.
+Requests for synchronous endpoints take the slots of the thread pool that runs them.
 """
 
 from __future__ import annotations
@@ -13,15 +14,15 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from deia_degradation.admission.gate import Gate
+from deia_degradation.admission.gate import Gate, OpenGate
 from deia_degradation.admission.room import Criticality, Waiter, WaiterState
 from deia_degradation.admission.waiting import wait_for
 from deia_degradation.gatekeeping import ModeGate, refuse
 from deia_degradation.settings import DegradationSettings
+from deia_degradation.slot import Slot
 from deia_hardening.context import SCOPE_KEY
 from deia_hardening.plugin import (
     ASGIApp,
-    Exchange,
     Latch,
     Mode,
     Problem,
@@ -35,11 +36,6 @@ from deia_hardening.plugin import (
 if TYPE_CHECKING:
     from deia_degradation.service import DegradationManager
 
-_STREAMS = (
-    b"text/event-stream", b"application/x-ndjson", b"application/ndjson", b"application/jsonl",
-    b"application/stream+json",
-)  # fmt: skip
-
 
 @attrs.frozen
 class Rule:
@@ -51,45 +47,6 @@ class Rule:
     stream: bool = False
 
 
-class Slot:
-    """One request's place, and when it is given back. The exchange calls it."""
-
-    __slots__ = ("deadline", "gate", "started", "state")
-
-    def __init__(self, gate: Gate, started: float, deadline: float) -> None:
-        self.gate = gate
-        self.started = started
-        self.deadline = deadline
-        self.state = _HELD
-
-    def begun(self, exchange: Exchange) -> None:
-        """The answer starts: if it is a stream, the slot is for somebody else."""
-        start = exchange.start
-        if exchange.status != 101:
-            for name, value in start.get("headers", ()) if start is not None else ():
-                if name.lower() == b"content-type":
-                    if not value.lower().startswith(_STREAMS):
-                        return
-                    break
-            else:
-                return
-        self.state = _STREAMING
-        self.gate.to_stream(exchange.started, exchange.started - self.started, self.deadline)
-
-    def over(self, exchange: Exchange) -> None:
-        state = self.state
-        self.state = _GIVEN_BACK
-        if state == _HELD:
-            now = exchange.ended
-            worked = exchange.complete and exchange.status < 500 and not exchange.disconnected
-            self.gate.leave(now, now - self.started if worked else None, self.deadline)
-        elif state == _STREAMING:
-            self.gate.leave_stream()
-
-
-_HELD, _STREAMING, _GIVEN_BACK = 0, 1, 2
-
-
 class Admission:
     """The ADMIT layer of one revision."""
 
@@ -97,8 +54,8 @@ class Admission:
         self.app = app
         self.manager = manager
         self.control = manager.control
-        self.gate = manager.gate
-        self.enabled = settings.admission.enabled
+        enabled = settings.admission.enabled
+        self.gate = manager.gate if enabled else OpenGate(manager.gate)
         self.deadline = float(settings.admission.deadline)
         self.modes = ModeGate(manager.control, settings)
         self.settings = settings.admission
@@ -108,14 +65,16 @@ class Admission:
         self._criticality = Criticality[settings.admission.criticality.upper()]
         self._header = settings.admission.criticality_header.lower().encode("latin-1")
         self._roles = {role: Criticality[name.upper()] for role, name in settings.admission.actors.items()}
+        self._threads = enabled and settings.admission.threads
+        self._sync = manager.sync_endpoints
         self._quota = settings.admission.client_quota.requests > 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         context: RequestContext = scope[SCOPE_KEY]
         manager = self.manager
         manager.arrived += 1
-        if not manager.ticking or not manager.arrived & 63:
-            manager.wake()
+        if not manager.ticks.running or not manager.arrived & 63:
+            manager.met(scope)
         now = context.received
         control = self.control
         if now >= control.due or control.page.version() != control.page_version:
@@ -137,25 +96,22 @@ class Admission:
             if problem is not None:
                 await refuse(problem, scope, send)
                 return
-        if not self.enabled:
-            await self.app(scope, receive, send)
-            return
         if rule.stream or scope["type"] == "websocket" or context.revision.long.match(scope):
-            await self._stream(scope, receive, send, context)
+            await self._stream(scope, receive, send, context, rule)
             return
         gate = self.gate
+        if self._threads and not self._sync.empty and self._sync.match(scope):
+            gate = manager.threads.here()
         if not gate.enter():
-            admitted, receive = await self._wait(scope, receive, send, context, rule)
+            admitted, receive = await self._wait(gate, scope, receive, send, context, rule)
             if not admitted:
                 return
             now = monotonic()
-        slot = Slot(gate, now, self.deadline)
-        exchange = context.exchange
-        exchange.on_start(slot.begun)
-        exchange.on_end(slot.over)
-        await self.app(scope, receive, send)
+        slot = Slot(self, gate, context, rule, receive, send, now)
+        context.exchange.on_end(slot.over)
+        await self.app(scope, slot.receive, slot.send)
 
-    async def _stream(self, scope: Scope, receive: Receive, send: Send, context: RequestContext) -> None:
+    async def _stream(self, scope: Scope, receive: Receive, send: Send, context: RequestContext, rule: Rule) -> None:
         """What is known to be long from the start takes a stream's slot, and never one of the others."""
         gate = self.gate
         if not gate.enter_stream():
@@ -163,13 +119,14 @@ class Admission:
             detail = f"{gate.streams} streams are open, as many as this service holds; try again later."
             await refuse(Problem(503, detail, retry_after=_jittered(5.0)), scope, send)
             return
-        context.exchange.on_end(gate.stream_over)
-        await self.app(scope, receive, send)
+        slot = Slot(self, gate, context, rule, receive, send, context.received)
+        slot.streams()
+        context.exchange.on_end(slot.over)
+        await self.app(scope, slot.receive, slot.send)
 
     async def _wait(
-        self, scope: Scope, receive: Receive, send: Send, context: RequestContext, rule: Rule
+        self, gate: Gate, scope: Scope, receive: Receive, send: Send, context: RequestContext, rule: Rule
     ) -> tuple[bool, Receive]:
-        gate = self.gate
         now = monotonic()
         criticality = rule.criticality if rule.criticality is not None else self._criticality_of(scope, context)
         allowance = float(self.settings.wait_degraded if context.mode is Mode.DEGRADED else self.settings.wait)
@@ -180,7 +137,7 @@ class Admission:
         latch = Latch()
         waiter = Waiter(criticality, now, allowance, until, latch.set)
         if gate.wait(waiter, now):
-            self.manager.sweep_soon()
+            self.manager.ticks.sweep_soon()
             try:
                 receive = await wait_for(latch, receive)
             except BaseException:

@@ -15,7 +15,7 @@ from deia_hardening.settings import Seconds, setting
 
 @attrs.frozen
 class DegradationStatus:
-    """Everything at one look: mode and why, signals, admission, pools."""
+    """Everything at one look: mode and why, signals, admission, threads of sync endpoints, pools."""
 
     mode: str
     since_seconds: float
@@ -24,6 +24,7 @@ class DegradationStatus:
     demand: Mapping[str, Any] | None
     signals: Mapping[str, Any]
     admission: Mapping[str, Any]
+    threads: Sequence[Mapping[str, Any]]
     pools: Mapping[str, Any]
 
 

@@ -59,12 +59,33 @@ class DegradationPlugin(Plugin[DegradationSettings]):
         try:
             for pool in manager.pools.values():
                 await pool.follow_upstreams()
-            manager.begin_checks()
+            manager.ticks.begin_checks()
             yield
         finally:
             unmask()
             withdraw()
             await manager.stop()
+
+    @asynccontextmanager
+    async def run_inner(self) -> AsyncIterator[None]:
+        """In a version process: pools for outgoing calls, and masks by the front's mode."""
+        from deia_degradation.inner import InnerManager
+        from deia_hardening.upstream.inner import link  # the upstreams behind it are an import that few need
+
+        up = link()
+        assert up is not None
+        manager = self._manager = InnerManager(self.host, self.host.settings(DegradationSettings), up)
+        withdraw = self.host.services.provide(DegradationManager, manager)
+        unmask = self.host.services.provide(FeatureMask, manager)
+        try:
+            for pool in manager.pools.values():
+                await pool.follow_upstreams()
+            yield
+        finally:
+            unmask()
+            withdraw()
+            for pool in manager.pools.values():
+                await pool.stop_upstreams()
 
     def operations(self) -> Sequence[Operation]:
         return operations(lambda: self.manager(self.host.settings(DegradationSettings)))
@@ -78,7 +99,8 @@ class DegradationPlugin(Plugin[DegradationSettings]):
             "mode": control.mode.value,
             "limit": manager.gate.limit.limit,
             "in_flight": manager.gate.in_flight,
-            "waiting": manager.gate.room.size,
+            "in_threads": sum(gate.in_flight for gate in manager.threads.all()),
+            "waiting": sum(gate.room.size for gate in (manager.gate, *manager.threads.all())),
             "streams": manager.gate.streams,
         }
         if control.mode is Mode.FULL:
@@ -86,6 +108,6 @@ class DegradationPlugin(Plugin[DegradationSettings]):
         detail = f"mode {control.mode.value}: {control.state.cause or control.state.source.name.lower()}"
         lasted = self.host.clock.monotonic() - control.state.since
         if control.mode is Mode.MAINTENANCE and manager.gate.streams and lasted > manager.settings.maintenance.drain:
-            detail += f"; {manager.gate.streams} streams are still open after {lasted:.0f} s"
+            detail += f"; {manager.gate.streams} streams are open after {lasted:.0f} s"
         since = self.host.clock.wall() - lasted
         return Health(HealthState.DEGRADED, detail, since, figures)

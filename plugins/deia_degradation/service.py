@@ -1,7 +1,6 @@
 """`DegradationManager`: what the app and other plugins reach the plugin through.
 
-It owns what outlives revisions: mode, gate, pools, watcher, sweeper. All of it is safe from any thread and loop. The
-ticks on the background loop stop when nothing happens and start again with the next request.
+It owns what outlives revisions: mode, gates, pools, watcher, ticks. All of it is safe from any thread and loop.
 """
 
 from __future__ import annotations
@@ -13,11 +12,11 @@ from collections.abc import Mapping
 from time import monotonic
 from typing import Any
 
-import attrs
-
+from deia_degradation.admission.endpoints import SyncEndpoints
 from deia_degradation.admission.gate import Gate
 from deia_degradation.admission.limit import LimitPolicy
 from deia_degradation.admission.room import RoomPolicy
+from deia_degradation.admission.threads import ThreadGates
 from deia_degradation.clients import ClientQuotas
 from deia_degradation.control import ModeControl
 from deia_degradation.fallback.outgoing import Attempt
@@ -27,32 +26,17 @@ from deia_degradation.modes import Demand
 from deia_degradation.pool.bot import BotChange
 from deia_degradation.pool.budget import bounds_of
 from deia_degradation.pool.pool import Pool
+from deia_degradation.scaling import ScalingAdvice, advise
 from deia_degradation.settings import AdmissionSettings, DegradationSettings, PoolSettings
-from deia_degradation.signals import LoopLag, Machine, MachineReader, Observed, readings
+from deia_degradation.signals import LoopLag, MachineReader
+from deia_degradation.slot import Slot
+from deia_degradation.ticks import Ticks
 from deia_hardening.context import context_variable
 from deia_hardening.events import BotChanged
 from deia_hardening.peers import parse_networks
-from deia_hardening.plugin import SYSTEM, Actor, Completion, Host, Mode, Scope, Target
+from deia_hardening.plugin import SYSTEM, Actor, Host, Mode, Scope, Target
 
 logger = logging.getLogger("deia_degradation")
-
-_SWEEP = 0.05
-_PROBE_EVERY = 0.25
-
-
-@attrs.frozen
-class ScalingAdvice:
-    """What the app's scaler is told.
-
-    `suggestion` is "up", "down" or "hold"; `allowed` says whether to act on it now; `cooldown` is how many seconds
-    remain since the last time somebody did; `signals` are the figures behind it.
-    """
-
-    suggestion: str
-    allowed: bool
-    cooldown: float
-    reason: str
-    signals: Mapping[str, float]
 
 
 class DegradationManager:
@@ -69,13 +53,14 @@ class DegradationManager:
         self.arrived = 0
         """Requests so far, the refused ones included."""
         self.shed = 0
-        self.ticking = False
-        self.stopped = False
-        self._machine = MachineReader(host.home)
+        self.sync_endpoints = SyncEndpoints()
+        self.threads = ThreadGates(self.gate, _limit(settings.admission), _room(settings.admission))
+        self.open_streams: set[Slot] = set()
+        """The streams that are open now; added to and discarded from on any serving loop, each in one step."""
+        self.machine = MachineReader(host.home)
+        self.ticks = Ticks(self)
         self._lock = threading.Lock()
-        self._sweeping = False
         self._process = os.getpid()
-        self._checking: Completion[None] | None = None
         self._pools: dict[str, Pool] = {}
         self._scaled_at = float("-inf")
         self._disabled = frozenset(settings.disable_features)
@@ -107,7 +92,7 @@ class DegradationManager:
         For plugins and the app's own code. It can neither force FULL nor MAINTENANCE. Any thread, never blocks.
         """
         self.control.lease(name, seconds, reason)
-        self.wake()
+        self.ticks.wake()
 
     def release(self, name: str) -> None:
         """End the leased signal called `name`."""
@@ -191,161 +176,30 @@ class DegradationManager:
                 level="info" if change.state in ("added", "restored") else "warning",
             )
         )  # fmt: skip
-        self.wake()
+        self.ticks.wake()
         self.host.touched()
 
     # -- scaling -------------------------------------------------------------------------------------------
 
     def evaluate(self) -> ScalingAdvice:
-        """What a scaler should do now, from use of the limit, waiting and the pools. Cheap, any thread."""
-        gate, scaling = self.gate, self.settings.scaling
-        use = gate.in_flight / max(1, gate.limit.limit)
-        pools = {name: pool.healthy_share(monotonic()) for name, pool in list(self._pools.items())}
-        signals = {
-            "in_flight": float(gate.in_flight),
-            "limit": float(gate.limit.limit),
-            "use": use,
-            "waiting": float(gate.room.size),
-            "streams": float(gate.streams),
-            "loop_lag": self.lag.p99(),
-            **{f"healthy.{name}": share for name, share in pools.items()},
-        }
-        if gate.room.size:
-            suggestion, reason = "up", f"{gate.room.size} requests wait"
-        elif use >= scaling.high:
-            suggestion, reason = "up", f"{use:.0%} of the learned limit is in use"
-        elif use <= scaling.low:
-            suggestion, reason = "down", f"{use:.0%} of the learned limit is in use"
-        else:
-            suggestion, reason = "hold", f"{use:.0%} of the learned limit is in use"
-        cooldown = max(0.0, self._scaled_at + float(scaling.cooldown) - monotonic())
-        allowed = self.scaling_allowed and cooldown == 0.0
-        if not self.scaling_allowed:
-            reason = f"{reason}; not in mode {self.control.mode.value}"
-        return ScalingAdvice(suggestion, allowed, cooldown, reason, signals)
+        """What a scaler should do now, from use of the limits, waiting and the pools. Cheap, any thread."""
+        return advise(self, self._scaled_at)
 
     def scaled(self) -> None:
         """The app's scaler followed a suggestion: the cooldown begins."""
         self._scaled_at = monotonic()
 
-    # -- ticks and sweeps ----------------------------------------------------------------------------------
+    # -- requests ------------------------------------------------------------------------------------------
 
     def trusts(self, scope: Scope) -> bool:
         """Whether this request's peer is a trusted proxy."""
         return self.clients.trusts(scope)
 
-    def wake(self) -> None:
-        """Something happens: see to it that signals are read, and this loop is known."""
+    def met(self, scope: Scope) -> None:
+        """A request came, on the loop that this is called on: have signals read, know this loop and this app."""
         self.lag.register()
-        if self.ticking:
-            return
-        with self._lock:
-            begin = not (self.ticking or self.stopped)
-            self.ticking = self.ticking or begin
-        if begin:
-            self.host.runtime.submit(self._tick)
-
-    async def _tick(self) -> None:
-        clock = self.host.clock
-        modes = self.settings.modes
-        seen, quiet_since = self.arrived, clock.monotonic()
-        shed = self.shed
-        counted = self.arrived
-        self.lag.forget()
-        while not self.stopped:
-            try:
-                modes = self.settings.modes
-                tick = float(modes.tick)
-                end = clock.monotonic() + tick
-                while True:
-                    self.lag.probe()
-                    left = end - clock.monotonic()
-                    if left <= 0:
-                        break
-                    await clock.sleep(min(_PROBE_EVERY, left))
-                arrived, refused = self.arrived, self.shed
-                observed = await self.observe(arrived - counted, refused - shed)
-                counted, shed = arrived, refused
-                await self.control.tick(readings(observed, self.settings.signals))
-            except Exception:
-                logger.exception("a look at the signals failed; the mode stays %s", self.control.mode.value)
-                await clock.sleep(float(self.settings.modes.tick))
-            now = clock.monotonic()
-            if self.arrived != seen:
-                seen, quiet_since = self.arrived, now
-            idle = now - quiet_since >= modes.idle
-            if idle and self.control.quiet and not self.gate.in_flight and not self.gate.room.size:
-                break
-        self.ticking = False
-        if self.arrived != seen and not self.stopped:  # a request came as this ended
-            self.wake()
-
-    async def observe(self, arrived: int, shed: int) -> Observed:
-        """The figures of one tick."""
-        signals = self.settings.signals
-        now = self.host.clock.monotonic()
-        machine = Machine()
-        if signals.memory or signals.cpu or signals.disk:
-            machine = await self.host.blocking(self._machine.read)
-        gone = max((1.0 - pool.healthy_share(now) for pool in list(self._pools.values())), default=0.0)
-        return Observed(
-            arrived=arrived,
-            shed=shed,
-            wait=self.gate.read_smallest_wait(),
-            bots_gone=gone,
-            loop_lag=self.lag.p99(),
-            threads=self.lag.busy_threads(),
-            trouble=self._trouble() if signals.store else 0,
-            machine=machine,
-        )
-
-    def _trouble(self) -> int:
-        handle = getattr(self.host, "home_handle", None)
-        if handle is None:
-            return 0
-        return sum(not journal.health().ok for journal in handle.journals())
-
-    def sweep_soon(self) -> None:
-        """Somebody waits: see to it that those whose time is over are told."""
-        with self._lock:
-            begin, self._sweeping = not self._sweeping, True
-        if begin:
-            self.host.runtime.submit(self._sweep)
-
-    async def _sweep(self) -> None:
-        while True:
-            await self.host.clock.sleep(_SWEEP)
-            left = self.gate.sweep(monotonic())
-            if not left:
-                self._sweeping = False
-                if self.gate.room.size:  # one came in just now
-                    self.sweep_soon()
-                return
-
-    async def check_bots(self) -> None:
-        """Ask the bots of the pools whose settings want active checks, for as long as this runs."""
-        clock = self.host.clock
-        while not self.stopped:
-            wanted = [pool for pool in list(self._pools.values()) if pool.settings.check.every]
-            if not wanted:
-                return
-            now = clock.monotonic()
-            for pool in wanted:
-                if now >= pool.checked_at + pool.settings.check.every:
-                    pool.checked_at = now
-                    try:
-                        await pool.checker.once()
-                    except Exception:
-                        logger.exception("the active checks of pool %s failed", pool.name)
-            due = min(pool.checked_at + pool.settings.check.every for pool in wanted)
-            await clock.sleep(max(0.05, due - clock.monotonic()))
-
-    def begin_checks(self) -> None:
-        """Run the active checks, if any pool wants them and they don't run."""
-        if self._checking is not None and not self._checking.done():
-            return
-        if any(pool.settings.check.every for pool in self._pools.values()):
-            self._checking = self.host.runtime.submit(self.check_bots)
+        self.sync_endpoints.look(scope.get("app"))
+        self.ticks.wake()
 
     def status(self) -> dict[str, Any]:
         """Everything an operator wants to see at one look."""
@@ -359,10 +213,11 @@ class DegradationManager:
         if self._process != os.getpid():
             self._process = os.getpid()
             self.gate.reset()
+            self.threads.reset()
+            self.open_streams.clear()
             for pool in self._pools.values():
                 pool.reset()
-        self.stopped = self.ticking = self._sweeping = False
-        self._checking = None
+        self.ticks.reset()
         self.watcher.reset()
         self.control.reset()
         self.control.read_page()
@@ -385,8 +240,8 @@ class DegradationManager:
             logger.exception("the home's store can't be read; a pin that is in it is not in force here")
 
     async def stop(self) -> None:
-        """End ticks and sweeps, and what the pools opened."""
-        self.stopped = True
+        """End what runs by the clock, and what the pools opened."""
+        self.ticks.stop()
         for pool in self._pools.values():
             await pool.stop_upstreams()
 
@@ -401,6 +256,7 @@ class DegradationManager:
         self._disabled = frozenset(settings.disable_features)
         admission = settings.admission
         self.gate.adopt(_limit(admission), _room(admission), admission.streams)
+        self.threads.adopt(_limit(admission), _room(admission), admission.streams)
         if admission.client_quota != before.admission.client_quota or self.clients.networks != parse_networks(proxies):
             self._admit(proxies)
         for name in [name for name in self._pools if name not in settings.pools]:
@@ -409,7 +265,7 @@ class DegradationManager:
             pool = self.pool_for(name, pool_settings)
             pool.adopt(pool_settings)
             await pool.follow_upstreams()
-        self.begin_checks()
+        self.ticks.begin_checks()
         self.control.adopt(settings)
 
 

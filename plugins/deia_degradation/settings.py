@@ -70,7 +70,7 @@ class MaintenanceSettings:
     allow: tuple[str, ...] = setting((), "Routes served all the same, as 'GET /api/status'.")
     allow_actors: tuple[str, ...] = setting((), "Ids of authenticated actors served all the same.", file_only=True)
     drain: Seconds = setting(
-        Seconds("30s"), "How long event streams and WebSockets that are open may go on, before health says so.", ge=0
+        Seconds("30s"), "How long event streams and WebSockets that are open may go on before they are ended.", ge=0
     )
 
 
@@ -105,6 +105,9 @@ class AdmissionSettings:
     maximum: int = setting(2000, "The highest limit.", ge=1, le=100000)
     wait: Seconds = setting(Seconds("1s"), "How long a request may wait for a slot in FULL.", ge=0)
     wait_degraded: Seconds = setting(Seconds("2s"), "How long it may wait in DEGRADED.", ge=0)
+    threads: bool = setting(
+        True, "Whether sync endpoints have slots of their own, as many as threads are free for them."
+    )
     places: int = setting(1000, "Most requests that wait at once.", ge=0, le=100000)
     reserve: Ratio = setting(Ratio("5%"), "Starts that go to the lowest criticality that waits.", ge=0, le=0.5)
     deadline: Seconds = setting(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import asynccontextmanager
 
 import anyio
 import pytest
@@ -12,9 +13,8 @@ from deia_degradation.events import ScalingChanged
 from deia_hardening import feature, harden
 from deia_hardening.context import Actor, Mode
 from deia_hardening.events import Event, ModeChanged
-from deia_hardening.testing import ASGIRecorder, PluginConformance, http_scope, running
-
-pytestmark = pytest.mark.blocking  # the test kit makes homes on the loop
+from deia_hardening.plugin import Latch
+from deia_hardening.testing import ASGIRecorder, FakeClock, PluginConformance, http_scope, running
 
 ANN = Actor("user", "ann", "token")
 
@@ -40,8 +40,19 @@ async def hello(scope, receive, send):
     await send({"type": "http.response.body", "body": body})
 
 
+@asynccontextmanager
+async def changed(app):
+    """Leave once the mode has changed within the block."""
+    latch = Latch()
+    subscription = app.core.events.subscribe(ModeChanged, lambda event: latch.set(), inline=True)
+    yield
+    with anyio.fail_after(30):
+        await latch.wait()
+    subscription.cancel()
+
+
 def settings(**more):
-    return {"degradation": {"disable_features": ["scaling"], **more}}
+    return {"home": ".deia", "degradation": {"disable_features": ["scaling"], **more}}
 
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
@@ -132,12 +143,61 @@ async def test_a_leased_signal_degrades_until_it_is_released():
         manager = app.service(DegradationManager)
         manager.signal("backend slow", seconds=60, reason="p99 over 3 s")
         assert manager.mode is Mode.DEGRADED
-        manager.release("backend slow")
+        async with changed(app):  # FULL is in force once its record is on disk
+            manager.release("backend slow")
+        assert manager.mode is Mode.FULL
+
+
+class DeadJournal:
+    """A journal on a dead disk; `asked` is set at the first record."""
+
+    def __init__(self):
+        self.asked = Latch()
+
+    def append(self, record):
+        self.asked.set()
+        raise OSError("no disk")
+
+
+@pytest.mark.parametrize("end", ["lease", "pin", "unpin"])
+async def test_a_dead_disk_holds_up_a_higher_mode_and_no_lower_one(end, monkeypatch):
+    async with running(hello, settings()) as app:
+        manager = app.service(DegradationManager)
+        dead, alive = DeadJournal(), manager.host.journal
+        monkeypatch.setattr(manager.host, "journal", lambda name: dead)
+        if end == "lease":
+            manager.signal("x", seconds=3600)
+        else:
+            await manager.pin("MAINTENANCE", seconds=3600)
+        assert manager.mode is not Mode.FULL
+        lower = manager.mode
+        dead.asked = Latch()
+        if end == "unpin":
+            with pytest.raises(OSError, match="no disk"):
+                await manager.unpin()
+        elif end == "lease":
+            manager.release("x")
+        else:
+            clock = FakeClock(monotonic=manager.host.clock.monotonic() + 3601)
+            monkeypatch.setattr(manager.host, "clock", clock)
+            assert manager.mode is lower
+        with anyio.fail_after(15):
+            await dead.asked.wait()
+        assert manager.mode is lower
+        async with changed(app):
+            monkeypatch.setattr(manager.host, "journal", alive)
+            if end == "unpin":
+                await manager.unpin()
+            elif end == "pin":
+                with anyio.fail_after(15):
+                    while manager.control.mode is lower:  # what tries again sleeps on this clock
+                        clock.advance(10)
+                        await anyio.sleep(0.01)
         assert manager.mode is Mode.FULL
 
 
 async def test_a_pin_is_seen_by_the_other_app_of_the_home_at_its_next_request(tmp_path):
-    home = {"home": str(tmp_path / ".deia"), **settings()}
+    home = {**settings(), "home": str(tmp_path / ".deia")}
 
     @http_only
     async def other(scope, receive, send):
@@ -151,7 +211,7 @@ async def test_a_pin_is_seen_by_the_other_app_of_the_home_at_its_next_request(tm
 
 
 async def test_a_pin_survives_a_restart_and_a_lost_page(tmp_path):
-    home = {"home": str(tmp_path / ".deia"), **settings()}
+    home = {**settings(), "home": str(tmp_path / ".deia")}
     async with running(harden(hello, home), home) as app:
         await app.service(DegradationManager).pin("DEGRADED", actor=ANN, reason="x")
     for page in (tmp_path / ".deia" / "state").glob("*page*"):
@@ -269,12 +329,12 @@ async def test_ticks_stop_when_nothing_happens_and_start_with_the_next_request()
     async with running(hello, settings(**quick)) as app:
         manager = app.service(DegradationManager)
         await app.get("/")
-        assert manager.ticking
+        assert manager.ticks.running
         with anyio.fail_after(20):
-            while manager.ticking:
+            while manager.ticks.running:
                 await anyio.sleep(0.02)
         await app.get("/")
-        assert manager.ticking
+        assert manager.ticks.running
 
 
 async def test_an_allowed_actor_passes_maintenance_and_a_claimed_one_does_not(monkeypatch):
@@ -324,13 +384,11 @@ async def test_health_tells_of_streams_that_outlast_the_drain():
         manager = app.service(DegradationManager)
         assert manager.gate.enter_stream()
         await manager.pin("MAINTENANCE", reason="x")
-        assert "1 streams are still open" in app.core.health()["degradation"].detail
+        assert "1 streams are open" in app.core.health()["degradation"].detail
         manager.gate.leave_stream()
 
 
 async def test_the_schedule_is_in_force_from_its_first_moment():
-    from deia_hardening.testing import FakeClock
-
     @http_only
     async def app(scope, receive, send):
         await hello(scope, receive, send)
@@ -345,7 +403,9 @@ async def test_the_schedule_is_in_force_from_its_first_moment():
         assert manager.mode is Mode.FULL
         clock.advance(120)
         assert manager.mode is Mode.MAINTENANCE
-        clock.advance(300)
+        async with changed(live):
+            clock.advance(300)
+            assert manager.mode is Mode.MAINTENANCE  # until its end is on disk
         assert manager.mode is Mode.FULL
 
 

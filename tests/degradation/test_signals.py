@@ -57,7 +57,6 @@ def test_only_bots_gone_acts_at_once():
     assert [one.name for one in readings(Observed(), SETTINGS) if one.at_once] == ["bots gone"]
 
 
-@pytest.mark.blocking
 def test_the_machine_is_read(tmp_path: Path):
     reader = MachineReader(tmp_path / "not" / "there")
     reader.read()

@@ -68,7 +68,7 @@ class Gate:
         """Queue `waiter`; False when it is refused at the door (`waiter.reason`). Call after `enter` said no."""
         displaced: Waiter | None = None
         with self._lock:
-            if self.in_flight < self.limit.limit and not self.room.size:  # a slot came free in between
+            if self._free() and not self.room.size:  # a slot came free in between
                 self.in_flight += 1
                 self.limit.started(self.in_flight)
                 self.counts.entered += 1
@@ -102,9 +102,13 @@ class Gate:
 
     def to_stream(self, now: float, seconds: float, deadline: float | None = None) -> None:
         """An answer turned out to be a stream: its slot is free, and its time to the first byte is what counts."""
+        self.open_stream()
+        self.leave(now, seconds, deadline)
+
+    def open_stream(self) -> None:
+        """Count one more stream, whether or not there is a slot for it: it runs already."""
         with self._lock:
             self.streams += 1
-        self.leave(now, seconds, deadline)
 
     def enter_stream(self) -> bool:
         """Take a stream's slot if one is free; `leave_stream` must follow."""
@@ -119,10 +123,6 @@ class Gate:
         """Give a stream's slot back."""
         with self._lock:
             self.streams -= 1
-
-    def stream_over(self, exchange: object) -> None:
-        """`leave_stream` as a callback of the exchange."""
-        self.leave_stream()
 
     def adopt(self, limit: LimitPolicy, room: RoomPolicy, streams: int) -> None:
         """Follow new settings; what was learned stays, within the new bounds."""
@@ -156,9 +156,12 @@ class Gate:
             waiter.wake()
         return left
 
+    def _free(self) -> bool:
+        return self.in_flight < self.limit.limit
+
     def _fill(self, now: float) -> list[Waiter]:
         wake: list[Waiter] = []
-        while self.room.size and self.in_flight < self.limit.limit:
+        while self.room.size and self._free():
             refused: list[Waiter] = []
             waiter = self.room.take(now, refused)
             self.counts.shed += len(refused)
@@ -182,3 +185,27 @@ class Gate:
             self.smallest_wait = 0.0
             self._waits = 0
             return smallest
+
+
+class OpenGate(Gate):
+    """Lets everybody in: admission is turned off. Streams are counted by `main` all the same."""
+
+    def __init__(self, main: Gate) -> None:
+        super().__init__()
+        self._main = main
+
+    def enter(self) -> bool:
+        return True
+
+    def leave(self, now: float, seconds: float | None, deadline: float | None = None) -> None:
+        """Nothing was taken."""
+
+    def to_stream(self, now: float, seconds: float, deadline: float | None = None) -> None:
+        self._main.open_stream()
+
+    def enter_stream(self) -> bool:
+        self._main.open_stream()
+        return True
+
+    def leave_stream(self) -> None:
+        self._main.leave_stream()

@@ -105,6 +105,14 @@ class AdaptiveLimit:
         self._set(self.value)
         self.limit = max(1, int(self.value))
 
+    def restart(self) -> None:
+        """Begin at the policy's `initial` again: what is behind the limit is not what it was."""
+        self.phase = Phase.START
+        self._anchor = self._anchor_rate = 0.0
+        self._high = 0
+        self._set(self.policy.initial)
+        self.limit = max(1, int(self.value))
+
     # -- the request path ----------------------------------------------------------------------------------
 
     def started(self, in_flight: int) -> None:

@@ -30,7 +30,7 @@ class Watched:
         self.action = action
         self.over = False
         self.context: contextvars.Context | None = contextvars.copy_context()
-        self.send = _sender()
+        self.send = sender()
 
     def drop(self) -> None:
         """It is over: nothing will be called, and what it referred to is let go at once."""
@@ -48,7 +48,8 @@ def _nothing() -> None:
     return None
 
 
-def _sender() -> Callable[..., Any]:
+def sender() -> Callable[..., Any]:
+    """What schedules a call on the loop that this is called on (asyncio or trio), from any thread."""
     try:
         return asyncio.get_running_loop().call_soon_threadsafe
     except RuntimeError:

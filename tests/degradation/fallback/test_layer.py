@@ -12,8 +12,6 @@ from deia_degradation import Bot, DegradationManager
 from deia_hardening import SettingsError, harden
 from deia_hardening.testing import ASGIRecorder, http_scope, running, websocket_scope
 
-pytestmark = pytest.mark.blocking  # the test kit makes homes on the loop
-
 
 async def own_app(scope, receive, send):
     if scope["type"] == "http":
@@ -81,6 +79,7 @@ class Bots:
     def __init__(self, **pool):
         self.bots = {name: FakeBot(name) for name in "abc"}
         self.settings = {
+            "home": ".deia",
             "degradation": {
                 "pools": {"bots": {"routes": ["/ask", "/bots/{bot_id}/task", "GET /mailbox"], **pool}},
             },

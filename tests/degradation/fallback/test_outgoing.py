@@ -10,8 +10,6 @@ import pytest
 from deia_degradation import Bot, DegradationManager, NoBotLeft, QuotaUsedUp, TooSlow
 from deia_hardening.testing import running
 
-pytestmark = pytest.mark.blocking  # the test kit makes homes on the loop
-
 
 async def silent(scope, receive, send):
     pass
@@ -20,7 +18,7 @@ async def silent(scope, receive, send):
 @asynccontextmanager
 async def manager(bots=("a", "b", "c"), **pool):
     given = [one if isinstance(one, dict) else {"id": one} for one in bots]
-    async with running(silent, {"degradation": {"pools": {"llm": {"bots": given, **pool}}}}) as app:
+    async with running(silent, {"home": ".deia", "degradation": {"pools": {"llm": {"bots": given, **pool}}}}) as app:
         yield app.service(DegradationManager)
 
 
