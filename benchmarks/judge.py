@@ -1,6 +1,9 @@
 """How often a judge rolls back what is no worse, and how soon what is: beside Flagger's and Argo's documented rules.
 
-    python benchmarks/judge.py [--runs 2000] [--seed 1]
+    python benchmarks/judge.py [--runs 1000] [--seed 1]
+    python benchmarks/judge.py --only-false --start 1000 --runs 1000 --tally judge.json   # one slice of a long campaign
+
+Slices with one `--tally` file add up, and the sum is printed: each run has a seed of its own (seed, world, number).
 
 Each run is one hour of a rollout (1%, 10%, 50%, 90%, a quarter of an hour each) of a version that is exactly as good
 as the old one, or worse by a known amount. The rules beside it are those of the projects' own first examples:
@@ -14,15 +17,18 @@ as the old one, or worse by a known amount. The rules beside it are those of the
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import random
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import attrs
 
 from deia_migration.judge import Decision, Judge, JudgeRules
+from deia_migration.watchers import P99_SAMPLES
 
 MINUTES = 60
 RATE = 600
@@ -39,6 +45,7 @@ class World:
     bad_users: int = 0
     outage: tuple[int, int, float] | None = None
     forged: int = 0
+    latency: bool = False
 
 
 WORLDS = (
@@ -46,6 +53,7 @@ WORLDS = (
     World("heavy tails: 10 users whose every request fails", bad_users=10),
     World("shared outage of 10 minutes, half of all requests", outage=(25, 35, 0.5)),
     World("forged keys: one network, 200 new cookies a minute, all failing", forged=200),
+    World("heavy-tailed latency (Pareto 1.1), against old's frozen p99", latency=True),
 )
 
 
@@ -71,6 +79,7 @@ class Minute:
     new: int = 0
     new_failed: int = 0
     failures: list[tuple[int, bool]] = attrs.field(factory=list)
+    waits: list[tuple[int, bool, float]] = attrs.field(factory=list)
 
 
 def hour(world: World, chooser: random.Random) -> Iterator[Minute]:
@@ -108,19 +117,37 @@ def hour(world: World, chooser: random.Random) -> Iterator[Minute]:
             minute.failures.append((-1, new))  # but the judge sees one network
             minute.new += new
             minute.new_failed += new
+        if world.latency:
+            for _ in range(RATE):
+                user = chooser.randrange(USERS)
+                new = places.setdefault(user, chooser.random()) < weight
+                minute.waits.append((user, new, 0.01 * chooser.paretovariate(1.1)))
         chooser.shuffle(minute.failures)
         yield minute
 
 
 def ours(minutes: list[Minute]) -> bool:
     judge = Judge(JudgeRules())
+    frozen, first = 0.0, []
     for minute in minutes:
         for user, new in minute.failures:
-            key = (user + 2) * 0x9E3779B97F4A7C15 % 2**64
-            changed = judge.record(key=key, new=new, weight=minute.weight, failed=True)
+            changed = judge.record(key=key_of(user), new=new, weight=minute.weight, failed=True)
             if changed and judge.verdict().decision is Decision.ROLL_BACK:
                 return True
+        for user, new, waited in minute.waits:
+            if not frozen and not new:
+                first.append(waited)
+                if len(first) >= P99_SAMPLES:
+                    frozen = sorted(first)[math.ceil(0.99 * len(first)) - 1]
+            if 0 < frozen < waited:
+                changed = judge.record(key=key_of(user), new=new, weight=minute.weight, slow=True)
+                if changed and judge.verdict().decision is Decision.ROLL_BACK:
+                    return True
     return False
+
+
+def key_of(user: int) -> int:
+    return (user + 2) * 0x9E3779B97F4A7C15 % 2**64
 
 
 def flagger(minutes: list[Minute]) -> bool:
@@ -145,16 +172,21 @@ RULES: tuple[tuple[str, Callable[[list[Minute]], bool]], ...] = (
 )
 
 
-def false_rollbacks(runs: int, seed: int) -> None:
-    print(f"false rollbacks of a version that is no worse, {runs} runs each, looked at after every failure")
-    print(f"{'':66}" + "".join(f"{name:>12}" for name, _ in RULES))
+def false_rollbacks(runs: int, seed: int, start: int, tally: Path | None) -> None:
+    counted: dict[str, list[int]] = json.loads(tally.read_text()) if tally and tally.exists() else {}
     for world in WORLDS:
-        counts = [0] * len(RULES)
-        for run in range(runs):
+        counts = counted.setdefault(world.name, [0] * (len(RULES) + 1))
+        for run in range(start, start + runs):
             minutes = list(hour(world, random.Random(f"{seed}:{world.name}:{run}")))
             for index, (_, rule) in enumerate(RULES):
                 counts[index] += rule(minutes)
-        print(f"  {world.name:64}" + "".join(f"{count / runs:11.2%} " for count in counts))
+        counts[-1] += runs
+    if tally:
+        tally.write_text(json.dumps(counted))
+    print("false rollbacks of a version that is no worse, looked at after every failure")
+    print(f"{'':66}" + "".join(f"{name:>12}" for name, _ in RULES) + f"{'runs':>10}")
+    for name, counts in counted.items():
+        print(f"  {name:64}" + "".join(f"{count / counts[-1]:11.2%} " for count in counts[:-1]) + f"{counts[-1]:>10}")
 
 
 def speed(runs: int, seed: int) -> None:
@@ -162,7 +194,7 @@ def speed(runs: int, seed: int) -> None:
     print("\nnew users exposed until rollback at weight 10%, one request each (median, 90th percentile)")
     for old, new in ((0.005, 0.05), (0.005, 0.02), (0.02, 0.04), (0.001, 0.5), (0.0, 1.0)):
         found = []
-        for run in range(min(runs, 400)):
+        for run in range(min(runs, 2000)):
             chooser = random.Random(f"{seed}:speed:{run}")
             judge, exposed = Judge(JudgeRules(keys=1 << 20)), 0
             for user in range(400_000):
@@ -177,7 +209,7 @@ def speed(runs: int, seed: int) -> None:
         print(f"  {old:6.1%} -> {new:6.1%}   {statistics.median(found):8.0f} {found[int(0.9 * len(found))]:8.0f}")
 
 
-def dead(runs: int) -> None:
+def dead() -> None:
     print("\nfailures of a dead version (only new fails) until rollback")
     for weight in (0.01, 0.05, 0.1, 0.25, 0.5, 0.9, 0.99):
         judge, needed = Judge(JudgeRules()), 0
@@ -209,12 +241,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--runs", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--start", type=int, default=0, help="number of the first run")
+    parser.add_argument("--tally", type=Path, help="file in which slices of a campaign add up")
+    parser.add_argument("--only-false", action="store_true", help="only the false rollbacks")
     arguments = parser.parse_args()
     began = time.perf_counter()
     print(f"seed {arguments.seed}")
-    false_rollbacks(arguments.runs, arguments.seed)
+    false_rollbacks(arguments.runs, arguments.seed, arguments.start, arguments.tally)
+    if arguments.only_false:
+        return
     speed(arguments.runs, arguments.seed)
-    dead(arguments.runs)
+    dead()
     healthy(arguments.runs, arguments.seed)
     print(f"\n{time.perf_counter() - began:.0f} s")
 

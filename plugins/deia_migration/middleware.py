@@ -13,10 +13,10 @@ from collections.abc import Callable
 from typing import Any
 
 from deia_hardening.context import SCOPE_KEY
-from deia_hardening.plugin import ASGIApp, Exchange, Problem, Receive, RequestContext, Scope, Send
+from deia_hardening.plugin import ASGIApp, Exchange, Receive, RequestContext, Scope, Send
 from deia_hardening.upstream import FailedBeforeStart, NotSent
 from deia_migration.choose import Chooser
-from deia_migration.ending import RETRY_AFTER, end_politely
+from deia_migration.flights import Caller, current_task, cut, gateway
 from deia_migration.learn import BodyLearner, HeaderLearner
 from deia_migration.mirror import Mirror
 from deia_migration.outcome import BodyCheck, BodyRules, Outcome, failed, told
@@ -32,7 +32,7 @@ Tell = Callable[[Outcome], None]
 class Rules:
     """What one revision says about routing; made once per revision."""
 
-    __slots__ = ("body", "chooser", "mirror", "shield", "special", "statuses")
+    __slots__ = ("body", "chooser", "mirror", "room", "shield", "special", "statuses", "wait")
 
     def __init__(
         self,
@@ -41,12 +41,16 @@ class Rules:
         statuses: frozenset[int],
         shield: bool,
         mirror: Mirror | None = None,
+        wait: float = 0.0,
+        room: int = 0,
     ) -> None:
         self.chooser = chooser
         self.body = body if body.wanted else None
         self.statuses = statuses
         self.shield = shield
         self.mirror = mirror
+        self.wait = wait
+        self.room = room
         self.special = self.body is not None or mirror is not None
 
 
@@ -57,13 +61,14 @@ class SplitLayer:
     cost` measured 0.8 µs without a rollout, 2.9 without a key and 3.5 with one, 1.3 of them for the split itself.
     """
 
-    __slots__ = ("_app", "_body_prefixes", "_choose", "_learning", "_router", "_rules", "_tell")
+    __slots__ = ("_app", "_body_prefixes", "_caller", "_choose", "_learning", "_router", "_rules", "_tell")
 
     def __init__(self, app: ASGIApp, router: Router, rules: Rules, tell: Tell) -> None:
         self._app = app
         self._router = router
         self._rules = rules
         self._tell = tell
+        self._caller = Caller(app, router, rules.wait, rules.room)
         self._choose = rules.chooser.choose
         self._learning: tuple[Live | None, HeaderLearner | None, HeaderLearner | None] = (None, None, None)
         self._body_prefixes = tuple(source.prefix for source in rules.chooser.looks_at_bodies)
@@ -98,14 +103,14 @@ class SplitLayer:
             elif source.ends and scope.get("method") == "DELETE":
                 self._forget_at_end(source, scope, context)
             if new or self._rules.special:
-                await self._special(live, new, weight, scope, receive, send)
+                await self._special(live, version, new, weight, scope, receive, send)
                 return
         try:
             task = _current_task()
         except RuntimeError:
             task = None
         if task is None:  # outside of the handler: it would show up as the context of the app's own exceptions
-            await self._on_trio(version, new, weight, scope, receive, send)
+            await self._special(live, version, new, weight, scope, receive, send)
             return
         flights = version.flights
         flights[task] = (context, weight)
@@ -114,7 +119,7 @@ class SplitLayer:
             answer = version.answer
             await (self._app if answer is None else answer)(scope, receive, send)
         except BaseException as error:
-            if not await self._after_error(version, task, error, new, weight, scope, send):
+            if not await self._after_error(version, task, error, new, weight, scope, receive, send):
                 raise
         else:
             if weight >= 0.0:
@@ -140,12 +145,13 @@ class SplitLayer:
 
     # -- the less common ways -------------------------------------------------------------------------------
 
-    async def _special(self, live: Live, new: bool, weight: float, scope: Scope, receive: Receive, send: Send) -> None:
-        """A request to the candidate, or one that is looked into on its way."""
+    async def _special(
+        self, live: Live | None, version: Version, new: bool, weight: float, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        """A request to the candidate, or one that is looked into on its way; or one that trio serves."""
         rules = self._rules
         context: RequestContext = scope[SCOPE_KEY]
-        version = live.candidate if new else live.stable
-        if rules.mirror is not None and not new and weight >= 0:
+        if rules.mirror is not None and live is not None and not new and weight >= 0:
             receive, send = rules.mirror.take(live, version.answer or self._app, scope, receive, send)
         check: BodyCheck | None = None
         if rules.body is not None and 0 < weight < 1 and scope["type"] == "http":
@@ -155,17 +161,17 @@ class SplitLayer:
         error: BaseException | None = None
         counted = False
         try:
-            if new:
+            if new and live is not None:
                 counted = await self._new(live, weight, scope, receive, send)
             else:
-                await self._fly(version, weight, scope, receive, send)
+                await self._caller.surely(version, weight, scope, receive, send)
         except BaseException as raised:
             error = raised
             raise
         finally:
             if weight >= 0 and not counted:
                 bad = check is not None and check.bad
-                self._end(version, _task(), error, new, weight, scope, context, arrived, bad)
+                self._end(version, current_task(), error, new, weight, scope, context, arrived, bad)
 
     async def _new(self, live: Live, weight: float, scope: Scope, receive: Receive, send: Send) -> bool:
         """Call the candidate; the stable version answers what it could not take. True: its failure is counted."""
@@ -181,18 +187,18 @@ class SplitLayer:
             if shield.possible:
                 return await self._shielded(live, weight, scope, shield)
         try:
-            await self._fly(candidate, weight, scope, receive, send)
+            await self._caller.fly(candidate, weight, scope, receive, send)
         except NotSent as error:
             self._count(context, weight)
             if error.consumed:
-                await _gateway(scope, send)
+                await gateway(scope, send)
                 return True
             context.version = stable.label
-            await self._fly(stable, -1.0, scope, receive, send)
+            await self._caller.surely(stable, -1.0, scope, receive, send)
             return True
         except FailedBeforeStart:
             self._count(context, weight)
-            await _gateway(scope, send)
+            await gateway(scope, send)
             return True
         return False
 
@@ -200,7 +206,7 @@ class SplitLayer:
         """Let the candidate try; what fails with nothing sent yet is answered by the stable version."""
         context: RequestContext = scope[SCOPE_KEY]
         try:
-            await self._fly(live.candidate, weight, scope, shield.receive, shield.send)
+            await self._caller.fly(live.candidate, weight, scope, shield.receive, shield.send)
         except Exception:
             if shield.started:
                 raise
@@ -212,83 +218,37 @@ class SplitLayer:
         self._count(context, weight)  # first it counts, then it is mended
         context.version = live.stable.label
         context.scope = shield.scope
-        await self._fly(live.stable, -1.0, shield.scope, shield.receive_again, shield.pass_on)
+        await self._caller.surely(live.stable, -1.0, shield.scope, shield.receive_again, shield.pass_on)
         return True
-
-    async def _fly(self, version: Version, weight: float, scope: Scope, receive: Receive, send: Send) -> None:
-        """Call a version, with the request in its table of flights."""
-        try:
-            task = _current_task()
-        except RuntimeError:
-            task = None
-        if task is None:
-            await self._on_trio(version, None, weight, scope, receive, send)
-            return
-        flights = version.flights
-        flights[task] = (scope[SCOPE_KEY], weight)
-        try:
-            await (version.answer or self._app)(scope, receive, send)
-        except asyncio.CancelledError:
-            if task not in version.cutting:
-                raise
-            await self._cut(version, task, scope, send)
-        finally:
-            flights.pop(task, None)
-            if version.cutting:
-                version.cutting.discard(task)
-
-    async def _on_trio(
-        self, version: Version, new: bool | None, weight: float, scope: Scope, receive: Receive, send: Send
-    ) -> None:
-        """The same where trio serves. `new` None: the caller tells the judge."""
-        import trio
-
-        task = trio.lowlevel.current_task()
-        context: RequestContext = scope[SCOPE_KEY]
-        version.flights[task] = (context, weight)
-        arrived = _monotonic()
-        error: BaseException | None = None
-        try:
-            with trio.CancelScope() as cancel:
-                version.on_trio(task, (trio.lowlevel.current_trio_token(), cancel))
-                await (version.answer or self._app)(scope, receive, send)
-            if cancel.cancelled_caught:
-                await end_politely(context.exchange, send, websocket=scope["type"] == "websocket")
-        except BaseException as raised:
-            error = raised
-            raise
-        finally:
-            version.flights.pop(task, None)
-            version.on_trio(task, None)
-            if new is not None and weight >= 0:
-                self._end(version, task, error, new, weight, scope, context, arrived, False)
-            version.cutting.discard(task)
 
     # -- what becomes of it ---------------------------------------------------------------------------------
 
     async def _after_error(
-        self, version: Version, task: Any, error: BaseException, new: bool, weight: float, scope: Scope, send: Send
+        self,
+        version: Version,
+        task: Any,
+        error: BaseException,
+        new: bool,
+        weight: float,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
     ) -> bool:
-        """True when the error was our own cut, and the client has been told."""
+        """True when the error was our own cut, or the version's alone, and the client has been told."""
         context: RequestContext = scope[SCOPE_KEY]
         if isinstance(error, asyncio.CancelledError) and task in version.cutting:
-            await self._cut(version, task, scope, send)
+            await cut(task, scope, send)
             version.cutting.discard(task)
             return True
-        # The wrapped app's own exceptions pass, whatever they are: only a version beside it is answered for.
         beside = version.answer is not None
         if beside and isinstance(error, (NotSent, FailedBeforeStart)) and not context.exchange.status:
             if weight >= 0:
                 self._tell(told(context, new, weight, True, -1.0))
-            await _gateway(scope, send)
+            await self._caller.instead(error, scope, receive, send)
             return True
         if weight >= 0:
             self._end(version, task, error, new, weight, scope, context, 0.0, False)
         return False
-
-    async def _cut(self, version: Version, task: Any, scope: Scope, send: Send) -> None:
-        task.uncancel()
-        await end_politely(scope[SCOPE_KEY].exchange, send, websocket=scope["type"] == "websocket")
 
     def _end(
         self,
@@ -352,22 +312,3 @@ class SplitLayer:
                 chooser.end(source, scope, context)
 
         context.exchange.on_end(ended)
-
-
-def _task() -> Any:
-    try:
-        return _current_task()
-    except RuntimeError:
-        import trio
-
-        return trio.lowlevel.current_task()
-
-
-async def _gateway(scope: Scope, send: Send) -> None:
-    """A version took the request and gave no answer: nobody may repeat it, so the client hears of it."""
-    problem = Problem(
-        502,
-        "The version that took this request did not answer; it may have acted on it. Ask what became of it first.",
-        retry_after=RETRY_AFTER,
-    )
-    await problem.send(send, websocket=scope["type"] == "websocket")

@@ -21,6 +21,7 @@ from deia_hardening.plugin import (
 from deia_hardening.upstream import open_upstream
 from deia_migration.choose import Chooser
 from deia_migration.engine import Engine
+from deia_migration.inner import PageSplit
 from deia_migration.middleware import Rules, SplitLayer
 from deia_migration.operations import operations
 from deia_migration.outcome import BodyRules
@@ -66,6 +67,8 @@ class MigrationPlugin(Plugin[MigrationSettings]):
             frozenset(settings.failure.statuses),
             settings.shield,
             mirror,
+            float(settings.restart_wait),
+            settings.waiting,
         )
 
         def wrap(app: ASGIApp) -> ASGIApp:
@@ -100,6 +103,17 @@ class MigrationPlugin(Plugin[MigrationSettings]):
             for take_back in withdraw:
                 take_back()
             await self.engine.close()
+
+    @asynccontextmanager
+    async def run_inner(self) -> AsyncIterator[None]:
+        """In a version process: which tasks belong to it. Routing and rollouts are the front's."""
+        page = self.host.page
+        await self.host.blocking(page.open)
+        withdraw = self.host.services.provide(VersionSplit, PageSplit(page.state, self._settings))
+        try:
+            yield
+        finally:
+            withdraw()
 
     def operations(self) -> Sequence[Operation]:
         return operations(self.manager)

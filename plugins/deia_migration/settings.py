@@ -116,6 +116,13 @@ class MigrationSettings:
     shield: bool = setting(
         True, "A GET or HEAD without effects that fails on the new version is answered by the old one."
     )
+    restart_wait: Seconds = setting(
+        Seconds("5s"),
+        "How long a request that a version has not seen waits for it to be started again; 0: it is refused at once.",
+        ge=0,
+        le=300,
+    )
+    waiting: int = setting(1000, "Requests that may wait so at a time, in each worker; more are refused.", ge=0)
     judged_keys: int = setting(
         65_536, "Users that the judge remembers; beyond it looks at a part of them.", ge=1000, le=10_000_000
     )

@@ -8,6 +8,14 @@ from __future__ import annotations
 from deia_hardening.plugin import Message, Receive, Scope, Send
 
 
+def bodyless(scope: Scope) -> bool:
+    """Whether a request announces no body."""
+    for name, value in scope["headers"]:
+        if name == b"transfer-encoding" or (name == b"content-length" and value != b"0"):
+            return False
+    return True
+
+
 class Shield:
     """One request's second chance.
 
@@ -31,10 +39,7 @@ class Shield:
     @property
     def possible(self) -> bool:
         """Whether the request can be asked twice: one with a body can't."""
-        for name, value in self.scope["headers"]:
-            if name == b"transfer-encoding" or (name == b"content-length" and value != b"0"):
-                return False
-        return True
+        return bodyless(self.scope)
 
     @property
     def silent(self) -> bool:

@@ -121,7 +121,21 @@ class Router:
         self.state: Callable[[], Any] = lambda: None
         self.follow: Callable[[Any], None] = lambda state: None
         self.latched: set[str] = set()
+        self._waiting = 0
         self._lock = threading.RLock()  # taken when something changes, never by a request that only looks
+
+    def wait(self, room: int) -> bool:
+        """Whether one more request may wait for a version to be started again; `waited` gives its place back."""
+        with self._lock:
+            if self._waiting >= room:
+                return False
+            self._waiting += 1
+            return True
+
+    def waited(self) -> None:
+        """A request that waited has gone on."""
+        with self._lock:
+            self._waiting -= 1
 
     async def call_app(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The wrapped app, for tests of it."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import sys
 import types
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -10,6 +9,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
 
 from deia_hardening import harden
@@ -97,7 +97,7 @@ async def until(condition: Callable[[], Any], what: str = "", turns: int = 3000)
     for _ in range(turns):
         if condition():
             return
-        await asyncio.sleep(0.005)
+        await anyio.sleep(0.005)
     raise AssertionError(f"it never came: {what or condition}")
 
 
