@@ -155,3 +155,15 @@ def pin(core: int) -> None:
     if hasattr(os, "sched_setaffinity"):
         cores = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, {cores[core % len(cores)]})
+
+
+def stolen(before: tuple[float, float, float] = (0.0, 0.0, 0.0)) -> tuple[float, float, float]:
+    """The part of this machine's processor time that its host gave to others since `before` (0.0 where unknown)."""
+    try:
+        with open("/proc/stat", encoding="ascii") as file:
+            fields = [float(one) for one in file.readline().split()[1:9]]
+    except (OSError, ValueError):
+        return 0.0, 0.0, 0.0
+    lost, total = fields[7], sum(fields)
+    elapsed = total - before[2]
+    return ((lost - before[1]) / elapsed if elapsed > 0 else 0.0), lost, total

@@ -37,6 +37,8 @@ class LimitPolicy:
     cut: float = 0.75
     sensitive: float = 0.13
     """An experiment shows a queue when the latency fell by at least this part (all of it queue: a quarter)."""
+    knee: float = 0.2
+    """In a chain of experiments, a fall between `sensitive` and this ends it: the queue's end was crossed."""
     start_growth: float = 1.5
     """The factor per window until the first sign of a queue."""
     payback: float = 0.25
@@ -93,7 +95,8 @@ class AdaptiveLimit:
         self._high = 0
         self._before = 0.0
         self._before_typical = 0.0
-        self._before_p90 = 0.0
+        self._top = 0.0
+        self._best_rate = 0.0
         self._chain = False
         self._anchor = 0.0
         self._anchor_rate = 0.0
@@ -252,27 +255,39 @@ class AdaptiveLimit:
         self._high = 0
         if self.value <= self.policy.minimum:
             return
+        if self.phase is not Phase.CUT:
+            self._top = self.value
+            self._best_rate = 0.0
         self._before = self.value
         self._before_typical = window.typical
-        self._before_p90 = window.p90
+        self._best_rate = max(self._best_rate, window.rate)
         self._chain = chain
         self.phase = Phase.CUT
         self._set(self.value * self.policy.cut)
 
     def _judge(self, window: Window, now: float) -> None:
-        self.phase = Phase.STEADY
-        kept = 1.0 - self.policy.sensitive
-        if window.typical > self._before_typical * kept:
-            # It was not a queue: this is how long it takes now.
+        fell = 1.0 - window.typical / self._before_typical
+        self._best_rate = max(self._best_rate, window.rate)
+        if fell < self.policy.sensitive:
+            # It was not a queue: this is how long it takes now, and so many were in progress at the best rate.
+            self.phase = Phase.STEADY
             self.baseline = min(window.typical, self._before_typical)
-            self._set(self._before)
-            self._anchor = self._before
+            self._set(max(self._before, min(self._top, self._best_rate * self.baseline)))
+            self._anchor = self.value
             self._anchor_rate = window.rate / sqrt(self.policy.cut)
             self._guard_off_until = now + 30.0
-            return
-        self._re_anchor(window)
-        if self._chain:
-            self._experiment(window, chain=True)
+        elif self._chain and fell < self.policy.knee:
+            # Some of the cut was queue, some was work: the end of the queue lies between the two limits.
+            self.phase = Phase.STEADY
+            self.baseline = window.typical
+            self._set(self._before * (1.0 - fell))
+            self._re_anchor(window)
+        else:
+            self._re_anchor(window)
+            if self._chain:
+                self._experiment(window, chain=True)
+            else:
+                self.phase = Phase.STEADY
 
     def _set(self, value: float) -> None:
         self.value = min(self.policy.maximum, max(self.policy.minimum, value))
