@@ -101,9 +101,10 @@ class Exchange:
             elif streams.ended:
                 raise OSError("the service is going down: this stream's time is over")
         elif kind == "http.response.start":
-            if self.status:  # a second start is the server's to refuse
+            status = message["status"]
+            if self.status or not isinstance(status, int):  # a second start, or a wrong one: the server's to refuse
                 return self._send(message)
-            self.status = message["status"]
+            self.status = status
             if message.get("headers").__class__ is not list:
                 message = _readable(message)
             self.start = message
@@ -146,8 +147,8 @@ class Exchange:
                 self.end()
         return message
 
-    def _begin(self, status: int, message: Message) -> Message:
-        if self.status:
+    def _begin(self, status: Any, message: Message) -> Message:
+        if self.status or not isinstance(status, int):
             return message
         self.status = status
         self.start = message = _readable(message)

@@ -106,12 +106,15 @@ class Slot:
         exchange = self.context.exchange
         start = exchange.start
         if exchange.status != SWITCHING:
-            for name, value in start.get("headers", ()) if start is not None else ():
-                if name.lower() == b"content-type":
-                    if not value.lower().startswith(_STREAMS):
-                        return
-                    break
-            else:
+            try:
+                for name, value in start.get("headers", ()) if start is not None else ():
+                    if name.lower() == b"content-type":
+                        if not value.lower().startswith(_STREAMS):
+                            return
+                        break
+                else:
+                    return
+            except (AttributeError, TypeError, ValueError):  # no pairs of bytes: the server's to refuse or to take
                 return
         self._gate.to_stream(exchange.started, exchange.started - self._started, self._layer.deadline)
         self.streams()

@@ -61,21 +61,41 @@ SUITES = {
                 "strawberry-graphql",
             ),
         ),
+        Suite(
+            "uvicorn",
+            options=("-p", "no:asyncio"),
+            needs=("a2wsgi", "httptools", "httpx", "trustme", "websockets", "wsproto"),
+        ),
+        Suite(
+            "httpx",
+            tests=("tests/test_asgi.py",),
+            options=("-p", "no:asyncio"),
+            needs=("trustme", "chardet", "zstandard"),
+        ),
+        Suite("asgiref"),
+        Suite("sse-starlette", needs=("asgi-lifespan", "httpx", "psutil", "tenacity", "portend")),
+        Suite("datasette", needs=("asgi-csrf", "beautifulsoup4", "pytest-timeout", "trustme")),
+        Suite("fastapi-pagination", needs=("asgi-lifespan", "httpx")),
+        Suite("mcp", tests=("tests/server", "tests/shared", "tests/client"), needs=("dirty-equals", "inline-snapshot")),
     )
 }
 
 
 def fetch(suite: Suite, cache: Path) -> Path:
     """The unpacked source distribution of the installed package."""
-    name = f"{suite.package.replace('-', '_')}-{version(suite.package)}"
-    folder = cache / name
-    if not folder.is_dir():
+    release = version(suite.package)
+    names = [
+        f"{name}-{release}" for name in (suite.package.replace("-", "_"), suite.package)
+    ]  # older ones keep the dash
+    folder = next((cache / name for name in names if (cache / name).is_dir()), None)
+    if folder is None:
         cache.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", suite.package]
-        wanted = f"{suite.package}=={version(suite.package)}"
-        subprocess.run([*command, "--dest", str(cache), wanted], check=True)
+        subprocess.run([*command, "--dest", str(cache), f"{suite.package}=={release}"], check=True)
+        name = next(name for name in names if (cache / f"{name}.tar.gz").is_file())
         with tarfile.open(cache / f"{name}.tar.gz") as archive:
             archive.extractall(cache, filter="data")
+        folder = cache / name
     return folder
 
 

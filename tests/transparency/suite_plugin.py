@@ -1,7 +1,8 @@
-"""A pytest plugin for other people's suites: every app that a test client is given is wrapped first.
+"""A pytest plugin for other people's suites: every app that a test client or a server is given is wrapped first.
 
-Test clients are Starlette's and httpx's ASGI transport. `DEIA_SUITE_MODE=baseline` wraps an app in a do-nothing ASGI
-callable, `hardened` hardens it with the plugins that `DEIA_SUITE_PLUGINS` names (all five by default).
+Those are Starlette's test client, httpx's ASGI transport, uvicorn's `Config`, hypercorn's wrapper, asgiref's
+`ApplicationCommunicator` and asgi-lifespan's `LifespanManager`. `DEIA_SUITE_MODE=baseline` wraps an app in a do-nothing
+ASGI callable, `hardened` hardens it with the plugins that `DEIA_SUITE_PLUGINS` names (all five by default).
 `DEIA_SUITE_BACKEND=trio` runs Starlette's client on trio where a test names no backend. `DEIA_SUITE_STARTED=1` starts
 an app that is given to httpx's transport at once: for tests that count blocked tasks, since a first request with no
 lifespan waits for the start.
@@ -82,6 +83,26 @@ def _wrap_transport(module_name: str) -> None:
     transport.__init__ = init
 
 
+def _wrap_first_argument(module_name: str, class_name: str) -> None:
+    """Wrap the app that a class of a server or a test kit is made with; other styles of app are left alone."""
+    try:
+        kind = getattr(importlib.import_module(module_name), class_name)
+    except ImportError:
+        return
+    original = kind.__init__
+
+    def init(self: Any, app: Any, *args: Any, **kwargs: Any) -> None:
+        if callable(app) and not kwargs.get("factory") and starlette.testclient._is_asgi3(app):
+            app = _wrap(app)
+        original(self, app, *args, **kwargs)
+
+    kind.__init__ = init
+
+
 starlette.testclient.TestClient.__init__ = _init  # type: ignore[method-assign]
 for _name in ("httpx", "httpx2"):
     _wrap_transport(_name)
+_wrap_first_argument("uvicorn", "Config")
+_wrap_first_argument("asgiref.testing", "ApplicationCommunicator")
+_wrap_first_argument("asgi_lifespan", "LifespanManager")
+_wrap_first_argument("hypercorn.app_wrappers", "ASGIWrapper")

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -102,11 +102,11 @@ class Stage:
 
     async def send(self, message: dict[str, Any]) -> None:
         seen = {key: bytes(value) if isinstance(value, memoryview) else value for key, value in message.items()}
-        if "headers" in seen:
-            seen["headers"] = [tuple(pair) for pair in seen["headers"]]
+        if isinstance(seen.get("headers"), Iterable):
+            seen["headers"] = [tuple(pair) if isinstance(pair, list) else pair for pair in seen["headers"]]
         self.sent += 1
         if self.sent >= self.play.refuses:
-            self.note("refused", message["type"])
+            self.note("refused", message.get("type"))
             raise OSError("the client has left")
         self.note("sent", seen)
         await anyio.sleep(0)
@@ -205,7 +205,8 @@ def materialised(message: dict[str, Any]) -> dict[str, Any]:
     how = made.pop("iterable", "list")
     if "headers" in made:
         pairs = made["headers"]
-        made["headers"] = {"list": list, "tuple": tuple, "generator": lambda p: (one for one in p)}[how](pairs)
+        if how != "list":
+            made["headers"] = tuple(pairs) if how == "tuple" else (one for one in pairs)
     return made
 
 
@@ -226,6 +227,21 @@ header = st.sampled_from(
         (b"set-cookie", b"b=2"),
         (b"mcp-session-id", b"s-1"),
         (b"x-empty", b""),
+        (b"content-type", "text/event-stream"),  # none of these four is allowed: the server is to say so
+        ("content-type", "text/plain"),
+        ("content-length", 5),
+        (None, None),
+    ]
+)
+wrong = st.sampled_from(  # messages that no app may send: what is wrong with them is the server's to say
+    [
+        {"type": "http.response.start", "status": "200", "headers": []},
+        {"type": "http.response.start", "status": None, "headers": None},
+        {"type": "http.response.start", "status": 200, "headers": {b"content-type": b"text/plain"}},
+        {"type": "http.response.start", "status": 200, "headers": [(b"one",), (b"a", b"b", b"c")]},
+        {"type": "http.response.body", "body": "text"},
+        {"type": "http.response.body", "body": None},
+        {"type": None},
     ]
 )
 headers = st.fixed_dictionaries(
@@ -331,6 +347,7 @@ rarely = st.integers(1, 12) | st.just(99) | st.just(99)
 plays = st.one_of(
     st.builds(Play, st.just("http"), polite, http_in, rarely, st.booleans(), rarely),
     st.builds(Play, st.just("http"), steps(start | body | extensions), http_in, rarely, st.booleans(), rarely),
+    st.builds(Play, st.just("http"), steps(start | body | wrong), http_in, rarely, st.booleans(), rarely),
     st.builds(Play, st.just("websocket"), steps(websocket_out), websocket_in, rarely, st.booleans(), rarely),
 )
 
