@@ -1,12 +1,13 @@
 """What a switch of versions costs: the layer per request, and requests lost while versions are switched under load.
 
     python benchmarks/migration.py cost
-    python benchmarks/migration.py switch [--switchovers 10] [--seconds 3] [--beside]
+    python benchmarks/migration.py switch [--switchovers 10] [--rolls 2] [--servers ours uvicorn granian nginx]
 
-`cost` measures the layer alone around a do-nothing app, in one process. `switch` starts a real server (uvicorn) with
-a hardened app, keeps it under load over keep-alive and fresh connections, streams and WebSockets, and switches the
-version that answers (the app itself and a process beside it, in turn). With `--beside` uvicorn and granian reload their
-workers (SIGHUP) under the same load: the equal operation without this package.
+`cost` measures the layer alone around a do-nothing app, in one process. `switch` starts `deia-hardening run` with two
+workers, keeps it under load (GET and POST over keep-alive and fresh connections, streams, WebSockets), switches the
+version that answers (the app itself and a process beside it, in turn), and replaces the workers themselves. Beside it
+uvicorn and granian reload their workers, and nginx its configuration, under the same load: the equal operations without
+this package. Long campaigns run in slices that add up in a `--tally` file.
 """
 
 from __future__ import annotations
@@ -16,18 +17,18 @@ import asyncio
 import contextlib
 import json
 import os
+import shutil
 import signal
-import socket
-import sys
 import tempfile
 import time
-from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+from switching import APP, Load, free_port, get, server, up
+
 from deia_hardening.context import Exchange, RequestContext
-from deia_hardening.control.client import Client
+from deia_hardening.control.client import Client, NotRunning
 from deia_hardening.routing import Routes
 from deia_migration.choose import Chooser
 from deia_migration.middleware import Rules, SplitLayer
@@ -123,38 +124,6 @@ async def cost() -> None:
 
 # -- real servers ---------------------------------------------------------------------------------------------------
 
-APP = """
-import asyncio, json, os, sys
-NAME = "old"
-
-async def app(scope, receive, send):
-    if scope["type"] == "lifespan":
-        while True:
-            message = await receive()
-            await send({"type": message["type"] + ".complete"})
-            if message["type"] == "lifespan.shutdown":
-                return
-    if scope["type"] == "websocket":
-        await receive()
-        await send({"type": "websocket.accept"})
-        while True:
-            message = await receive()
-            if message["type"] == "websocket.disconnect":
-                return
-            await send({"type": "websocket.send", "text": NAME})
-    if scope["path"] == "/stream":
-        await send({"type": "http.response.start", "status": 200, "headers": []})
-        for _ in range(20):
-            await send({"type": "http.response.body", "body": b"x" * 100, "more_body": True})
-            await asyncio.sleep(0.05)
-        await send({"type": "http.response.body", "body": b"end"})
-        return
-    body = NAME.encode()
-    headers = [(b"content-length", str(len(body)).encode())]
-    await send({"type": "http.response.start", "status": 200, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
-"""
-
 FRONT = """
 from deia_hardening import harden
 from bench_old import app
@@ -164,169 +133,23 @@ app = harden(app, {"home": HOME, "migration": {
     "tick": "50ms"}})
 """
 
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
-
-
-class Load:
-    """Clients of every kind; counts what was answered and what was lost."""
-
-    def __init__(self, port: int) -> None:
-        self.port = port
-        self.counts: Counter[str] = Counter()
-        self.lost: Counter[str] = Counter()
-        self.why: Counter[str] = Counter()
-        self._over = False
-
-    def stop(self) -> None:
-        self._over = True
-
-    async def run(self) -> None:
-        async with asyncio.TaskGroup() as group:
-            for _ in range(8):
-                group.create_task(self._keep_alive())
-            for _ in range(4):
-                group.create_task(self._fresh())
-            for _ in range(3):
-                group.create_task(self._streams())
-            for _ in range(2):
-                group.create_task(self._websockets())
-
-    def _count(self, kind: str, error: BaseException | None) -> None:
-        self.counts[kind] += 1
-        if error is not None:
-            self.lost[kind] += 1
-            self.why[f"{kind}: {type(error).__name__} {error}"[:90]] += 1
-
-    async def _ask(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, close: bool) -> bool:
-        """One request; whether the server will take another on this connection (RFC 9112, section 9.3)."""
-        connection = b"connection: close\r\n" if close else b""
-        writer.write(b"GET / HTTP/1.1\r\nhost: bench\r\n" + connection + b"\r\n")
-        head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 20)
-        if not head.startswith(b"HTTP/1.1 200"):
-            raise ConnectionError(head.split(b"\r\n")[0].decode())
-        length = next(int(line[15:]) for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:"))
-        await reader.readexactly(length)
-        return b"\r\nconnection: close" not in head.lower()
-
-    async def _keep_alive(self) -> None:
-        """As a client library does it: an idle connection that was closed is opened anew, a broken answer is lost."""
-        while not self._over:
-            try:
-                reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
-            except OSError as error:
-                self._count("keep-alive", error)
-                await asyncio.sleep(0.05)
-                continue
-            try:
-                more = True
-                while more and not self._over and not reader.at_eof():
-                    more = await self._ask(reader, writer, False)
-                    self._count("keep-alive", None)
-            except (OSError, asyncio.IncompleteReadError, TimeoutError) as error:
-                self._count("keep-alive", error)
-            finally:
-                writer.close()
-
-    async def _fresh(self) -> None:
-        while not self._over:
-            error: BaseException | None = None
-            try:
-                reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
-                try:
-                    await self._ask(reader, writer, True)
-                finally:
-                    writer.close()
-            except (OSError, asyncio.IncompleteReadError, TimeoutError) as caught:
-                error = caught
-            self._count("fresh", error)
-            await asyncio.sleep(0.002)
-
-    async def _streams(self) -> None:
-        while not self._over:
-            error: BaseException | None = None
-            try:
-                reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
-                try:
-                    writer.write(b"GET /stream HTTP/1.1\r\nhost: bench\r\nconnection: close\r\n\r\n")
-                    whole = await asyncio.wait_for(reader.read(-1), 30)
-                    if b"end" not in whole[-20:]:
-                        raise ConnectionError("a stream was cut")
-                finally:
-                    writer.close()
-            except (OSError, TimeoutError) as caught:
-                error = caught
-            self._count("streams", error)
-
-    async def _websockets(self) -> None:
-        import websockets
-
-        while not self._over:
-            try:
-                async with websockets.connect(f"ws://127.0.0.1:{self.port}/ws") as client:
-                    while not self._over:
-                        await client.send("hello")
-                        await asyncio.wait_for(client.recv(), 20)
-                        self._count("websocket messages", None)
-                        await asyncio.sleep(0.01)
-            except websockets.ConnectionClosed as closed:
-                told = closed.rcvd is not None and closed.rcvd.code == 1012  # the version was replaced: said so
-                self.counts["websockets closed with 1012"] += told
-                if not told:
-                    self._count("websocket messages", closed)
-            except (OSError, TimeoutError, websockets.WebSocketException) as error:
-                self._count("websocket messages", error)
-                await asyncio.sleep(0.05)
-
-    def report(self, name: str, switches: int, seconds: float) -> None:
-        total, lost = sum(self.counts.values()), sum(self.lost.values())
-        print(f"{name}: {switches} switchovers, {total} requests in {seconds:.0f} s, {lost} lost")
-        for kind in sorted(self.counts):
-            print(f"    {kind:32} {self.counts[kind]:9} of which lost {self.lost[kind]}")
-        for reason, count in self.why.most_common(4):
-            print(f"      {count} × {reason}")
-
-
-@contextlib.asynccontextmanager
-async def server(folder: Path, *command: str) -> AsyncIterator[asyncio.subprocess.Process]:
-    environment = {**os.environ, "PYTHONPATH": str(folder)}
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", *command, cwd=folder, env=environment,
-        stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL,
-    )  # fmt: skip
-    try:
-        yield process
-    finally:
-        if process.returncode is None:
-            process.terminate()
-            try:
-                await asyncio.wait_for(process.wait(), 20)
-            except TimeoutError:
-                process.kill()
-                await process.wait()
-
-
-async def get(port: int, path: str) -> str:
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    try:
-        writer.write(f"GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n".encode())
-        return (await asyncio.wait_for(reader.read(-1), 20)).decode().partition("\r\n\r\n")[2]
-    finally:
-        writer.close()
-
-
-async def up(port: int) -> None:
-    for _ in range(1_200):
-        try:
-            if await get(port, "/"):
-                return
-        except OSError:
-            pass
-        await asyncio.sleep(0.05)
-    raise SystemExit("the server did not come up")
+NGINX = """
+daemon off; pid {folder}/nginx.pid; error_log {folder}/nginx-error.log; worker_processes 2; user root;
+events {{ worker_connections 1024; }}
+http {{
+    access_log off; client_body_temp_path {folder}; proxy_temp_path {folder}; fastcgi_temp_path {folder};
+    uwsgi_temp_path {folder}; scgi_temp_path {folder};
+    map $http_upgrade $upgrading {{ default upgrade; "" ""; }}
+    upstream version {{ server unix:{folder}/{version}.sock; keepalive 16; }}
+    server {{
+        listen 127.0.0.1:{port};
+        location / {{
+            proxy_pass http://version; proxy_http_version 1.1; proxy_buffering off;
+            proxy_set_header Upgrade $http_upgrade; proxy_set_header Connection $upgrading;
+        }}
+    }}
+}}
+"""
 
 
 def write(folder: Path) -> None:
@@ -336,36 +159,59 @@ def write(folder: Path) -> None:
     (folder / "bench_front.py").write_text(front)
 
 
-async def ours(switchovers: int, seconds: float) -> None:
+@contextlib.asynccontextmanager
+async def loaded(port: int, name: str, switches: int, tally: Path | None) -> AsyncIterator[None]:
+    """Clients of every kind around a block; then what they counted."""
+    await up(port)
+    load = Load(port)
+    running = asyncio.create_task(load.run())
+    began = time.monotonic()
+    yield
+    load.stop()
+    await running
+    load.report(name, switches, time.monotonic() - began, tally)
+
+
+async def ours(switchovers: int, rolls: int, seconds: float, tally: Path | None) -> None:
+    """Versions switched in turn, and the front's own workers replaced `rolls` times in between."""
     with tempfile.TemporaryDirectory() as name:
         folder, port = Path(name), free_port()
         write(folder)
-        async with server(folder, "uvicorn", "bench_front:app", "--port", str(port), "--no-access-log"):
-            await up(port)
-            load = Load(port)
-            running = asyncio.create_task(load.run())
-            began = time.monotonic()
-            client = Client(folder / ".deia", timeout=30)
+        command = ("deia_hardening.cli", "run", "bench_front:app", "--port", str(port), "--workers", "2")
+        async with (
+            server(folder, *command, "--log-level", "warning"),
+            loaded(port, "deia-hardening run", switchovers + rolls, tally),
+        ):
+            client = Client(folder / ".deia", timeout=60)
+            due = {round((number + 1) * switchovers / rolls) - 1 for number in range(rolls)} if rolls else set()
             for number in range(switchovers):
-                to = "v2" if number % 2 == 0 else "app"
-                await asyncio.to_thread(
-                    client.call, "migration.start", {"version": to}, changes=True, reason="benchmark"
-                )
-                for _ in range(1_200):
-                    status: Any = await asyncio.to_thread(client.call, "migration.status", {}, changes=False)
-                    if status["phase"] in ("done", "rolled-back"):
-                        break
-                    await asyncio.sleep(0.05)
-                if status["phase"] != "done":
-                    raise SystemExit(f"switchover {number + 1} to {to} did not end well: {status}")
-                assert await get(port, "/") == ("new" if to == "v2" else "old")
+                await migrate(client, "v2" if number % 2 == 0 else "app", port)
+                if number in due:
+                    await asyncio.to_thread(list, client.follow("service.restart", {}, changes=True, reason="bench"))
                 await asyncio.sleep(seconds)
-            load.stop()
-            await running
-            load.report("deia_migration behind uvicorn", switchovers, time.monotonic() - began)
 
 
-async def beside(name: str, switchovers: int, seconds: float) -> None:
+async def migrate(client: Client, to: str, port: int) -> None:
+    for _ in range(200):  # its owner may just be replaced: another worker answers at the socket a moment later
+        try:
+            await asyncio.to_thread(client.call, "migration.start", {"version": to}, changes=True, reason="bench")
+            break
+        except NotRunning:
+            await asyncio.sleep(0.05)
+    status: Any = {"phase": ""}
+    for _ in range(1_200):
+        with contextlib.suppress(NotRunning):
+            status = await asyncio.to_thread(client.call, "migration.status", {}, changes=False)
+        if status["phase"] in ("done", "rolled-back"):
+            break
+        await asyncio.sleep(0.05)
+    if status["phase"] != "done":
+        raise SystemExit(f"the switchover to {to} did not end well: {status}")
+    assert await get(port, "/") == ("new" if to == "v2" else "old")
+
+
+async def beside(name: str, switchovers: int, seconds: float, tally: Path | None) -> None:
+    """uvicorn or granian reloading their workers: the equal of replacing the front."""
     with tempfile.TemporaryDirectory() as temporary:
         folder, port = Path(temporary), free_port()
         write(folder)
@@ -373,32 +219,89 @@ async def beside(name: str, switchovers: int, seconds: float) -> None:
             "uvicorn": ("uvicorn", "bench_old:app", "--port", str(port), "--workers", "2", "--no-access-log"),
             "granian": ("granian", "bench_old:app", "--interface", "asgi", "--port", str(port), "--workers", "2"),
         }
-        async with server(folder, *commands[name]) as process:
-            await up(port)
-            load = Load(port)
-            running = asyncio.create_task(load.run())
-            began = time.monotonic()
+        async with (
+            server(folder, *commands[name]) as process,
+            loaded(port, f"{name} reloading its workers", switchovers, tally),
+        ):
             for _ in range(switchovers):
                 process.send_signal(signal.SIGHUP)
                 await asyncio.sleep(seconds + 3)
-            load.stop()
-            await running
-            load.report(f"{name} reloading its workers", switchovers, time.monotonic() - began)
+
+
+@contextlib.asynccontextmanager
+async def both_up(folder: Path) -> AsyncIterator[None]:
+    """Wait until both versions behind nginx answer."""
+    for version in ("old", "new"):
+        for _ in range(600):
+            try:
+                _, writer = await asyncio.open_unix_connection(str(folder / f"{version}.sock"))
+                writer.close()
+                break
+            except OSError:
+                await asyncio.sleep(0.05)
+    yield
+
+
+async def nginx(switchovers: int, seconds: float, tally: Path | None) -> None:
+    """nginx in front of two uvicorns, its configuration switched from one to the other and reloaded."""
+    program = shutil.which("nginx", path=os.environ["PATH"] + ":/usr/sbin")
+    if program is None:
+        print("nginx: not installed, skipped (apt-get install nginx-light)")
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        folder, port = Path(temporary), free_port()
+        folder.chmod(0o755)
+        write(folder)
+        config = folder / "nginx.conf"
+
+        def point(version: str) -> None:
+            config.write_text(NGINX.format(folder=folder, port=port, version=version))
+
+        point("old")
+        uvicorns = [
+            (
+                "uvicorn",
+                f"bench_{version}:app",
+                "--uds",
+                str(folder / f"{version}.sock"),
+                "--no-access-log",
+                "--timeout-keep-alive",
+                "75",
+            )
+            for version in ("old", "new")
+        ]
+        async with (
+            server(folder, *uvicorns[0]),
+            server(folder, *uvicorns[1]),
+            both_up(folder),
+            server(folder, program, "-c", str(config), "-e", str(folder / "start.log")) as process,
+            loaded(port, "nginx reloading its configuration", switchovers, tally),
+        ):
+            for number in range(switchovers):
+                point("new" if number % 2 == 0 else "old")
+                process.send_signal(signal.SIGHUP)
+                await asyncio.sleep(seconds + 3)
 
 
 async def switch(arguments: argparse.Namespace) -> None:
-    await ours(arguments.switchovers, arguments.seconds)
-    if arguments.beside:
-        for name in ("uvicorn", "granian"):
-            await beside(name, arguments.switchovers, arguments.seconds)
+    number, seconds, tally = arguments.switchovers, arguments.seconds, arguments.tally
+    for name in arguments.servers:
+        if name == "ours":
+            await ours(number, arguments.rolls, seconds, tally)
+        elif name == "nginx":
+            await nginx(number, seconds, tally)
+        else:
+            await beside(name, number, seconds, tally)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("what", choices=("cost", "switch"))
     parser.add_argument("--switchovers", type=int, default=10)
-    parser.add_argument("--seconds", type=float, default=1.0)
-    parser.add_argument("--beside", action="store_true")
+    parser.add_argument("--rolls", type=int, default=2, help="how often the front itself is replaced on top")
+    parser.add_argument("--seconds", type=float, default=1.0, help="between two switchovers")
+    parser.add_argument("--servers", nargs="+", default=["ours"], choices=("ours", "uvicorn", "granian", "nginx"))
+    parser.add_argument("--tally", type=Path, help="file in which slices of a long campaign add up")
     arguments = parser.parse_args()
     asyncio.run(cost() if arguments.what == "cost" else switch(arguments))
 
