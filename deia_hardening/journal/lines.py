@@ -19,8 +19,11 @@ FORMAT = "deia-journal/1"
 HASH = "rfc9162-sha256"
 GENESIS = b"0" * 64
 """`prev` of the very first record."""
-HARD_LIMIT = 65536
-"""Bytes of the largest event body that the format allows; readers size their buffers by it."""
+HARD_LIMIT = 0xFFFF - 256
+"""Bytes of the largest event body that the format allows; readers size their buffers by it.
+
+With what a line has besides, it fits the 16-bit length of an entry in a C2SP tlog-tiles bundle.
+"""
 LONGEST_LINE = HARD_LIMIT + 256
 """Bytes of the longest line, with its seq, time, prev and synced."""
 LONGEST_HEADER = 4096

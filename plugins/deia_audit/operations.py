@@ -81,6 +81,16 @@ def read_head(path: str) -> list[Checkpoint]:
         raise Problem(400, f"the head {path} can't be read: {error}") from None
 
 
+def proving(layout: Layout, seq: int) -> Checkpoint:
+    """Return the checkpoint that a proof of record `seq` is best made under: one that witnesses cosigned, if any."""
+    newest = Checkpoint.parse(layout.checkpoint.read_bytes())
+    try:
+        cosigned = Checkpoint.parse(layout.witnessed.read_bytes())
+    except (OSError, NoteError):
+        return newest
+    return cosigned if seq < cosigned.head.size <= newest.head.size else newest
+
+
 def lines(layout: Layout, start: int, end: int) -> Iterator[bytes]:
     """Yield the exact lines of records."""
     reader = JournalReader(layout.log)
@@ -191,7 +201,7 @@ class Handlers:
     async def prove(self, value: ProveInput, call: Call) -> ProveOutput:
         def work() -> ProveOutput:
             try:
-                checkpoint = Checkpoint.parse(self._layout.checkpoint.read_bytes())
+                checkpoint = proving(self._layout, value.seq)
                 size = checkpoint.head.size
                 if value.seq >= size:
                     raise Problem(404, f"record {value.seq} is not under the checkpoint of {size} records (yet)")

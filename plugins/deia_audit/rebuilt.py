@@ -82,7 +82,7 @@ class RebuiltTree:
                 self.differs = tile.index * TILE_WIDTH + place
 
     def finish(self) -> None:
-        """Compare what only the whole shows: the last leaf tile and the tiles of the higher levels."""
+        """Compare what only the whole shows: the last leaf tile, those of higher levels, and what older heads need."""
         width = self._signed % TILE_WIDTH
         if width and self.size >= self._signed:
             index = self._signed // TILE_WIDTH
@@ -91,14 +91,24 @@ class RebuiltTree:
             return
         for tile in tiles_of(self._signed):
             if tile.level:
-                start = tile.index * TILE_WIDTH
-                wanted = b"".join(self.node(tile.level * TILE_HEIGHT, start + place) for place in range(tile.width))
-                try:
-                    whole = self._store.read(tile) == wanted
-                except (TileError, OSError):
-                    whole = False
-                if not whole:
-                    self.bad_tiles.append(tile.path)
+                self._check(tile)
+            if tile.width < TILE_WIDTH:
+                for older in self._store.partials_at(tile.level, tile.index):
+                    if older.width < tile.width:
+                        self._check(older)
+
+    def _check(self, tile: Tile) -> None:
+        start = tile.index * TILE_WIDTH
+        if tile.level:
+            wanted = b"".join(self.node(tile.level * TILE_HEIGHT, start + place) for place in range(tile.width))
+        else:
+            wanted = self.leaves(tile.index)[: tile.width * HASH_SIZE]
+        try:
+            whole = self._store.read(tile) == wanted
+        except (TileError, OSError):
+            whole = False
+        if not whole:
+            self.bad_tiles.append(tile.path)
 
     # -- roots --
 

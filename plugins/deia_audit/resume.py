@@ -51,6 +51,7 @@ class State:
     epoch_start: int
     stamp: tuple[int, int, int]
     partials: dict[Tile, bytes] = attrs.field(factory=dict)
+    full: list[Tile] = attrs.field(factory=list)
 
 
 class Resuming:

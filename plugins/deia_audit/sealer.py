@@ -284,6 +284,7 @@ class Sealer(Resuming):
             self._pending.popleft()
         if full:
             self.tiles.write(full)
+            state.full += [tile for tile, _ in full]
 
     def _read(self, start: int, end: int) -> bytes:
         leaves = []
@@ -296,7 +297,6 @@ class Sealer(Resuming):
         return b"".join(leaves)
 
     def _sign(self, state: State) -> Checkpoint:
-        old = state.checkpoint.head.size
         head = TreeHead(state.origin, state.builder.size, state.builder.root())
         partials = dict(state.builder.partials())
         self.tiles.write((tile, data) for tile, data in partials.items() if state.partials.get(tile) != data)
@@ -310,7 +310,8 @@ class Sealer(Resuming):
         state.stamp = self._stamp()
         state.partials = partials
         self._crash("checkpoint")
-        self.tiles.drop_partials(old, head.size)
+        self.tiles.drop_partials(state.full)
+        state.full.clear()
         return state.checkpoint
 
     def _hand_over(self, state: State) -> None:

@@ -1,19 +1,23 @@
 """Tiles on disk, in the static layout of C2SP tlog-tiles: any web server can serve the folder as it is.
 
-Blocking; for core-owned threads. A tile that a checkpoint needs is durable before the checkpoint is written, and goes
-only after one that doesn't need it. A partial tile of a higher level is shared by many checkpoints: it is never
-written in place, so a kill can't take it from the one that stands.
+Blocking; for core-owned threads. A tile that a checkpoint needs is durable before the checkpoint is written; a partial
+one goes only once its full tile is there, as whoever holds an older checkpoint may still ask for it. No tile is written
+in place, so a kill can't take it from the checkpoint that stands.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from deia_audit.files import make_folders, sync_folders, write_whole
 from deia_audit.tiles import TILE_HEIGHT, TILE_WIDTH, Tile, parse_path, partial_tiles_of
 from deia_audit.tree import HASH_SIZE, node_hash
+
+_AT_ONCE = 64
+"""Files that are open at once."""
 
 
 class TileError(LookupError):
@@ -27,8 +31,8 @@ class TileStore:
         self.folder = folder
 
     def read(self, tile: Tile) -> bytes:
-        """Return a tile's bytes; a partial one is also taken from the full tile. Raises TileError."""
-        for candidate in (tile, Tile(tile.level, tile.index)) if tile.width != TILE_WIDTH else (tile,):
+        """Return a tile's bytes; a partial one is also taken from a wider one. Raises TileError."""
+        for candidate in self._candidates(tile):
             try:
                 data = (self.folder / candidate.path).read_bytes()
             except (FileNotFoundError, NotADirectoryError):
@@ -38,44 +42,56 @@ class TileStore:
             raise TileError(f"{candidate.path} has {len(data)} bytes instead of {candidate.width * HASH_SIZE}")
         raise TileError(f"{tile.path} is missing")
 
+    def _candidates(self, tile: Tile) -> Iterator[Tile]:
+        yield tile
+        if tile.width != TILE_WIDTH:
+            yield Tile(tile.level, tile.index)
+            yield from (wider for wider in self.partials_at(tile.level, tile.index) if wider.width > tile.width)
+
+    def partials_at(self, level: int, index: int) -> list[Tile]:
+        """Return the partial tiles that are stored at one place, the narrowest first."""
+        folder = (self.folder / Tile(level, index, 1).path).parent
+        try:
+            names = [path.name for path in folder.iterdir()]
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        widths = sorted(int(name) for name in names if name.isascii() and name.isdecimal())
+        return [Tile(level, index, width) for width in widths if 0 < width < TILE_WIDTH]
+
     def write(self, tiles: Iterable[tuple[Tile, bytes]]) -> None:
         """Write tiles and make them durable; each is there whole or not at all."""
-        folders = []
-        for tile, data in tiles:
-            path = self.folder / tile.path
-            if path.parent not in folders:
-                make_folders(path.parent)
-                folders.append(path.parent)
-            write_whole(path, data)
+        files = [(self.folder / tile.path, data) for tile, data in tiles]
+        folders = {path.parent for path, _data in files}
+        for folder in sorted(folders):
+            make_folders(folder)
+        for at in range(0, len(files), _AT_ONCE):
+            write_whole(files[at : at + _AT_ONCE])
         sync_folders(folders)
 
-    def drop_partials(self, old: int, new: int) -> None:
-        """Remove the partial tiles of size `old` that a tree of size `new` does not need."""
-        keep = set(partial_tiles_of(new))
-        for tile in partial_tiles_of(old):
-            if tile not in keep:
-                path = self.folder / tile.path
-                path.unlink(missing_ok=True)
-                try:
-                    path.parent.rmdir()
-                except OSError:  # not empty: another partial of the same tile is still needed
-                    pass
+    def drop_partials(self, full: Iterable[Tile]) -> None:
+        """Remove the partial tiles of tiles that are full now, and stored; until then some checkpoint needs them."""
+        for tile in full:
+            found = self.partials_at(tile.level, tile.index)
+            for partial in found:
+                (self.folder / partial.path).unlink(missing_ok=True)
+            if found:
+                with contextlib.suppress(OSError):  # not empty: no tile of ours
+                    (self.folder / found[0].path).parent.rmdir()
 
     def partials(self, size: int) -> dict[Tile, bytes]:
         """Return the partial tiles of a tree of `size`. Raises TileError."""
         return {tile: self.read(tile) for tile in partial_tiles_of(size)}
 
     def strays(self, size: int) -> list[Path]:
-        """Return what a crash left: partial tiles that a tree of `size` does not need, files that were not finished."""
-        keep = {tile.path for tile in partial_tiles_of(size)}
+        """Return what a crash left: partial tiles of a later size than `size` or of full tiles, unfinished files."""
         found = list(self.folder.glob("tile/**/.*.new"))
         for path in self.folder.glob("tile/**/*.p/*"):
-            name = path.relative_to(self.folder).as_posix()
             try:
-                parse_path(name)
+                level, index, width = parse_path(path.relative_to(self.folder).as_posix())
             except ValueError:
                 continue
-            if name not in keep:
+            have = (size >> (TILE_HEIGHT * int(level))) - index * TILE_WIDTH
+            if width > have or have >= TILE_WIDTH:
                 found.append(path)
         return found
 

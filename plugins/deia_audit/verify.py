@@ -121,7 +121,10 @@ class _Verification(LogReading):
         """Read key and checkpoint; what is wrong with them is kept until the log itself was looked at."""
         try:
             if self.log_key is None:
-                self.log_key = VerifierKey.parse(self.layout.vkey.read_text())
+                text = self.layout.vkey.read_text()
+                self.log_key = VerifierKey.parse(text)
+                if text != f"{self.log_key}\n":
+                    self.unsealed = f"the log's verifier key {self.layout.vkey} is not as it was written"
         except (OSError, ValueError) as error:
             self.unsealed = f"the log's verifier key {self.layout.vkey} can't be read ({_why(error)})"
             return

@@ -82,6 +82,10 @@ def test_every_byte_of_every_file(home: Path, part: int) -> None:
     flip(home, places, random.Random(part))
 
 
+def older_partial(path: Path) -> bool:
+    return path.parent.suffix == ".p" and any(int(other.name) > int(path.name) for other in path.parent.iterdir())
+
+
 @pytest.mark.parametrize("how", ["missing", "empty"])
 def test_a_file_that_is_gone_is_found(home: Path, how: str) -> None:
     layout = Layout.of(home)
@@ -91,8 +95,8 @@ def test_a_file_that_is_gone_is_found(home: Path, how: str) -> None:
         path.write_bytes(b"") if how == "empty" else path.unlink()
         for heads in ([], [head]):
             report = verify(layout, heads=heads)
-            if path.suffix == ".sqlite" and how == "missing":
-                continue  # an index may be deleted at any time
+            if how == "missing" and (path.suffix == ".sqlite" or older_partial(path)):
+                continue  # an index may be deleted at any time, and a wider tile holds all of a narrower one
             assert not report.verdict.ok, (path, report)
             assert report.verdict is not Verdict.TORN_TAIL, (path, report)
         path.write_bytes(data)

@@ -18,6 +18,7 @@ import pytest
 from deia_audit.keys import KeyFolder
 from deia_audit.layout import Layout
 from deia_audit.seal import EpochPolicy
+from deia_audit.tiles import Tile
 from deia_audit.verdict import Verdict
 from deia_audit.verify import verify
 from deia_hardening.journal import JournalReader, JournalSettings
@@ -28,6 +29,7 @@ import os, signal, sys, time
 from pathlib import Path
 from deia_audit.layout import Layout
 from deia_audit.seal import EpochPolicy
+from deia_audit.tiles import Tile
 from deia_audit.sealer import Sealer
 from deia_hardening.clock import SYSTEM_CLOCK
 from deia_hardening.journal import JournalSettings, open_journal
@@ -118,12 +120,21 @@ def test_damaged_tiles_are_made_anew_from_the_log(make_trail: Callable[..., Any]
     assert report.verdict is Verdict.OK_LOCAL_ONLY, report
 
 
-def test_superseded_partial_tiles_go(make_trail: Callable[..., Any]) -> None:
+def test_a_partial_tile_stays_while_an_older_checkpoint_needs_it_and_goes_with_the_full_one(
+    make_trail: Callable[..., Any],
+) -> None:
     trail = make_trail()
-    for start in range(0, 100, 20):
-        trail.add(20, start)
-    partial = list(trail.layout.evidence.glob("tile/0/*.p/*"))
-    assert len(partial) == 1
+    sizes = []
+    for start in range(0, 240, 40):
+        trail.add(40, start)
+        sizes.append(trail.sealer.checkpoint.head.size)
+    store = trail.sealer.tiles
+    for size in sizes:
+        assert len(store.read(Tile(0, 0, size))) == size * 32
+        assert (store.folder / Tile(0, 0, size).path).exists()
+    trail.add(40, 240)
+    assert not list(trail.layout.evidence.glob("tile/0/000.p/*"))
+    assert len(store.read(Tile(0, 0, sizes[0]))) == sizes[0] * 32
 
 
 def test_an_epoch_is_counted_in_records_and_running_time() -> None:

@@ -275,6 +275,10 @@ def test_damaged_tiles(copy: Copy, how: str) -> None:
     for path in sorted(copy.layout.evidence.glob("tile/**/*")):
         if not path.is_file():
             continue
+        if how == "missing" and any(
+            int(one.name) > int(path.name) for one in path.parent.glob("*") if ".p/" in str(one)
+        ):
+            continue  # a wider tile holds all of a narrower one
         data = path.read_bytes()
         if how == "flip":
             path.write_bytes(bytes([data[0] ^ 1]) + data[1:])
