@@ -27,6 +27,7 @@ from deia_hardening.plugin import SYSTEM, Host
 from deia_hardening.settings import Snapshot, take_snapshot
 from deia_hardening.settings.files import withdraw
 from deia_hardening.settings.problems import Problems
+from deia_hardening.store import LeaseHeld
 
 logger = logging.getLogger("deia_config")
 
@@ -77,6 +78,7 @@ class Follower:
                 logger.error("the run-time overrides are not in force: %s", error)
         settings = self._settings()
         if settings.watch:
+            await self._manager.agreement.join()
             await self._rewatch()
         # Notifications are on, so what came between harden() and here is seen now, and what comes later is hinted.
         await self._look_safely()
@@ -90,6 +92,7 @@ class Follower:
         while task is not None and not task.done():
             task.cancel()  # again, where a wait inside of it lost the first one
             await asyncio.wait({task}, timeout=_CANCEL_AGAIN)
+        await self._manager.agreement.leave()
         if self._watch is not None:
             await self._host.blocking(self._watch.stop)
         if self._source is not None:
@@ -117,7 +120,7 @@ class Follower:
             paths += flag_paths(settings, self._host.home)
         else:
             paths += await self._host.blocking(self._flag_paths, settings)
-        wanted = await self._host.blocking(folders_of, paths)
+        wanted = await self._host.blocking(folders_of, [*paths, self._manager.agreement.members.folder])
         if wanted == self._watched and self._watch is not None:
             return
         old, self._watch = self._watch, Watch(wanted, settings.watch_step, self.hint)
@@ -146,6 +149,7 @@ class Follower:
 
     async def look(self, *, force: bool = False) -> bool:
         """Compare files and running settings, and take up what changed. True unless something was refused."""
+        await self._vote()
         fine = await self._manager.overriding.look()
         if self._source is not None:
             fine = await self._look_at_settings(force) and fine
@@ -162,29 +166,78 @@ class Follower:
         rotated = await self._host.blocking(self._secrets_rotated)
         seen, why = await self._settled(lambda: take_snapshot(source), accepted, known, force)
         if known(seen):
-            manager.agreement.behind = ""
+            manager.agreement.caught_up("settings files")
             if rotated:
-                await manager.take(seen, reason="a file that holds a secret changed")
+                await self._take(seen, "a file that holds a secret changed", force)
             if self._refused:  # the files are again what is in force
                 self._refused = ""
                 if manager.refused is not None and manager.refused.source == "files":
                     manager.refused = None
             return True
-        if seen.digest == self._refused and not force:
-            if not manager.agreement.behind and manager.refused is not None:  # has another worker taken it since?
-                await manager.agreement.refused(seen.digest, manager.refused.problems[0])
-            if not manager.agreement.behind:
-                return False
+        if seen.digest == self._refused and not force and not await self._decided(seen):
+            return False
         if why:
-            self._refused = seen.digest
+            self._refused = manager.trying = seen.digest
             self._host.events.emit(RevisionRefused(actor=SYSTEM, by="config", problems=(why,), source="files"))
             return False
-        if await manager.take(seen, reason="the settings files changed"):
+        if await self._take(seen, "the settings files changed", force):
             self._refused = ""
             manager.keep_last_good()
             return True
         self._refused = seen.digest
         return False
+
+    async def _take(self, seen: Snapshot, reason: str, force: bool) -> bool:
+        """Take it, once it is this worker's turn; until then answer the one who asks."""
+        while True:
+            try:
+                return await self._manager.take(seen, reason=reason, force=force)
+            except LeaseHeld:
+                await self._vote()
+                await self._manager.agreement.pause()
+
+    async def _decided(self, seen: Snapshot) -> bool:
+        """Whether the other workers took meanwhile what this one refused: then it is tried again."""
+        agreement = self._manager.agreement
+        if not await agreement.others():
+            return False
+        decision = await agreement.decision()
+        return decision is not None and decision.applied and decision.content == seen.digest
+
+    async def _vote(self) -> None:
+        """Answer another worker's proposal, if there is one."""
+        agreement = self._manager.agreement
+        proposal = await agreement.asked()
+        if proposal is None:
+            return
+        by = refusal = ""
+        try:
+            if proposal.overrides is not None:
+                await self._manager.try_out(None, proposal.overrides)
+            else:
+                snapshot = await self._as_proposed(proposal.content)
+                if snapshot is None:
+                    return  # its files are others: it follows them when they have settled
+                await self._manager.try_out(snapshot, None)
+        except SettingsError as error:
+            by, refusal = "settings", str(error.problems[0])
+        except ReloadRefused as error:
+            by, refusal = error.by, error.why
+        await agreement.vote(proposal, refusal, by)
+
+    async def _as_proposed(self, content: str) -> Snapshot | None:
+        """The files as the proposer saw them, or None where they stay different."""
+        source = self._source
+        if source is None:
+            return None
+        until = self._host.clock.monotonic() + self._settings().vote_timeout / 2
+        while True:
+            seen = await self._host.blocking(take_snapshot, source)
+            if seen.digest == content:
+                return seen
+            if self._host.clock.monotonic() >= until:
+                return None
+            await self._host.clock.sleep(self._settings().settle)
 
     def _secrets_rotated(self) -> bool:
         """Whether a file that a `${file:…}` refers to was replaced since the last look. Blocking."""

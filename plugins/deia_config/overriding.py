@@ -7,16 +7,21 @@ when it can't be kept, it is taken back.
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 import logging
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from deia_config.agreement import Turn
 from deia_config.effective import effective
 from deia_config.history import differences
 from deia_hardening.errors import ReloadRefused, SettingsError
 from deia_hardening.plugin import SYSTEM, Actor, Host, Problem
 from deia_hardening.settings.state import OVERRIDES, Override, Overrides, read_overrides, write_overrides
+from deia_hardening.store import LeaseHeld
 
 if TYPE_CHECKING:
     from deia_config.service import ConfigManager
@@ -43,23 +48,23 @@ class Overriding:
     async def set(self, key: str, value: Any, if_revision: int | None, actor: Actor, reason: str) -> int:
         if not key or not all(key.split(".")):
             raise Problem(422, f"{key!r} is no key of a setting; write section.name")
-        async with self._manager.changing():
+        async with self._turn() as turn:
             self._expect(if_revision)
             entry = Override(value, actor.id, reason, self._host.clock.wall())
             entries = {old: each for old, each in self.now.entries.items() if not _clashes(old, key)}
-            return await self._with_overrides({**entries, key: entry}, "override", actor, reason)
+            return await self._with_overrides(turn, {**entries, key: entry}, "override", actor, reason)
 
     async def unset(self, key: str, if_revision: int | None, actor: Actor, reason: str) -> int:
-        async with self._manager.changing():
+        async with self._turn() as turn:
             self._expect(if_revision)
             left = {old: each for old, each in self.now.entries.items() if old != key and not old.startswith(f"{key}.")}
             if len(left) == len(self.now.entries):
                 known = ", ".join(self.now.entries) or "none"
                 raise Problem(404, f"there is no override of {key!r}; overrides are: {known}")
-            return await self._with_overrides(left, "override", actor, reason)
+            return await self._with_overrides(turn, left, "override", actor, reason)
 
     async def rollback(self, revision: str | int | None, if_revision: int | None, actor: Actor, reason: str) -> int:
-        async with self._manager.changing():
+        async with self._turn() as turn:
             self._expect(if_revision)
             if revision is None:
                 newest = self._manager.history.newest
@@ -84,7 +89,8 @@ class Overriding:
                     f"revision {target.number} can't be brought back by overrides: {', '.join(sorted(left)[:10])} "
                     "must be changed in the settings files; nothing was changed",
                 )
-            return await self._with_overrides(kept, "rollback", actor, reason or f"back to revision {target.number}")
+            reason = reason or f"back to revision {target.number}"
+            return await self._with_overrides(turn, kept, "rollback", actor, reason)
 
     async def _tried(self, entries: Mapping[str, Override]) -> Any:
         try:
@@ -92,9 +98,27 @@ class Overriding:
         except (SettingsError, ReloadRefused) as error:
             raise _problem(error) from error
 
-    async def _with_overrides(self, entries: Mapping[str, Override], source: str, actor: Actor, reason: str) -> int:
+    @asynccontextmanager
+    async def _turn(self) -> AsyncIterator[Turn]:
+        """The right to change the overrides, with what other workers have set until now in force."""
+        agreement = self._manager.agreement
+        others = await agreement.others()
+        try:
+            async with agreement.turn(others, self._manager.settings().vote_timeout, wait=True) as turn:
+                if others:
+                    await self.look()
+                async with self._manager.changing():
+                    yield turn
+        except LeaseHeld as error:
+            raise Problem(503, f"{error}; nothing was changed; try again", retry_after=1) from error
+
+    async def _with_overrides(
+        self, turn: Turn, entries: Mapping[str, Override], source: str, actor: Actor, reason: str
+    ) -> int:
         new, old = Overrides(entries), self.now
         try:
+            if turn.others:
+                await self._manager.ask(turn, digest(new), new.nested())
             await self._manager.propose(source=source, overrides=new.nested(), actor=actor, reason=reason)
         except (SettingsError, ReloadRefused) as error:
             raise _problem(error) from error
@@ -132,15 +156,27 @@ class Overriding:
             if found.problem:
                 logger.error("%s", found.problem)
                 return False
-            if found.entries == self.now.entries:
-                return True
-            before, self.now = self.now, found
-            try:
-                await self._manager.propose(source="override", overrides=found.nested(), reason="set by another worker")
-            except (SettingsError, ReloadRefused):
-                self.now = before
-                return False
+            agreement = self._manager.agreement
+            if found.entries != self.now.entries:
+                before, self.now = self.now, found
+                try:
+                    await self._manager.propose(
+                        source="override", overrides=found.nested(), reason="set by another worker"
+                    )
+                except (SettingsError, ReloadRefused) as error:
+                    self.now = before
+                    decision = await agreement.decision()
+                    if decision is not None and decision.applied and decision.content == digest(found):
+                        agreement.fell_behind("overrides", str(error))
+                        self.stamp = (0, 0)  # tried again at the next look
+                    return False
+            agreement.caught_up("overrides")
         return True
+
+
+def digest(overrides: Overrides) -> str:
+    """What tells these overrides from others."""
+    return hashlib.sha256(json.dumps(overrides.nested(), sort_keys=True, default=str).encode()).hexdigest()
 
 
 def _stamp(home: Path) -> tuple[int, int]:

@@ -19,6 +19,7 @@ logger = logging.getLogger("deia_config")
 
 JOURNAL = "config-changes"
 _LAST = "config/last-recorded"
+_LAST_REFUSED = "config/last-refused"
 _MOST_CHANGES = 500
 
 
@@ -48,8 +49,8 @@ class Recorder:
             event["more_changes"] = len(changes) - len(shown)
         self._once(f"{old}>{entry.digest}", event)
 
-    def refused(self, refusal: Any, event: RevisionRefused, revision: int) -> None:
-        """A change was refused."""
+    def refused(self, refusal: Any, event: RevisionRefused, revision: int, content: str) -> None:
+        """A change was refused. Files with the same `content` are told once, whichever workers refuse them."""
         actor = event.actor.id if event.actor is not None else ""
         record = {
             "action": "refused",
@@ -60,7 +61,10 @@ class Recorder:
             "actor": actor,
             "reason": event.reason,
         }
-        self._once(f"refused:{revision}:{refusal.problems!r}"[:400], record)
+        if content:
+            self._once(f"{revision}:{content}", record, _LAST_REFUSED)
+        else:
+            self._host.journal(JOURNAL).append(record)
 
     def flags_applied(self, changed: tuple[str, ...], digest: str) -> None:
         """Flag definitions are in force."""
@@ -95,20 +99,20 @@ class Recorder:
         except OSError as error:
             logger.warning("%s can't be written (%s): revisions from now on are forgotten by a restart", path, error)
 
-    def _once(self, mark: str, event: Mapping[str, Any]) -> None:
-        self._host.runtime.submit(self._record, mark, event)
+    def _once(self, mark: str, event: Mapping[str, Any], key: str = _LAST) -> None:
+        self._host.runtime.submit(self._record, mark, event, key)
 
-    async def _record(self, mark: str, event: Mapping[str, Any]) -> None:
+    async def _record(self, mark: str, event: Mapping[str, Any], key: str) -> None:
         """Append unless another worker has recorded the same change; a store that is away only risks a double."""
         data = mark.encode("utf-8", "replace")
         try:
-            last = await self._host.store.get(_LAST)
-            if last is not None and last.value == data and not mark.startswith("refused"):
+            last = await self._host.store.get(key)
+            if last is not None and last.value == data:
                 return
-            await self._host.store.put(_LAST, data, if_revision=0 if last is None else last.revision)
+            await self._host.store.put(key, data, if_revision=0 if last is None else last.revision)
         except StaleRevision:
             with contextlib.suppress(StoreError):
-                last = await self._host.store.get(_LAST)
+                last = await self._host.store.get(key)
                 if last is not None and last.value == data:
                     return
         except StoreError as error:

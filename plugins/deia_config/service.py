@@ -16,9 +16,9 @@ from typing import Any
 
 import attrs
 
-from deia_config.agreement import Agreement
-from deia_config.effective import effective, restart_only, sections_of
-from deia_config.history import Entry, History, decode, differences, encode, nest, path_in
+from deia_config.agreement import Agreement, Turn
+from deia_config.effective import blame, effective, restart_only, sections_of
+from deia_config.history import Entry, History, decode, differences, encode, flatten, nest, path_in
 from deia_config.overriding import Overriding
 from deia_config.record import Recorder
 from deia_config.running_flags import Refusal, RunningFlags
@@ -69,6 +69,8 @@ class ConfigManager(RunningFlags):
         self.watching = "nothing: the settings come from a mapping"
         self.accepted: Snapshot | None = None
         self.offered = ConfigSettings()
+        self.trying = ""
+        """The digest of the files that are being tried."""
 
     # -- reading ----------------------------------------------------------------------------------------------
 
@@ -109,38 +111,11 @@ class ConfigManager(RunningFlags):
         return differences({} if before is None else before.values, after.values)
 
     def blame(self, key: str) -> list[tuple[str, Any]]:
-        """Where a value comes from, the winner first, then what it shadows; at last its default. Redacted."""
-        running = self._host.revisions.current
-        values = effective(running)
-        below = [known for known in values if known == key or known.startswith((f"{key}.", f"{key}["))]
-        if not below:
-            raise Problem(404, f"there is no setting {key!r}; `config show` lists them")
-        masked = values.get(key) == "***" or self._is_secret(key)
-        told: list[tuple[str, Any]] = []
-        for place, value in running.document.blame(key):
-            reference = isinstance(value, str) and "${" in value
-            told.append((str(place), "***" if masked and value is not None and not reference else value))
-        if not told:
-            told.append(("<default>", values.get(key, nest({k: values[k] for k in below}))))
-        return told
+        """Where a value comes from, the winner first, then what it shadows; at last its default. Redacted.
 
-    def _is_secret(self, key: str) -> bool:
-        from deia_hardening.settings.classes import fields_of
-        from deia_hardening.settings.structure import is_settings_class
-
-        name, *path = key.split(".")
-        value: Any = sections_of(self._host.revisions.current).get(name)
-        for part in path:
-            if not is_settings_class(type(value)):
-                return False
-            with contextlib.suppress(Exception):
-                known = fields_of(type(value)).get(part)
-                if known is not None and known.spec.secret:
-                    return True
-            if hasattr(getattr(value, part, None), "get_secret_value"):
-                return True
-            value = getattr(value, part, None)
-        return False
+        Raises Problem 404 for a key that is no setting.
+        """
+        return blame(self._host.revisions.current, key)
 
     def entry(self, revision: str | int | None) -> Entry:
         """A revision of the history. Raises Problem 404 for one that is not kept."""
@@ -186,10 +161,7 @@ class ConfigManager(RunningFlags):
             try:
                 return await self.check()
             finally:
-                if self.accepted is None:
-                    withdraw(self, snapshot.root)
-                else:
-                    stand_in(self, self.accepted)
+                self._stand_back(snapshot)
 
     def would_change(self, plan: Any) -> dict[str, tuple[Any, Any]]:
         """What a plan of `check` would change, by key: (old, new)."""
@@ -286,24 +258,70 @@ class ConfigManager(RunningFlags):
 
     # -- what the plugin calls --------------------------------------------------------------------------------
 
-    async def take(self, snapshot: Snapshot, *, actor: Actor = SYSTEM, reason: str = "", source: str = "files") -> bool:
-        """Propose what the settings files hold. On a refusal the accepted files go on standing for them."""
+    async def take(self, snapshot: Snapshot, *, reason: str = "", force: bool = False) -> bool:
+        """Have the workers agree on what the settings files hold, and put it in force.
+
+        False on a refusal: the accepted files go on standing for them. Raises LeaseHeld while another worker asks.
+        """
+        self.trying = "" if force else snapshot.digest
+        others = await self.agreement.others()
+        decision = await self.agreement.decision() if others else None
+        if decision is not None and decision.content == snapshot.digest and decision.applied:
+            others = ()  # it is decided already, and this worker follows
+        try:
+            async with self.agreement.turn(others, self.settings().vote_timeout, wait=False) as turn, self.changing():
+                stand_in(self, snapshot)
+                try:
+                    if others:
+                        await self.ask(turn, snapshot.digest, None, force)
+                    await self.propose(source="files", reason=reason)
+                except BaseException:
+                    self._stand_back(snapshot)
+                    raise
+                self.accepted = snapshot
+        except (SettingsError, ReloadRefused) as error:
+            if decision is not None and decision.content == snapshot.digest and decision.applied:
+                self.agreement.fell_behind("settings files", str(error))
+            return False
+        self.agreement.caught_up("settings files")
+        if self.refused is not None and self.refused.source == "files":
+            self.refused = None
+        return True
+
+    async def ask(self, turn: Turn, content: str, overrides: Mapping[str, Any] | None, force: bool = True) -> None:
+        """This worker's own opinion, then the others'. A refusal is told and raised."""
+        source = "files" if overrides is None else "override"
+        try:
+            decision = await self.agreement.decision()
+            if decision is not None and decision.content == content and not force:
+                if decision.applied:
+                    return
+                raise ReloadRefused(decision.by, decision.why)
+            await self.check(overrides)
+            await turn.ask(content, overrides)
+        except (SettingsError, ReloadRefused) as error:
+            problems = tuple(map(str, error.problems)) if isinstance(error, SettingsError) else (str(error),)
+            by = error.by if isinstance(error, ReloadRefused) else "settings"
+            self._host.events.emit(RevisionRefused(actor=SYSTEM, by=by, problems=problems, source=source))
+            raise
+
+    async def try_out(self, snapshot: Snapshot | None, overrides: Mapping[str, Any] | None) -> None:
+        """What this worker has against files or overrides that another one proposes; raises as `check`."""
         async with self.changing():
-            stand_in(self, snapshot)
+            if snapshot is not None:
+                stand_in(self, snapshot)
             try:
-                await self.propose(source=source, actor=actor, reason=reason)
-            except (SettingsError, ReloadRefused) as error:
-                if self.accepted is None:
-                    withdraw(self, snapshot.root)
-                else:
-                    stand_in(self, self.accepted)
-                await self.agreement.refused(snapshot.digest, str(error))
-                return False
-            self.accepted = snapshot
-            await self.agreement.took(snapshot.digest)
-            if self.refused is not None and self.refused.source == "files":
-                self.refused = None
-            return True
+                await self.check(overrides)
+            finally:
+                if snapshot is not None:
+                    self._stand_back(snapshot)
+
+    def _stand_back(self, snapshot: Snapshot) -> None:
+        """The accepted files stand again for the ones that were tried."""
+        if self.accepted is None:
+            withdraw(self, snapshot.root)
+        else:
+            stand_in(self, self.accepted)
 
     def accept(self, snapshot: Snapshot) -> None:
         """These files are what the running revision was made from."""
@@ -352,7 +370,7 @@ class ConfigManager(RunningFlags):
     def was_refused(self, event: RevisionRefused) -> None:
         """A change was refused (inline, on the background loop)."""
         self.refused = Refusal(self._host.clock.wall(), event.by, event.source, event.problems)
-        self._recorder.refused(self.refused, event, self.revision)
+        self._recorder.refused(self.refused, event, self.revision, self.trying if event.source == "files" else "")
 
     def _note(self, running: Any, source: str, actor: str, reason: str) -> Entry:
         entry = Entry(
@@ -365,19 +383,13 @@ class ConfigManager(RunningFlags):
             values=effective(running),
             overrides={key: each.value for key, each in self.overriding.now.entries.items()}
             if source != "override"
-            else _flat_overrides(self._host.revisions.overrides),
+            else flatten(self._host.revisions.overrides),
         )
         self.history = self.history.add(entry, self.settings().history)
         if source != "start" or not isinstance(self._host.revisions.source, Mapping):
             # An app that is made from a mapping and never changed leaves no file, and waits for no disk.
             self._recorder.keep(path_in(self._host.home), partial(encode, self.history))
         return entry
-
-
-def _flat_overrides(nested: Mapping[str, Any]) -> dict[str, Any]:
-    from deia_config.history import flatten
-
-    return flatten(nested)
 
 
 def _read_history(host: Host) -> History:

@@ -51,6 +51,9 @@ class ConfigSettings:
     check_timeout: Seconds = setting(
         Seconds("5s"), "how long all of the app's own checks of a change may take", ge=0.01
     )
+    vote_timeout: Seconds = setting(
+        Seconds("2s"), "how long the other workers of this home may take to agree to a change", ge=0.05, le=60
+    )
     history: int = setting(100, "revisions that can be shown and rolled back to", ge=1, le=10_000)
     flags: FlagSettings = setting(FlagSettings(), "feature flags")
 

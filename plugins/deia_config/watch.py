@@ -26,20 +26,24 @@ class Watch:
         self._hint = hint
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
+        self._lock = threading.Lock()  # a start may still be on its way when the stop comes
         self.problem = ""
 
     def start(self) -> None:
         """Begin; where it can't, `problem` says why and the content check has to do."""
         from watchfiles._rust_notify import RustNotify  # 3 MB that only a watching process loads
 
-        try:
-            notify = RustNotify(self._paths, False, False, 0, False, True)
-        except Exception as error:  # OSError, FileNotFoundError or the library's own
-            self.problem = f"the system gives no notifications ({error}): contents are compared instead"
-            logger.warning("%s", self.problem)
-            return
-        self._thread = threading.Thread(target=self._gather, args=(notify,), name="deia-config-watch", daemon=True)
-        self._thread.start()
+        with self._lock:
+            if self._stop.is_set():
+                return
+            try:
+                notify = RustNotify(self._paths, False, False, 0, False, True)
+            except Exception as error:  # OSError, FileNotFoundError or the library's own
+                self.problem = f"the system gives no notifications ({error}): contents are compared instead"
+                logger.warning("%s", self.problem)
+                return
+            self._thread = threading.Thread(target=self._gather, args=(notify,), name="deia-config-watch", daemon=True)
+            self._thread.start()
 
     def _gather(self, notify: object) -> None:
         watch = notify.watch  # type: ignore[attr-defined]
@@ -60,9 +64,10 @@ class Watch:
     def stop(self) -> None:
         """End the thread."""
         self._stop.set()
-        if self._thread is not None:
-            self._thread.join(timeout=_JOIN)
-            self._thread = None
+        with self._lock:
+            thread, self._thread = self._thread, None
+        if thread is not None:
+            thread.join(timeout=_JOIN)
 
 
 def folders_of(paths: Sequence[Path]) -> list[Path]:

@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 
 ONE = "config: {}\napp:\n  max_bots: 1\n  label: one\n"
@@ -280,20 +281,25 @@ async def test_a_mapping_needs_no_thread(tmp_path: Path) -> None:
 
 
 async def test_a_worker_that_can_not_follow_is_not_ready_until_it_has_caught_up(start: Any, picky: str) -> None:
-    from deia_config.agreement import KEY
+    from deia_config.agreement import Decision
+    from deia_config.membership import Members
     from deia_hardening.settings import take_snapshot
 
     base = ONE.replace("config: {}", "config: {content_check: 50ms}")
     text = f"{base}picky:\n  use: {picky}\n  value: 1\n"
     async with start(text) as service:
         bad = text.replace("value: 1", "value: 13")
-        # What another worker of this home does when it takes the same content up first:
-        beside = service.folder / "h.yaml"
-        await asyncio.to_thread(beside.write_text, bad)
+        other = Members(service.run.home)
+        await asyncio.to_thread(other.join)
+        # What is in the store when the others have decided on this content without this worker:
+        agreement = service.manager.agreement
+        service.replace(bad)
         content = (await asyncio.to_thread(take_snapshot, service.folder)).digest
-        await service.run.core.plugins["config"].host.store.put(KEY, content.encode())
+        decision = json.dumps(attrs.asdict(Decision("1", content, True))).encode()
+        await service.run.core.plugins["config"].host.store.put(f"{agreement._keys}/decision", decision)
         await service.until(lambda: service.run.core.health()["config"].state == "failed")
-        assert "another worker" in service.run.core.health()["config"].detail
+        assert "the other workers run" in service.run.core.health()["config"].detail
+        await asyncio.to_thread(other.leave)
         service.replace(text.replace("label: one", "label: two"))
         await service.until(lambda: service.run.core.health()["config"].state == "ok")
         assert (await service.body())["label"] == "two"
