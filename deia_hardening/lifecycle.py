@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from deia_hardening import access
+from deia_hardening import access, outer
 from deia_hardening.chain import Placed, build, describe, order
 from deia_hardening.clock import SYSTEM_CLOCK
 from deia_hardening.context import SYSTEM, Actor
@@ -91,6 +91,7 @@ class Core:
         self.leaving = False
         self.coming: Plan | None = None  # during a reload: what plugins that are entered for it run on
         self.lives: dict[str, Life] = {}
+        self._family: Callable[[], None] | None = None
         self._reload_lock: asyncio.Lock | None = None
         self.plan, self.overrides, passed_over = source.first()
         if passed_over:
@@ -236,6 +237,7 @@ class Core:
                 self.home.join(id(self), self.name, self.revision.digest)
             except HardeningError as error:
                 raise StartError("core", str(error)) from None
+            self._family = outer.join(weakref.ref(self), self.home.path, self.link)
             for plugin in self.ordered(self.plugins.values()):
                 await self.enter(plugin, requests.start_timeout)
         except BaseException as error:
@@ -268,6 +270,9 @@ class Core:
         for life in reversed(lives):
             self.lives.pop(life.plugin.name, None)
             await life.stop(timeout)
+        leave, self._family = self._family, None
+        if leave is not None:
+            leave()
 
     async def stop(self) -> None:
         """Stop the plugins in reverse order, then drain and close what the home holds. On the background loop."""

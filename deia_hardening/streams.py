@@ -68,6 +68,20 @@ async def receive_or_end(receive: Receive, leave: Callable[[], Awaitable[Message
     return await leave()
 
 
+async def until_left(receive: Receive) -> bool:
+    """Wait until the client leaves: True; False when this `receive` goes on giving bodies that have ended.
+
+    A test's `receive` may answer at once for ever; waiting on it would keep its loop busy and everybody else out.
+    """
+    ended = False
+    while (message := await receive())["type"] != "http.disconnect":
+        if not message.get("more_body", False):
+            if ended:
+                return False
+            ended = True
+    return True
+
+
 def _scheduler() -> Callable[..., Any]:
     try:
         return asyncio.get_running_loop().call_soon_threadsafe

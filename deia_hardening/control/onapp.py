@@ -19,6 +19,7 @@ from deia_hardening.control.settings import ControlSettings
 from deia_hardening.control.socket import HomeSocket
 from deia_hardening.plugin import Completion, Host
 from deia_hardening.problem import Problem
+from deia_hardening.streams import until_left
 from deia_hardening.types import ASGIApp, Receive, Scope, Send
 
 
@@ -121,9 +122,8 @@ class OnApp:
             await stream.aclose()  # type: ignore[attr-defined]
 
         async def watch(scope: anyio.CancelScope) -> None:
-            while (await receive())["type"] != "http.disconnect":
-                pass
-            scope.cancel()
+            if await until_left(receive):
+                scope.cancel()
 
         try:
             async with anyio.create_task_group() as group:

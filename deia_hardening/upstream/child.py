@@ -18,7 +18,6 @@ import subprocess
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ import attrs
 from deia_hardening.runtime import runtime
 from deia_hardening.upstream.child_context import ChildState
 from deia_hardening.upstream.inner import CONTROL_VARIABLE, ROLE_INNER, ROLE_VARIABLE
+from deia_hardening.upstream.records import Records
 from deia_hardening.upstream.settings import ProcessSettings
 
 _PROGRAM = Path(__file__).with_name("child_main.py")
@@ -63,8 +63,9 @@ def environment(order: Order, own: dict[str, str]) -> dict[str, str]:
 class Child:
     """One process from start to end. `exited` is set when it is gone, `ready` when it accepts connections."""
 
-    def __init__(self, order: Order, on_record: Callable[[dict[str, Any]], None]) -> None:
+    def __init__(self, order: Order, records: Records) -> None:
         self.order = order
+        self.records = records
         self.ready = asyncio.Event()
         self.exited = asyncio.Event()
         self.returncode: int | None = None
@@ -72,7 +73,6 @@ class Child:
         self.tail: deque[str] = deque(maxlen=order.settings.log_lines)
         self.pid = 0
         self._loop = asyncio.get_running_loop()
-        self._on_record = on_record
         self._process: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
         self._output = -1
@@ -209,10 +209,9 @@ class Child:
             elif kind == "failed":
                 self.failure = str(message.get("why", ""))[:2000].translate(_plain)
             elif kind == "record" and isinstance(message.get("event"), dict):
-                try:
-                    self._on_record(message["event"])
-                except Exception:
-                    _logger.exception("a record of %s was not taken", self.order.name)
+                self.records.take(message["event"], message.get("n"), self._say)
+            elif kind == "lost" and isinstance(message.get("count"), int):
+                self.records.lost(message["count"])
 
     def _close_control(self) -> None:
         control, self._control = self._control, None

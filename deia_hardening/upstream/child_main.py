@@ -25,10 +25,16 @@ HEADER = b"x-deia-context"
 SCOPE_KEY = "deia_hardening.child"
 _MAX_LINE = 1 << 20
 
+_MAX_WAITING = 4 << 20  # bytes that wait for the parent to read; what comes beyond them is dropped and counted
+
 _state: dict[str, Any] = {}
-_subscribers: list[Callable[[], None]] = []
+_subscribers: dict[str, list[Callable[[dict[str, Any]], None]]] = {"state": [], "kept": []}
 _pipe: socket.socket | None = None
 _send_lock = threading.Lock()
+_waiting: list[bytes] = []
+_waiting_bytes = 0
+_lost = 0
+_sender: threading.Thread | None = None
 
 
 def state() -> dict[str, Any]:
@@ -36,25 +42,66 @@ def state() -> dict[str, Any]:
     return _state
 
 
-def subscribe(callback: Callable[[], None]) -> None:
-    """Call `callback` on the pipe's thread after each change of `state()`."""
-    _subscribers.append(callback)
+def subscribe(kind: str, callback: Callable[[dict[str, Any]], None]) -> None:
+    """Call `callback(message)` on the pipe's thread for each message of `kind`: `state` or `kept`."""
+    _subscribers[kind].append(callback)
 
 
 def send_up(message: dict[str, Any]) -> bool:
-    """Hand one message to the parent without blocking; False when it was dropped."""
+    """Hand one message to the parent. Never waits for it; False when it was dropped (counted, and told later).
+
+    What the pipe does not take at once is written by a thread, so that no event loop waits for a busy parent.
+    """
+    global _waiting_bytes, _lost, _sender
     try:
         line = json.dumps(message, default=str).encode() + b"\n"
-        if _pipe is None or len(line) > _MAX_LINE:
-            return False
-        with _send_lock:
-            sent = _pipe.send(line, socket.MSG_DONTWAIT)
-            while sent < len(line):  # a line is never left half written
-                line = line[sent:]
-                sent = _pipe.send(line)
-    except (OSError, ValueError, TypeError):
+    except (ValueError, TypeError):
         return False
+    if _pipe is None or len(line) > _MAX_LINE:
+        return False
+    with _send_lock:
+        if not _waiting and _sender is None:
+            try:
+                line = line[_pipe.send(line, socket.MSG_DONTWAIT) :]
+            except (BlockingIOError, InterruptedError):
+                pass
+            except OSError:
+                return False
+            if not line:
+                return True
+        elif _waiting_bytes + len(line) > _MAX_WAITING:
+            _lost += 1
+            return False
+        _waiting.append(line)
+        _waiting_bytes += len(line)
+        if _sender is None:
+            _sender = threading.Thread(target=_send_waiting, name="deia-up", daemon=True)
+            _sender.start()
     return True
+
+
+def _send_waiting() -> None:
+    """The sender's thread: writes what waits, in order, and ends when nothing does."""
+    global _waiting, _waiting_bytes, _lost, _sender
+    assert _pipe is not None
+    while True:
+        with _send_lock:
+            lines, _waiting = _waiting, []
+            if _lost and not lines:
+                lines = [json.dumps({"t": "lost", "count": _lost}).encode() + b"\n"]
+                _lost = 0
+            if not lines:
+                _sender = None
+                return
+        data = b"".join(lines)
+        try:
+            _pipe.sendall(data)
+        except OSError:  # the parent is gone, and with it everybody who could keep this
+            with _send_lock:
+                _waiting, _waiting_bytes, _lost, _sender = [], 0, 0, None
+            return
+        with _send_lock:
+            _waiting_bytes = max(0, _waiting_bytes - len(data))
 
 
 class Verified:
@@ -122,15 +169,16 @@ def _listen(lines: Any, stop: Callable[[], None]) -> None:
     try:
         for line in lines:
             message = json.loads(line)
-            if message.get("t") == "state":
+            kind = message.get("t")
+            if kind == "state":
                 _state = message
-                for callback in list(_subscribers):
-                    try:
-                        callback()
-                    except Exception:
-                        traceback.print_exc()
-            elif message.get("t") == "stop":
+            elif kind == "stop":
                 break
+            for callback in list(_subscribers.get(kind, ())):
+                try:
+                    callback(message)
+                except Exception:
+                    traceback.print_exc()
     except (OSError, ValueError):
         pass
     stop()

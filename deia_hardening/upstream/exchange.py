@@ -11,6 +11,7 @@ import asyncio
 from collections import deque
 from contextvars import copy_context
 
+from deia_hardening.streams import until_left
 from deia_hardening.types import Message, Receive, Scope, Send
 from deia_hardening.upstream.connection import Connection, quiet
 from deia_hardening.upstream.pool import Pool
@@ -224,9 +225,8 @@ class Exchange:
             connection.uploaded = True
             if limit and not connection.started:
                 connection.deadline = loop.time() + limit
-            while (await receive())["type"] != "http.disconnect":
-                pass
-            raise ClientLeft
+            if await until_left(receive):
+                raise ClientLeft
         except asyncio.CancelledError:
             raise
         except BaseException as error:

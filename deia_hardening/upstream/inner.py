@@ -5,14 +5,18 @@ A module that calls `harden()` itself may be started as a child process (`proces
 request comes on the scope, and revision, mode and flags come down a pipe whose end is also the child's
 order to end. The pipe carries lines of JSON, each an object with its kind in `t`:
 
-down  `{"t": "state", "revision": 7, "mode": "FULL", "flags": {…}}`, `{"t": "stop"}`
-up    `{"t": "ready", "pid": 42}`, `{"t": "record", "event": {…}}`, `{"t": "failed", "why": "…"}`
+down  `{"t": "state", "revision": 7, "mode": "FULL", "flags": {…}}`, `{"t": "kept", "n": [17], "why": ""}`,
+      `{"t": "stop"}`
+up    `{"t": "ready", "pid": 42}`, `{"t": "record", "n": 17, "event": {…}}`, `{"t": "lost", "count": 3}`,
+      `{"t": "failed", "why": "…"}`
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -40,11 +44,19 @@ def request_context(scope: Scope) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else None
 
 
+Kept = Callable[[str], None]
+"""Called once with why a record was not kept, "" when the parent's journal has it."""
+
+
 class Link:
-    """The child's end of the pipe to its parent. Made by `link()`; any thread."""
+    """The child's end of the pipe to its parent: one per process, from `link()`; any thread."""
 
     def __init__(self, module: Any) -> None:
         self._module = module
+        self._numbers = itertools.count(1).__next__
+        self._lock = threading.Lock()
+        self._waiting: dict[int, Kept] = {}
+        module.subscribe("kept", self._were_kept)
 
     @property
     def state(self) -> ChildState:
@@ -55,18 +67,48 @@ class Link:
         )
 
     def on_state(self, callback: Callable[[ChildState], None]) -> None:
-        """Call `callback(state)` from the pipe's thread whenever it changes, and once now. It must not
+        """Call `callback(state)` from the pipe's thread at each word of the parent, and once now. It must not
         block."""
-        self._module.subscribe(lambda: callback(self.state))
+        self._module.subscribe("state", lambda message: callback(self.state))
         callback(self.state)
 
-    def record(self, event: dict[str, Any]) -> bool:
-        """Hand a record up to the parent, which journals it. Never blocks; False when it was dropped (pipe
-        full)."""
-        return bool(self._module.send_up({"t": "record", "event": event}))
+    def record(self, event: dict[str, Any], kept: Kept | None = None) -> bool:
+        """Hand a record up to the parent, which journals it. Never blocks; False when it was dropped (the parent
+        has not read the last 4 MiB; the count of those is told to it later).
+
+        `kept` is called on the pipe's thread when the record's fate is known; not at all when False came back.
+        """
+        if kept is None:
+            return bool(self._module.send_up({"t": "record", "event": event}))
+        number = self._numbers()
+        with self._lock:
+            self._waiting[number] = kept
+        if self._module.send_up({"t": "record", "n": number, "event": event}):
+            return True
+        with self._lock:
+            self._waiting.pop(number, None)
+        return False
+
+    def _were_kept(self, message: dict[str, Any]) -> None:
+        why = str(message.get("why", ""))
+        with self._lock:
+            callbacks = [self._waiting.pop(number, None) for number in message.get("n", ())]
+        for callback in callbacks:
+            if callback is not None:
+                callback(why)
+
+
+_link: Link | None = None
+_link_lock = threading.Lock()
 
 
 def link() -> Link | None:
     """The pipe to the parent when this process is a child, else None."""
+    global _link
     module = sys.modules.get(CHILD_MODULE)
-    return Link(module) if module is not None else None
+    if module is None:
+        return None
+    with _link_lock:
+        if _link is None or _link._module is not module:
+            _link = Link(module)
+        return _link

@@ -14,6 +14,7 @@ import ssl
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable
 
+from deia_hardening.streams import until_left
 from deia_hardening.upstream.addresses import Address
 from deia_hardening.upstream.connection import Connection, quiet
 from deia_hardening.upstream.settings import UpstreamSettings
@@ -243,9 +244,8 @@ class Pool:
         connection.watched = True
 
         async def watch() -> None:
-            while (await receive())["type"] != "http.disconnect":
-                pass
-            connection.fail(ClientLeft())
+            if await until_left(receive):
+                connection.fail(ClientLeft())
 
         connection.task = self.loop.create_task(watch(), context=connection.context)
         connection.task.add_done_callback(quiet)

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
+from deia_hardening.outer import Word, parent_of
 from deia_hardening.runtime import runtime
 from deia_hardening.types import Receive, Scope, Send
 from deia_hardening.upstream import addresses
@@ -23,6 +24,7 @@ from deia_hardening.upstream.base import NotSent, Readiness, UpstreamStartError
 from deia_hardening.upstream.child import Child, Order
 from deia_hardening.upstream.child_context import ChildState, ContextSource
 from deia_hardening.upstream.http import HttpUpstream
+from deia_hardening.upstream.records import Records
 from deia_hardening.upstream.request import Route
 from deia_hardening.upstream.rundir import RunDir
 from deia_hardening.upstream.settings import ProcessSettings, UpstreamSettings
@@ -110,7 +112,8 @@ class ProcessUpstream(HttpUpstream):
         self._up: asyncio.Event | None = None
         self._why = "not started"
         self._state: ChildState | None = None
-        self._records: list[Callable[[dict[str, Any]], None]] = []
+        self._records = Records(name, self._home)
+        self._unlisten: Callable[[], None] | None = None
         self._deaths: list[Callable[[str], None]] = []
         self.restarts = 0
         """How often the child was started again after it died."""
@@ -122,7 +125,10 @@ class ProcessUpstream(HttpUpstream):
         return child.pid if child is not None and child.ready.is_set() and not child.exited.is_set() else None
 
     def tell(self, state: ChildState) -> None:
-        """Pass revision, mode and flags to the child, now and whenever it starts again. Any thread."""
+        """Pass revision, mode and flags to the child, now and whenever it starts again. Any thread.
+
+        The hardened app that runs on this home does it by itself when one of them changes.
+        """
         self._state = state
         runtime().loop.call_soon_threadsafe(self._pass_state)
 
@@ -131,8 +137,11 @@ class ProcessUpstream(HttpUpstream):
             self._child.tell(self._state)
 
     def on_record(self, callback: Callable[[dict[str, Any]], None]) -> None:
-        """Call `callback(event)` on the background loop for each record that the child hands up."""
-        self._records.append(callback)
+        """Call `callback(event)` on the background loop for each record that the child hands up.
+
+        The front's audit plugin keeps them without being asked.
+        """
+        self._records.watchers.append(callback)
 
     def on_death(self, callback: Callable[[str], None]) -> None:
         """Call `callback(reason)` on the background loop when the child is gone without being told to."""
@@ -157,6 +166,7 @@ class ProcessUpstream(HttpUpstream):
     async def _start(self) -> None:
         self._stopped = False
         if self._keeper is None or self._keeper.done():
+            self._heed_parent()
             self._up = asyncio.Event()
             self._supervision.enter()
             self._keeper = asyncio.create_task(self._keep())
@@ -172,6 +182,9 @@ class ProcessUpstream(HttpUpstream):
 
     async def _stop(self) -> None:
         keeper, self._keeper = self._keeper, None
+        unlisten, self._unlisten = self._unlisten, None
+        if unlisten is not None:
+            unlisten()
         await super().stop()
         self._why = "stopped"
         if keeper is not None:
@@ -216,7 +229,7 @@ class ProcessUpstream(HttpUpstream):
         path = await runtime().blocking(rundir.socket_path, self._name)
         key = self._key or secrets.token_bytes(32)
         order = Order(self._name, self._target, self._home, path, key, settings)
-        child = self._child = Child(order, self._record)
+        child = self._child = Child(order, self._records)
         try:
             try:
                 await child.spawn()
@@ -270,9 +283,19 @@ class ProcessUpstream(HttpUpstream):
         if self._up is not None:
             self._up.set()
 
-    def _record(self, event: dict[str, Any]) -> None:
-        for callback in self._records:
-            callback(event)
+    def _heed_parent(self) -> None:
+        """Tell the child what the hardened app of this home says, now and at each change."""
+        parent = parent_of(self._home)
+        if parent is None or self._unlisten is not None:
+            return
+
+        def pass_on(word: Word) -> None:
+            flags = {} if self._state is None else self._state.flags
+            self._state = ChildState(word.revision, word.mode, flags)
+            self._pass_state()
+
+        self._unlisten = parent.listen(pass_on)
+        pass_on(parent.word)
 
 
 def _register_fork() -> None:

@@ -14,6 +14,7 @@ import anyio
 from anyio.abc import ByteStream, SocketAttribute
 from anyio.streams.tls import TLSStream
 
+from deia_hardening.streams import until_left
 from deia_hardening.types import Message, Receive, Scope, Send
 from deia_hardening.upstream.addresses import Address
 from deia_hardening.upstream.exchange import chunk
@@ -288,9 +289,8 @@ class StreamedExchange:
             self._uploaded = True
             await anyio.sleep(self._settings.watch_after)
             self._consumed = self._body_taken = True
-            while (await self._receive())["type"] != "http.disconnect":
-                pass
-            raise ClientLeft
+            if await until_left(self._receive):
+                raise ClientLeft
         except (anyio.BrokenResourceError, anyio.ClosedResourceError):
             pass  # the reader learns why
         except Exception as error:

@@ -9,6 +9,7 @@ from typing import ClassVar
 from deia_audit.endpoint import LogsEndpoint
 from deia_audit.events import AuditWeakened
 from deia_audit.guarantees import IntentMiddleware
+from deia_audit.inner import SendingLogger, VersionRecords
 from deia_audit.keeper import Keeper
 from deia_audit.middleware import AuditMiddleware
 from deia_audit.notes import VerifierKey
@@ -20,6 +21,7 @@ from deia_audit.settings import AuditSettings
 from deia_audit.witness_client import parse_witnesses
 from deia_hardening.errors import NotEnabled
 from deia_hardening.journal import JournalReader, parse_time
+from deia_hardening.outer import RecordSink
 from deia_hardening.plugin import ASGIApp, Event, Health, Host, Layer, Operation, Plugin, Position
 
 
@@ -35,6 +37,7 @@ class AuditPlugin(Plugin[AuditSettings]):
         self.logger = AuditLogger(host)
         self.keeper = Keeper(host)
         self._given = AuditSettings()
+        self._inner = False
 
     async def check(self, settings: AuditSettings) -> None:
         parse_witnesses(settings.witnesses)
@@ -59,6 +62,8 @@ class AuditPlugin(Plugin[AuditSettings]):
         return layers
 
     async def adopted(self, old: AuditSettings | None, new: AuditSettings) -> None:
+        if self._inner:
+            return
         await self._warm(new)
         self.logger.configure(new)
         self.keeper.configure(new)
@@ -78,11 +83,13 @@ class AuditPlugin(Plugin[AuditSettings]):
         )
         await self.host.blocking(self._told_start)
         withdraw = self.host.services.provide(AuditLogger, self.logger)
+        untake = self.host.services.provide(RecordSink, VersionRecords(self.host, self.logger))
         subscription = self.host.events.subscribe(Event, self.logger.record_event, inline=True)
         try:
             yield
         finally:
             subscription.cancel()
+            untake()
             self.logger.flush_flood()
             self.logger.system("audit.stopped")
             withdraw()
@@ -113,6 +120,23 @@ class AuditPlugin(Plugin[AuditSettings]):
 
     def run(self) -> AbstractAsyncContextManager[None]:
         return self._live()
+
+    @asynccontextmanager
+    async def run_inner(self) -> AsyncIterator[None]:
+        """In a version process: a logger whose records go up to the front."""
+        from deia_hardening.upstream.inner import link  # the upstreams behind it are an import that few need
+
+        up = link()
+        assert up is not None
+        self._inner = True
+        logger = SendingLogger(self.host, up)
+        withdraw = self.host.services.provide(AuditLogger, logger)
+        subscription = self.host.events.subscribe(Event, logger.record_event, inline=True)
+        try:
+            yield
+        finally:
+            subscription.cancel()
+            withdraw()
 
     def health(self) -> Health:
         return self.keeper.health()

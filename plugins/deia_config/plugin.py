@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 from deia_config.flags import FlagSet
 from deia_config.follow import Follower, compiled, flag_snapshot
+from deia_config.inner import InnerFlags
 from deia_config.operations import operations
 from deia_config.service import ConfigManager
 from deia_config.settings import ConfigSettings
@@ -72,6 +74,25 @@ class ConfigPlugin(Plugin[ConfigSettings]):
                 )
             await self.follower.start()
             yield
+
+    @asynccontextmanager
+    async def run_inner(self) -> AsyncIterator[None]:
+        """In a version process: the flags. Settings are changed and recorded by the front."""
+        from deia_hardening.upstream.inner import link  # the upstreams behind it are an import that few need
+
+        up = link()
+        assert up is not None
+        flags = InnerFlags(self.host, self.manager)
+        await flags.read()
+        withdraw = self.host.services.provide(FeatureSource, self.manager)
+        flags.listen(up)
+        following = asyncio.create_task(flags.follow(), name="deia-config-inner")
+        try:
+            yield
+        finally:
+            following.cancel()
+            await asyncio.wait({following})
+            withdraw()
 
     async def _end(self) -> None:
         follower, self.follower = self.follower, None

@@ -90,6 +90,21 @@ class RecoveryPlugin(Plugin[RecoverySettings]):
             await host.blocking(recovery.stop)
             self._recovery = None
 
+    @asynccontextmanager
+    async def run_inner(self) -> AsyncIterator[None]:
+        """In a version process: the durable state, opened as a worker does. Backups, schedules and replays are the
+        front's."""
+        host = self.host
+        recovery = self._recovery = DisasterRecovery(host, self._settings())
+        withdraw = host.services.provide(DisasterRecovery, recovery)
+        try:
+            await host.blocking(recovery.start)
+            yield
+        finally:
+            withdraw()
+            await host.blocking(recovery.stop)
+            self._recovery = None
+
     def _settings(self) -> RecoverySettings:
         try:
             return self.host.settings(RecoverySettings)
