@@ -147,9 +147,15 @@ class Subscription:
 
     def matches(self, event: Event) -> bool:
         if isinstance(self.kind, str):
-            name = self.kind
-            return any(f"{cls.__module__}.{cls.__qualname__}" == name for cls in type(event).__mro__)
+            return self.covers(type(event))
         return isinstance(event, self.kind)
+
+    def covers(self, kind: type[Event]) -> bool:
+        """Whether events of this class are told to this subscriber."""
+        if isinstance(self.kind, str):
+            name = self.kind
+            return any(f"{cls.__module__}.{cls.__qualname__}" == name for cls in kind.__mro__)
+        return issubclass(kind, self.kind)
 
     def cancel(self) -> None:
         self._events._remove(self)
@@ -215,6 +221,10 @@ class Events:
         with self._lock:
             self._inline = tuple(s for s in self._inline if s is not subscription)
             self._queued = tuple(s for s in self._queued if s is not subscription)
+
+    def heard(self, kind: type[Event]) -> bool:
+        """Whether an event of this class would be told to anybody: who makes many of them asks before."""
+        return any(one.covers(kind) for one in (*self._inline, *self._queued))
 
     def emit(self, event: Event) -> None:
         """Tell everybody. Thread-safe, never blocks, never raises; the actor is filled in from the request."""

@@ -34,6 +34,7 @@ from deia_recovery.opening import Opened, StateHome, in_doubt
 from deia_recovery.settings import RecoverySettings
 from deia_recovery.stores import steps
 from deia_recovery.stores.assignments import Assignments
+from deia_recovery.stores.events import RegistryChanged
 from deia_recovery.stores.registry import Registry
 from deia_recovery.stores.state import State
 from deia_recovery.stores.tasks import TaskQueue
@@ -96,7 +97,7 @@ class DisasterRecovery:
             self.engine.opener = self._open
         self.engine.barrier = self._confirm if settings.remote.url and settings.remote.synchronous else None
         self.engine.tell = self._tell
-        self.engine.listened = True
+        self.engine.listened = partial(host.events.heard, RegistryChanged)
 
     def _split(self) -> VersionSplit:
         return self._host.services.get(VersionSplit) or NoSplit()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -164,3 +166,22 @@ async def test_synchronous_shipping_confirms_or_says_that_it_could_not(home: Pat
         elsewhere.write_text("not a folder any more")
         with pytest.raises(StateUnavailable, match="synchronous"):
             await numbers.put("b", 2)
+
+
+def test_a_home_asked_for_its_name_by_many_at_once_has_one(tmp_path: Path) -> None:
+    for attempt in range(20):
+        root = tmp_path / str(attempt)
+        root.mkdir()
+        vault = RemoteVault(RemoteSettings(url=f"file://{tmp_path / 'elsewhere'}"), f"store-{attempt}")
+        start = threading.Barrier(8)
+
+        def claim(root: Path = root, vault: RemoteVault = vault, start: threading.Barrier = start) -> str:
+            start.wait()
+            ownership = Ownership(vault, root)
+            ownership.claim()
+            return ownership.machine()
+
+        with ThreadPoolExecutor(8) as pool:
+            names = {future.result() for future in [pool.submit(claim) for _ in range(8)]}
+        assert names == {(root / "machine").read_text()}
+        assert [path.name for path in root.iterdir()] == ["machine"]

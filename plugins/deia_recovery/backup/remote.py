@@ -7,6 +7,7 @@ said and tried again with the next round.
 
 from __future__ import annotations
 
+import os
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -15,7 +16,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from deia_recovery.engine.files import write_whole
+from deia_recovery.engine.files import sync_folder, write_whole
 from deia_recovery.errors import BackupError
 from deia_recovery.settings import RemoteSettings
 
@@ -183,13 +184,21 @@ class Ownership:
         self._path = root / "machine"
 
     def machine(self) -> str:
-        """This home's own name, made once; it is not part of any backup."""
+        """This home's own name, made once, whoever asks first; it is not part of any backup."""
         try:
             return self._path.read_text("ascii").strip()
         except FileNotFoundError:
             name = str(uuid.uuid4())
-            write_whole(self._path, name.encode())
-            return name
+        proposed = self._path.with_name(f"{self._path.name}.{name}")
+        write_whole(proposed, name.encode())
+        try:
+            os.link(proposed, self._path)  # of several threads and workers one gives the name
+        except FileExistsError:
+            name = self._path.read_text("ascii").strip()
+        finally:
+            proposed.unlink()
+        sync_folder(self._path.parent)
+        return name
 
     def owner(self) -> str | None:
         try:
@@ -211,5 +220,5 @@ class Ownership:
                 "'deia-hardening recovery restore --take-over'"
             )
         document = msgspec.json.encode({"format": 1, "machine": mine, "since": time.time()})
-        if not self._vault.swap(self.NAME, document, etag):
+        if not self._vault.swap(self.NAME, document, etag) and self.owner() != mine:  # another thread's claim is ours
             raise BackupError(f"another machine claimed {self._vault.where} at the same moment; nothing was written")

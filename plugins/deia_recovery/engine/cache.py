@@ -49,13 +49,14 @@ class Cache:
                 return
             for kind, table, key, columns in changes:
                 if kind == ENTRY:
-                    self._set((key[0], key[1]), (key[2], key[3]))
+                    store, name, value, revision, _at = key
+                    self._set((store, name), (value, revision))
                 elif table == "registry":
-                    name = (key[0], key[1])
+                    place = (key[0], key[1])
                     if kind == DELETE:
-                        self._set(name, ABSENT)
+                        self._set(place, ABSENT)
                     else:
-                        self._set(name, (columns["value"], columns["revision"]))
+                        self._set(place, (columns["value"], columns["revision"]))
             self.position = end
 
     def reset(self, position: int) -> None:
@@ -68,10 +69,11 @@ class Cache:
     def _set(self, key: tuple[str, str], entry: Entry) -> None:
         entries = self.entries
         old = entries.get(key)
-        if old is not None:
-            self._size -= len(old[0] or b"") + _ENTRY_COST
+        if old is None:
+            self._size += len(entry[0] or b"") + _ENTRY_COST
+        else:
+            self._size += len(entry[0] or b"") - len(old[0] or b"")
         entries[key] = entry
-        self._size += len(entry[0] or b"") + _ENTRY_COST
         while self._size > self._limit and entries:
             oldest = next(iter(entries))
             gone = entries.pop(oldest)

@@ -19,7 +19,7 @@ from deia_recovery.engine.pages import PageProblem, PageSums, digest
 from deia_recovery.engine.wal import LogTail
 
 if TYPE_CHECKING:
-    from deia_recovery.engine.engine import Engine
+    from deia_recovery.engine.turns import Turns
 
 logger = logging.getLogger("deia_recovery")
 
@@ -29,7 +29,7 @@ _ZEROS = bytes(1 << 20)
 class Checkpointer:
     """The checkpoints of one engine; whichever worker gets `checkpoint.lock` makes them."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Turns) -> None:
         self._engine = engine
         self._log = engine.database.with_name(engine.database.name + "-wal")
         self._lock = threading.Lock()

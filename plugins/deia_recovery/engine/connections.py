@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from deia_recovery.engine import batch
 from deia_recovery.engine.files import FileLock
 from deia_recovery.engine.options import EngineOptions
 
@@ -41,6 +42,7 @@ def connect(database: Path, *, busy: float = 10.0, reading: bool = False) -> sql
     )
     try:
         connection.execute("PRAGMA wal_autocheckpoint=0")
+        connection.execute("PRAGMA temp_store=MEMORY")  # a statement's undo journal would go to a file from 64 KiB on
         connection.execute("PRAGMA synchronous=FULL")
         if hasattr(connection, "setconfig"):  # Python 3.12
             connection.setconfig(_NO_CHECKPOINT_ON_CLOSE, True)
@@ -108,6 +110,7 @@ class Connections:
         _ = self.fd
         self.writer = connect(self._database, busy=self._options.busy)
         self.writer.execute("SELECT 1 FROM meta LIMIT 1").fetchone()  # opens the log
+        batch.prepare(self.writer)
         return self.writer
 
     def log_bytes(self) -> int:

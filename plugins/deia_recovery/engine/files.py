@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import threading
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,7 +34,7 @@ def sync_file(fd: int) -> None:
 
 def write_whole(path: Path, data: bytes, *, mode: int = 0o600) -> None:
     """Replace `path` by `data`, durably: after a crash it holds the old or the new bytes, never a mixture."""
-    beside = path.with_name(path.name + f".{os.getpid()}.new")
+    beside = path.with_name(f"{path.name}.{os.getpid()}.{threading.get_ident()}.new")
     fd = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
     try:
         view = memoryview(data)

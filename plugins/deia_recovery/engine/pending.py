@@ -1,16 +1,17 @@
 """The result of a write that is on its way to the disk.
 
-`await` it on any loop (asyncio, uvloop, trio) or ask `result()` in a plain thread. A whole group of results wakes
-each loop once, which is most of what group commit saves on the serving loop.
+`await` it on any loop (asyncio, uvloop, trio) or ask `result()` in a plain thread. Waiting is what hurries the writer;
+a whole group of results wakes each loop once, which is most of what group commit saves on the serving loop.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 import threading
 from collections.abc import Callable, Generator, Iterable
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -18,11 +19,22 @@ U = TypeVar("U")
 _lock = threading.Lock()
 
 
+class Hurried(Protocol):
+    """Who works on a pending: told when somebody waits for it."""
+
+    def ring(self) -> None:
+        """Begin now. Never blocks."""
+
+    def lead(self, pending: Pending[Any]) -> bool:
+        """Work on the calling plain thread until `pending` is done; False when another thread is at it."""
+
+
 class _ThreadWaiter:
-    __slots__ = ("event",)
+    __slots__ = ("gate",)
 
     def __init__(self) -> None:
-        self.event = threading.Event()
+        self.gate = threading.Lock()
+        self.gate.acquire()
 
 
 class _TrioWaiter:
@@ -38,14 +50,15 @@ class _TrioWaiter:
 class Pending(Generic[T]):
     """One result to come. It is done when it is on disk, or refused with nothing written."""
 
-    __slots__ = ("_convert", "_done", "_error", "_value", "_waiters")
+    __slots__ = ("_convert", "_done", "_error", "_value", "_waiters", "_writer")
 
-    def __init__(self) -> None:
+    def __init__(self, writer: Hurried | None = None) -> None:
         self._done = False
         self._value: Any = None
         self._error: BaseException | None = None
         self._waiters: list[Any] | None = None
         self._convert: Callable[[Any], T] | None = None
+        self._writer = writer
 
     def then(self, convert: Callable[[T], U]) -> Pending[U]:
         """Pass the result through `convert` (quick, on the waiter's side)."""
@@ -71,14 +84,10 @@ class Pending(Generic[T]):
                 yield from self._on_trio().__await__()
                 return self._unwrap()
             future = loop.create_future()
-            with _lock:
-                wait = not self.done()
-                if wait:
-                    if self._waiters is None:
-                        self._waiters = [future]
-                    else:
-                        self._waiters.append(future)
-            if wait:
+            if self._register(future):
+                writer = self._writer
+                if writer is not None:
+                    writer.ring()
                 yield from future
         return self._unwrap()
 
@@ -87,6 +96,8 @@ class Pending(Generic[T]):
             raise RuntimeError("await it on asyncio or trio; in a plain thread call .result()")
         waiter = _TrioWaiter()
         if self._register(waiter):
+            if self._writer is not None:
+                self._writer.ring()
             await waiter.event.wait()
 
     def _register(self, waiter: Any) -> bool:
@@ -111,10 +122,17 @@ class Pending(Generic[T]):
                 pass
             else:
                 raise RuntimeError("this thread runs an event loop: await it, result() would block the loop")
-            waiter = _ThreadWaiter()
-            if self._register(waiter) and not waiter.event.wait(timeout):
-                raise TimeoutError(f"not on disk after {timeout} s; the write goes on")
+            writer = self._writer
+            # a signal handler may raise in the main thread at any point: it leaves the commit to the writer's thread
+            if writer is not None and (threading.current_thread() is threading.main_thread() or not writer.lead(self)):
+                writer.ring()
+            self._wait_blocking(timeout)
         return self._unwrap()
+
+    def _wait_blocking(self, timeout: float | None) -> None:
+        waiter = _ThreadWaiter()
+        if self._register(waiter) and not waiter.gate.acquire(timeout=-1 if timeout is None else max(0.0, timeout)):
+            raise TimeoutError(f"not on disk after {timeout} s; the write goes on")
 
 
 def resolve(group: Iterable[tuple[Pending[Any], Any, BaseException | None]]) -> None:
@@ -146,7 +164,7 @@ def resolve(group: Iterable[tuple[Pending[Any], Any, BaseException | None]]) -> 
             pass
     for waiter in others:
         if isinstance(waiter, _ThreadWaiter):
-            waiter.event.set()
+            waiter.gate.release()
         else:
             try:
                 waiter.token.run_sync_soon(waiter.event.set)
@@ -168,12 +186,18 @@ def resolved(value: T) -> Pending[T]:
     return pending
 
 
+def refused(error: BaseException) -> Pending[Any]:
+    """A pending that is done with an error."""
+    pending: Pending[Any] = Pending()
+    pending._error = error
+    pending._done = True
+    return pending
+
+
 def _after_fork() -> None:
     global _lock
     _lock = threading.Lock()
 
 
 if sys.platform != "win32":
-    import os
-
     os.register_at_fork(after_in_child=_after_fork)

@@ -24,21 +24,22 @@ from deia_recovery.engine.schema import (
 
 
 class Tx:
-    """One commit in the making. Valid on the writer thread, during the call that received it.
+    """One commit in the making. Valid on the thread that commits, during the call that received it.
 
     Attributes:
         now: milliseconds of Unix time; never goes back from one commit to the next, whatever the clock does.
+        begun: the position of the newest change before this commit.
         position: the position of the newest change.
         changes: what was changed so far, in order.
         notes: what to tell subscribers once it is on disk.
     """
 
-    __slots__ = ("_execute", "changes", "connection", "generation", "notes", "now", "position")
+    __slots__ = ("_execute", "begun", "changes", "connection", "generation", "notes", "now", "position")
 
     def __init__(self, connection: sqlite3.Connection, position: int, now: int, generation: int) -> None:
         self.connection = connection
         self._execute = connection.execute
-        self.position = position
+        self.begun = self.position = position
         self.now = now
         self.generation = generation
         self.changes: list[Change] = []
@@ -70,6 +71,10 @@ class Tx:
     def put_entries(self, rows: list[tuple[str, str, bytes, int, int]]) -> None:
         """Write many registry rows (store, key, value, revision, at), whose revisions go on from `position`."""
         self.connection.executemany(ENTRY_SQL, rows)
+        self.note_entries(rows)
+
+    def note_entries(self, rows: list[tuple[str, str, bytes, int, int]]) -> None:
+        """Take down registry rows that are written elsewhere in the same commit."""
         self.changes.extend([(ENTRY, "registry", row, _NO_COLUMNS) for row in rows])
         self.position += len(rows)
 

@@ -1,187 +1,187 @@
-"""The writer thread: takes what queued while the last commit ran, and commits it as one group.
+"""Group commit: what queued while the last commit ran is committed as one group, by one thread at a time.
 
 A write is acknowledged only after COMMIT (SQLite, WAL, synchronous=FULL) returned, each caller with its own
-result. One that fails leaves nothing behind and spoils no other. The thread and the connection exist while there
-is work; an idle engine holds neither.
+result. One that fails leaves nothing behind and spoils no other. The writer's own thread commits for loops; a plain
+thread that waits for its result commits itself when nobody else is at it, which saves two changes of thread.
 """
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import queue
 import sqlite3
+import threading
 import time
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections import deque
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
+from deia_recovery.engine.batch import MOST
+from deia_recovery.engine.jobs import Entry, Job, Session
 from deia_recovery.engine.pending import Pending, resolve
 from deia_recovery.engine.transaction import Tx
-from deia_recovery.errors import StateError, TransactionEnded
+from deia_recovery.errors import StateError, StateUnavailable, TransactionEnded
 
 if TYPE_CHECKING:
     from deia_recovery.engine.engine import Engine
 
-T = TypeVar("T")
-
 _Outcome = tuple[Pending[Any], Any, BaseException | None]
 
+_TICK = 0.02
+"""Seconds after which the writer looks for writes that nobody waits for."""
 
-class Job:
-    """One write: a function of `Tx` that may be run twice (it has no other effect)."""
-
-    __slots__ = ("actor", "function", "grows", "guarded", "notes", "pending")
-
-    def __init__(self, function: Callable[[Tx], Any], actor: Any, grows: bool, guarded: bool) -> None:
-        self.function = function
-        self.actor = actor
-        self.grows = grows
-        self.guarded = guarded
-        self.pending: Pending[Any] = Pending()
-        self.notes: list[Any] = []
-
-
-class Entry(Pending[int]):
-    """One plain registry write, the most frequent there is: request and result in one object.
-
-    Many of them become one call of SQLite. `note` makes what is told after the commit.
-    """
-
-    __slots__ = ("actor", "data", "key", "note", "store")
-
-    def __init__(self, store: str, key: str, data: bytes, actor: Any, note: Any) -> None:
-        self._done = False
-        self._error = None
-        self._waiters = None
-        self._convert = None
-        self.store = store
-        self.key = key
-        self.data = data
-        self.actor = actor
-        self.note = note
-
-
-class Session:
-    """An open transaction: its steps come one by one from the caller, while the writer waits for it."""
-
-    def __init__(self, actor: Any, seconds: float) -> None:
-        self.actor = actor
-        self.seconds = seconds
-        self.steps: queue.SimpleQueue[Job | str] = queue.SimpleQueue()
-        self.done: Pending[None] = Pending()
-        self.closed = False
-        self.failure: BaseException | None = None
-
-    def submit(self, function: Callable[[Tx], Any], *, grows: bool) -> Pending[Any]:
-        job = Job(function, self.actor, grows, True)
-        if self.closed:
-            resolve(
-                [
-                    (
-                        job.pending,
-                        None,
-                        self.failure or TransactionEnded("the transaction has ended; nothing of it was kept"),
-                    )
-                ]
-            )
-        else:
-            self.steps.put(job)
-            if self.over():
-                self.drain()
-        return job.pending
-
-    def over(self) -> bool:
-        return self.closed
-
-    def drain(self) -> None:
-        """Refuse the steps that came too late."""
-        error = self.failure or TransactionEnded("the transaction has ended")
-        while True:
-            try:
-                step = self.steps.get_nowait()
-            except queue.Empty:
-                return
-            if isinstance(step, Job):
-                resolve([(step.pending, None, error)])
+_FEW = 16
+"""A group of so many is never halved."""
 
 
 class Writer:
-    """Runs on one thread. `Engine` starts it and gives it connections."""
+    """The queue of an engine and who serves it: its thread, or a plain thread that waits."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._queue: queue.SimpleQueue[Job | Entry | Session | None] = queue.SimpleQueue()
-        self._held: Job | Entry | Session | None = None
+        self._queue: deque[Job | Entry | Session | None] = deque()
+        self._bell = threading.Lock()
+        self._bell.acquire()
+        self._asleep = self._deeply = False
+        self._lately = False
+        self._lead = threading.Lock()
+        self._context = contextvars.Context()
+        self._before = 0
 
     def put(self, item: Job | Entry | Session | None) -> None:
-        self._queue.put(item)
+        """Queue it. It is begun when somebody waits for it (`ring`, `lead`), else within a tick."""
+        self._queue.append(item)
+        self._lately = True
+        if self._deeply:
+            self.ring()
+
+    def ring(self) -> None:
+        """Wake the writer's thread if it sleeps. Never blocks."""
+        if self._asleep:
+            self._asleep = False
+            with contextlib.suppress(RuntimeError):  # another thread rang at the same moment
+                self._bell.release()
 
     def empty(self) -> bool:
-        return self._queue.empty() and self._held is None
+        return not self._queue
 
     def run(self) -> None:
         """Serve until idle for the engine's idle time."""
-        engine = self._engine
+        waiting = self._queue
         while True:
-            try:
-                item = self._held or self._queue.get(timeout=engine.options.idle)
-            except queue.Empty:
-                if engine.retire():
-                    return
-                continue
-            self._held = None
-            if item is None:
-                if engine.retire(now=True):
-                    return
-            elif isinstance(item, Session):
-                self._serve(item)
-            else:
-                self._commit(self._gather(item))
+            if not waiting:
+                self._sleep()
+            with self._lead:
+                if not waiting:
+                    self._before = 0
+                    if self._engine.retire():
+                        return
+                elif waiting[0] is None:
+                    waiting.popleft()
+                    if self._engine.retire(now=True):
+                        return
+                elif isinstance(session := waiting[0], Session):
+                    waiting.popleft()
+                    self._serve(session)
+                else:
+                    self._commit(self._gather(None))
 
-    def _gather(self, first: Job | Entry) -> list[Job | Entry]:
-        group = [first]
-        get = self._queue.get_nowait
-        limit = self._engine.options.group
+    def _sleep(self) -> None:
+        idle = self._engine.options.idle
+        self._deeply, self._lately = not self._lately, False
+        self._asleep = True
+        if not self._queue:
+            self._bell.acquire(timeout=idle if self._deeply else min(_TICK, idle))
+        self._asleep = self._deeply = False
+
+    def lead(self, pending: Pending[Any]) -> bool:
+        """Commit on the calling plain thread up to `pending`; False when somebody else commits at the moment.
+
+        Only plain entries and the caller's own write: other callers' functions run on the writer's thread.
+        """
+        if not self._lead.acquire(blocking=False):
+            return False
         try:
-            while len(group) < limit:
-                item = get()
-                if isinstance(item, Session):
-                    self._held = item
-                    break
-                if item is not None:
-                    group.append(item)
-        except queue.Empty:
-            pass
+            while not pending.done():
+                group = self._gather(pending)
+                if not group:
+                    return False
+                self._context.run(self._commit, group)
+        finally:
+            self._lead.release()
+            if self._queue:
+                self.ring()
+        return True
+
+    def _gather(self, mine: Pending[Any] | None) -> list[Job | Entry]:
+        """The next group. Of many in flight only half is taken, the other half is being answered meanwhile: so disk
+        and callers work at the same time, where one large group would let each wait for the other."""
+        waiting = self._queue
+        half = (len(waiting) + self._before + 1) // 2
+        limit = min(self._engine.options.group, max(_FEW, half))
+        group: list[Job | Entry] = []
+        while waiting and len(group) < limit:
+            item = waiting[0]
+            if type(item) is not Entry and not (isinstance(item, Job) and (mine is None or item.pending is mine)):
+                break
+            group.append(item)
+            waiting.popleft()
         return group
 
     # -- groups ---------------------------------------------------------------------------------------------
 
     def _commit(self, group: list[Job | Entry]) -> None:
         engine = self._engine
+        self._before = len(group)
         try:
             begun = time.perf_counter()
             connection, tx = engine.start()
-            outcomes = self._run(connection, tx, group, guarded=False)
-            if outcomes is None:
-                connection.execute("ROLLBACK")
-                tx = engine.begin(connection)
-                outcomes = self._run(connection, tx, group, guarded=True)
-            engine.commit(connection, tx)
+            outcomes = self._enter(connection, tx, group) or self._do(connection, group)
+            tx = outcomes[0]
             engine.committed_in(time.perf_counter() - begun, len(group))
         except BaseException as error:
             problem = engine.failed(error)
+            if not isinstance(error, Exception):
+                problem = StateUnavailable(
+                    f"the commit was interrupted ({error!r}): nothing was accepted, as far as known"
+                )
             resolve([(job if isinstance(job, Entry) else job.pending, None, problem) for job in group])
             if not isinstance(error, Exception):
                 raise
             return
         engine.applied(tx)
-        resolve(outcomes or ())
-        if engine.listened:
-            for job in group:
-                if isinstance(job, Entry):
-                    if job._error is None:
-                        engine.tell([job.note(job)], job.actor)
-                elif job.notes:
+        resolve(outcomes[1])
+        listened = engine.listened()
+        for job in group:
+            if isinstance(job, Job):
+                if job.notes:
                     engine.tell(job.notes, job.actor)
+            elif listened and job._error is None:
+                engine.tell([job.note(job)], job.actor)
         engine.after_commit(tx)
+
+    def _enter(
+        self, connection: sqlite3.Connection, tx: Tx, group: Sequence[Job | Entry]
+    ) -> tuple[Tx, Sequence[_Outcome]] | None:
+        """Commit a group that holds plain entries only, the quickest way; None for another one."""
+        engine = self._engine
+        entries = [job for job in group if type(job) is Entry]
+        if len(entries) != len(group) or len(group) > MOST or engine.low_on_space:
+            return None
+        engine.commit_entries(connection, tx, entries)
+        return tx, [(entry, n, None) for n, entry in enumerate(entries, tx.begun + 1)]
+
+    def _do(self, connection: sqlite3.Connection, group: Sequence[Job | Entry]) -> tuple[Tx, Sequence[_Outcome]]:
+        engine = self._engine
+        tx = engine.begin(connection)
+        outcomes = self._run(connection, tx, group, guarded=False)
+        if outcomes is None:
+            connection.execute("ROLLBACK")
+            tx = engine.begin(connection)
+            outcomes = self._run(connection, tx, group, guarded=True)
+        engine.commit(connection, tx)
+        return tx, outcomes or ()
 
     def _run(
         self, connection: sqlite3.Connection, tx: Tx, group: Sequence[Job | Entry], *, guarded: bool
@@ -194,7 +194,7 @@ class Writer:
                 entries.append(job)
                 continue
             if entries:
-                self._enter(tx, entries, outcomes, full)
+                self._rows(tx, entries, outcomes, full)
                 entries = []
             if full and job.grows:
                 outcomes.append((job.pending, None, self._engine.no_room()))
@@ -223,10 +223,10 @@ class Writer:
                 job.notes = tx.notes
                 outcomes.append((job.pending, value, None))
         if entries:
-            self._enter(tx, entries, outcomes, full)
+            self._rows(tx, entries, outcomes, full)
         return outcomes
 
-    def _enter(self, tx: Tx, entries: list[Entry], outcomes: list[_Outcome], full: bool) -> None:
+    def _rows(self, tx: Tx, entries: list[Entry], outcomes: list[_Outcome], full: bool) -> None:
         if full:
             error = self._engine.no_room()
             outcomes.extend([(entry, None, error) for entry in entries])
@@ -250,12 +250,14 @@ class Writer:
         engine = self._engine
         notes: list[Any] = []
         try:
-            connection, tx = engine.start()
+            connection, _ = engine.start()
+            tx = engine.begin(connection)
             kept = self._steps(session, connection, tx, notes)
             if kept:
                 engine.commit(connection, tx)
             else:
                 connection.execute("ROLLBACK")
+                engine.give_turn()
         except BaseException as error:
             problem = engine.failed(error)
             session.failure = problem

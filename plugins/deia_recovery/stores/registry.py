@@ -13,9 +13,9 @@ from typing import Any, Generic, TypeVar, cast
 import attrs
 
 from deia_recovery.engine.cache import ABSENT
+from deia_recovery.engine.jobs import Entry
 from deia_recovery.engine.pending import Pending, resolved
 from deia_recovery.engine.transaction import Tx
-from deia_recovery.engine.writer import Entry
 from deia_recovery.errors import StaleRevision, Undecodable
 from deia_recovery.stores.codec import codec_for
 from deia_recovery.stores.events import registry_note

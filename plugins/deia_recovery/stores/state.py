@@ -15,9 +15,9 @@ import anyio
 
 from deia_hardening.context import context_variable
 from deia_hardening.services import NoSplit, VersionSplit
-from deia_recovery.engine.pending import Pending, resolve
+from deia_recovery.engine.jobs import Entry, Session
+from deia_recovery.engine.pending import Pending, refused, resolve
 from deia_recovery.engine.transaction import Tx
-from deia_recovery.engine.writer import Entry, Session
 from deia_recovery.errors import StateUnavailable
 
 if TYPE_CHECKING:
@@ -55,9 +55,7 @@ class State:
         if session is not None and session.state is self:
             return session.submit(function, grows=grows)
         if self.closed_for:
-            pending: Pending[T] = Pending()
-            resolve([(pending, None, StateUnavailable(self.closed_for))])
-            return pending
+            return refused(StateUnavailable(self.closed_for))
         context = context_variable.get()
         return self._engine.write(
             function, actor=None if context is None else context.actor, grows=grows, guarded=guarded
@@ -66,9 +64,7 @@ class State:
     def enter(self, store: str, key: str, data: bytes, note: Callable[[Entry], Any]) -> Pending[int]:
         """The same for one plain registry row, which is quicker. Not inside a transaction."""
         if self.closed_for:
-            pending: Pending[int] = Pending()
-            resolve([(pending, None, StateUnavailable(self.closed_for))])
-            return pending
+            return refused(StateUnavailable(self.closed_for))
         context = context_variable.get()
         return self._engine.enter(Entry(store, key, data, None if context is None else context.actor, note))
 

@@ -1,0 +1,129 @@
+"""Who commits, and in which groups: nobody waits for what was forgotten, and a quick way is no other way."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from deia_recovery.engine.batch import MOST
+from deia_recovery.engine.engine import Engine
+from deia_recovery.engine.files import FileLock
+from deia_recovery.engine.jobs import Entry
+from deia_recovery.engine.options import EngineOptions
+from deia_recovery.stores.registry import Registry
+from deia_recovery.stores.state import State
+from deia_recovery.stores.transaction import transaction
+
+
+def entry(engine: Engine, key: str, data: bytes = b"1") -> Entry:
+    return engine.enter(Entry("s", key, data, None, None))
+
+
+def rows(engine: Engine) -> dict[str, tuple[bytes, int]]:
+    found = engine.read_here(lambda c: c.execute("SELECT key, value, revision FROM registry").fetchall())
+    return {key: (value, revision) for key, value, revision in found}
+
+
+async def test_a_transaction_that_was_rolled_back_lets_other_workers_write(engine: Engine, state: State) -> None:
+    with pytest.raises(ZeroDivisionError):
+        async with transaction(state=state):
+            await Registry("r", int, state=state).put("a", 1)
+            raise ZeroDivisionError
+    await asyncio.to_thread(engine.read_here, lambda c: None)
+    turn = FileLock(engine.folder / "turn.lock")  # what another worker waits for
+    while not turn.try_acquire():
+        await asyncio.sleep(0.001)  # the block may be left before the writer has rolled back
+    turn.close()
+
+
+@pytest.mark.blocking
+def test_what_nobody_waits_for_is_written_all_the_same(engine: Engine) -> None:
+    for number in range(20):
+        entry(engine, f"k{number}")
+    waiting = threading.Event()
+    while len(rows(engine)) < 20:
+        waiting.wait(0.005)
+
+
+@pytest.mark.blocking
+def test_a_plain_thread_commits_itself_and_never_runs_what_others_gave(engine: Engine) -> None:
+    ran: dict[str, str] = {}
+    hold, held = threading.Event(), threading.Event()
+
+    def slow(tx: object) -> None:
+        ran["slow"] = threading.current_thread().name
+        held.set()
+        hold.wait(10)
+
+    def mine(tx: object) -> None:
+        ran["mine"] = threading.current_thread().name
+
+    def other() -> None:
+        engine.write(mine).result(10)
+        entry(engine, "a").result(10)
+
+    first = engine.write(slow)
+    first._writer.ring()  # type: ignore[union-attr]
+    held.wait(10)
+    thread = threading.Thread(target=other, name="caller")
+    thread.start()
+    hold.set()
+    thread.join(10)
+    first.result(10)
+    assert ran["slow"] == "deia-state"
+    assert rows(engine)["a"][0] == b"1"
+
+
+@pytest.mark.blocking
+def test_threads_and_loops_at_once_lose_no_write(engine: Engine) -> None:
+    async def on_a_loop(name: str) -> None:
+        await asyncio.gather(*[entry_and_wait(f"{name}-{i}") for i in range(60)])
+
+    async def entry_and_wait(key: str) -> None:
+        await entry(engine, key)
+
+    def in_a_thread(name: str) -> None:
+        for i in range(60):
+            entry(engine, f"{name}-{i}").result(30)
+
+    threads = [threading.Thread(target=in_a_thread, args=(f"t{i}",)) for i in range(4)]
+    threads += [threading.Thread(target=lambda i=i: asyncio.run(on_a_loop(f"l{i}"))) for i in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    found = rows(engine)
+    assert len(found) == 7 * 60
+    assert sorted(revision for _, revision in found.values()) == list(range(1, 7 * 60 + 1))
+
+
+@pytest.mark.blocking
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.tuples(st.sampled_from("abcde"), st.binary(max_size=9000)), min_size=1, max_size=40))
+def test_a_group_of_any_size_is_what_its_writes_are_one_by_one(engine: Engine, script: list[tuple[str, bytes]]) -> None:
+    last = [entry(engine, key, data) for key, data in script]
+    revisions = [one.result(30) for one in last]
+    assert revisions == list(range(revisions[0], revisions[0] + len(script)))
+    expected = {key: (data, revision) for (key, data), revision in zip(script, revisions, strict=True)}
+    assert {key: value for key, value in rows(engine).items() if key in expected} == expected
+    assert all(engine.cached(("s", key)) == value for key, value in expected.items())
+
+
+@pytest.mark.blocking
+def test_a_group_larger_than_a_statement_takes_is_written_too(root: Path) -> None:
+    from deia_recovery.engine.generation import create_first
+
+    engine = Engine(create_first(root).folder, EngineOptions(reserve=0, group=4 * MOST, idle=0.2))
+    hold = threading.Event()
+    first = engine.write(lambda tx: hold.wait(10) and None)
+    first._writer.ring()  # type: ignore[union-attr]
+    many = [entry(engine, f"k{i}") for i in range(3 * MOST)]
+    hold.set()
+    assert len({one.result(30) for one in many}) == 3 * MOST
+    assert len(rows(engine)) == 3 * MOST
+    engine.close()
