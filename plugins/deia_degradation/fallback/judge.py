@@ -15,6 +15,7 @@ import msgspec
 from deia_degradation.settings import FailureSettings
 
 _EXHAUSTED = (429, 529)
+_SHORTEST_REST, _LONGEST_REST = 0.1, 3600.0
 
 
 class Judge:
@@ -39,7 +40,7 @@ class Judge:
         """Whether an answer with these headers has a body that the predicate looks into."""
         if not self.body:
             return False
-        found = dict(headers)
+        found = {name.lower(): value for name, value in headers}
         try:
             length = int(found.get(b"content-length", b"-1"))
         except ValueError:
@@ -72,16 +73,26 @@ def _statuses(texts: Iterable[str]) -> Iterable[int]:
 
 
 def retry_after(headers: Iterable[tuple[bytes, bytes]], default: float) -> float:
-    """Seconds that a `Retry-After` asks for (a number or a date), at most an hour; `default` without one."""
-    for name, value in headers:
-        if name == b"retry-after":
-            text = value[:64].decode("latin-1").strip()
+    """Seconds that the upstream asks to be left alone, at most an hour; `default` where it does not say.
+
+    Read from `retry-after-ms`, else `Retry-After` (a number or a date).
+    """
+    found = {name.lower(): value for name, value in headers}
+    seconds = _number(found.get(b"retry-after-ms", b""), 0.001)
+    if seconds is None:
+        text = found.get(b"retry-after", b"")
+        seconds = _number(text, 1.0)
+        if seconds is None and text:
             try:
-                seconds = float(text)
-            except ValueError:
-                try:
-                    seconds = email.utils.parsedate_to_datetime(text).timestamp() - time.time()
-                except (ValueError, TypeError):
-                    return default
-            return min(3600.0, max(0.1, seconds)) if seconds == seconds else default
-    return default
+                seconds = email.utils.parsedate_to_datetime(text[:64].decode("latin-1")).timestamp() - time.time()
+            except (ValueError, TypeError):
+                return default
+    return default if seconds is None else min(_LONGEST_REST, max(_SHORTEST_REST, seconds))
+
+
+def _number(text: bytes, unit: float) -> float | None:
+    try:
+        value = float(text[:64]) * unit
+    except ValueError:
+        return None
+    return value if value == value else None

@@ -198,6 +198,8 @@ class Attempt:
                 return Verdict.FAILED, outcome, False, self._failure
             return Verdict.GOOD, Outcome.COMPLETED, False, ""
         status, headers = _status_of(error)
+        if headers:
+            self.headers({name.decode("latin-1"): value.decode("latin-1") for name, value in headers})
         if status in _EXHAUSTED:
             self._rest = retry_after(headers, _REST)
             return Verdict.NEUTRAL, outcome, True, ""
@@ -231,6 +233,8 @@ class Attempts:
         self.stall = float(settings.stall) if stall is None else stall
         self.tried: list[Member] = []
         self._over = False
+        self._held: BaseException | None = None
+        """What the last attempt raised, while another bot is to be asked."""
         context = context_variable.get()
         self._deadline = None if context is None else context.deadline
         self._actor = "" if context is None else context.actor.id
@@ -268,6 +272,8 @@ class Attempts:
                     probe=not self.effects and not self.once,
                 )  # fmt: skip
                 if member is None:
+                    if self._held is not None:
+                        raise self._held
                     wait = soonest - now if soonest != math.inf else pool.retry_after(now)
                     raise NoBotLeft(pool.name, "no bot can take the call", max(1.0, min(wait, 86400.0)))
                 own = pool.quota_of(member)
@@ -312,17 +318,23 @@ class Attempts:
         if not refused and not self.pool.retry.withdraw(now):
             return False
         self._over = False
+        self._held = error
         return True
 
 
 async def call(attempts: Attempts, send: Callable[[Attempt], Awaitable[R]]) -> R:
     """Run `send(attempt)` until one attempt succeeds; its result. Raises what the last attempt raised."""
+    results: list[R] = []
     async for attempt in attempts:
-        results: list[R] = []
-        async with attempt:
-            results.append(await send(attempt))
+        try:
+            async with attempt:
+                results.append(await send(attempt))
+        except NoBotLeft:
+            if results:  # the bots' own answer, though a failure, is better than none
+                return results[-1]
+            raise
         if results and (attempts._over or attempt.good):
-            return results[0]
+            return results[-1]
     raise NoBotLeft(attempts.pool.name, "no attempt succeeded", 1.0)
 
 

@@ -12,31 +12,12 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from random import random
 
-import attrs
-
 from deia_degradation.pool.affinity import sticky
-from deia_degradation.pool.balance import BalancePolicy
 from deia_degradation.pool.bot import Bot, BotChange, BotState, BotStatus, Member, Verdict
-from deia_degradation.pool.eject import EjectPolicy
+from deia_degradation.pool.choice import PoolPolicy, of_another_tier, of_two
 
 _FOREVER = float("inf")
-_SUSPECT = 0.1
-"""Average of recent failures from which on a bot is taken only when every other is as bad."""
-
-
-@attrs.frozen
-class PoolPolicy:
-    """How a pool behaves; times are seconds."""
-
-    balance: BalancePolicy = attrs.field(factory=BalancePolicy)
-    eject: EjectPolicy = attrs.field(factory=EjectPolicy)
-    backoff_min: float = 1.0
-    """How long a bot is left alone after its first ejection; doubled with each one in a row."""
-    backoff_max: float = 60.0
-    slow_start: float = 10.0
-    """How long a bot that came back takes to get its full share."""
-    slow_start_share: float = 0.1
-    """The share it begins with."""
+_POLICY = PoolPolicy()
 
 
 class Members:
@@ -46,7 +27,7 @@ class Members:
         self,
         name: str,
         bots: Iterable[Bot] = (),
-        policy: PoolPolicy = PoolPolicy(),
+        policy: PoolPolicy = _POLICY,
         *,
         clock: Callable[[], float] = time.monotonic,
         listener: Callable[[BotChange], None] | None = None,
@@ -172,9 +153,8 @@ class Members:
     ) -> Member | None:
         """Take a bot for one call and count it as in flight; `done` must follow. None: nobody can serve.
 
-        `exclude` are those that were tried, `key` keeps a session on one bot while that one serves, and `probe`
-        says that this call can be repeated
-        elsewhere, so it may try an ejected or a suspect bot. About 1 µs.
+        `exclude` are those that were tried, `key` keeps a session on one bot while that one serves, and `probe` says
+        that this call can be repeated elsewhere, so it may try an ejected or a suspect bot. About 1 µs.
         """
         with self._lock:
             if now >= self._due:
@@ -192,14 +172,14 @@ class Members:
             if count == 1:
                 member = serving[0]
             elif not count:
-                other = self._other_tier(exclude, now) if exclude else None
+                other = of_another_tier(self._members.values(), exclude, now, self.policy) if exclude else None
                 if other is None:
                     return None
                 member = other
             elif key is not None:
                 member = sticky(serving, key)
             else:
-                member = self._of_two(serving, count, now, probe)
+                member = of_two(serving, now, self.policy, probe)
             member.load.in_flight += 1
             return member
 
@@ -213,38 +193,6 @@ class Members:
                 return None
             member.load.in_flight += 1
             return member
-
-    def _of_two(self, serving: tuple[Member, ...], count: int, now: float, probe: bool) -> Member:
-        first = serving[int(random() * count)]
-        index = int(random() * (count - 1))
-        second = serving[index]
-        if second is first:
-            second = serving[count - 1]
-        for member, other in ((first, second), (second, first)):
-            if member.ramp_from is not None:
-                share = (now - member.ramp_from) / self.policy.slow_start
-                if random() > max(share, self.policy.slow_start_share):
-                    return other
-        if probe and (first.evidence.failed or second.evidence.failed):
-            # What can be repeated elsewhere goes on to a suspect, so that it is found guilty or innocent soon, and
-            # to its peers, whose answers are the measure; everything else avoids it.
-            return first
-        balance = self.policy.balance
-        weight, other_weight = first.bot.weight, second.bot.weight
-        load, other_load = first.load, second.load
-        cost = load.cost(now, balance, other_load.latency)
-        other_cost = other_load.cost(now, balance, load.latency)
-        winner = first if cost * other_weight <= other_cost * weight else second
-        if winner.load.failing > _SUSPECT and count > 2:  # two bad ones were drawn: look at everybody
-            return min(serving, key=lambda m: m.load.cost(now, balance, 0.0) / m.bot.weight)
-        return winner
-
-    def _other_tier(self, exclude: Sequence[Member], now: float) -> Member | None:
-        left = [m for m in self._members.values() if m not in exclude and m.state(now) is BotState.SERVING]
-        if not left:
-            return None
-        tier = min(m.bot.tier for m in left)
-        return min((m for m in left if m.bot.tier == tier), key=lambda m: m.load.cost(now, self.policy.balance, 0.0))
 
     # -- judging -------------------------------------------------------------------------------------------
 

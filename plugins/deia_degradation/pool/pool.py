@@ -15,8 +15,9 @@ from deia_degradation.fallback.retry import RetryBudget, RetryPolicy
 from deia_degradation.pool.bot import Bot, BotChange, Member
 from deia_degradation.pool.budget import Bounds, Budget, Budgets, bounds_of
 from deia_degradation.pool.checks import Checker
+from deia_degradation.pool.choice import PoolPolicy
 from deia_degradation.pool.eject import EjectPolicy
-from deia_degradation.pool.members import Members, PoolPolicy
+from deia_degradation.pool.members import Members
 from deia_degradation.settings import PoolSettings
 from deia_hardening.plugin import Scope
 from deia_hardening.upstream import Upstream, open_upstream

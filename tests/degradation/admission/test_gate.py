@@ -13,6 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from deia_degradation.admission.gate import Gate
 from deia_degradation.admission.limit import LimitPolicy
 from deia_degradation.admission.room import Criticality, RoomPolicy, Waiter, WaiterState
+from deia_degradation.admission.threads import ThreadGate
 
 FIXED = LimitPolicy(initial=3, minimum=3, maximum=3)
 
@@ -84,6 +85,43 @@ class Interleaving(RuleBasedStateMachine):
 
 TestInterleaving = Interleaving.TestCase
 TestInterleaving.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+
+
+class Limiter:
+    """Stands in for anyio's: what the app uses of its threads, and how many there are."""
+
+    total_tokens = 3
+    borrowed_tokens = 0
+
+
+class ThreadInterleaving(Interleaving):
+    """The same for synchronous endpoints, while the app takes threads for itself and changes their number."""
+
+    def __init__(self):
+        super().__init__()
+        self.limiter = Limiter()
+        limit = LimitPolicy(initial=3, minimum=1, maximum=10)
+        self.gate = ThreadGate(self.limiter, Gate(), limit, RoomPolicy(places=5, cold=5))
+        self.most = 3
+
+    @rule(busy=st.integers(0, 3))
+    def the_app_uses_threads(self, busy):
+        self.limiter.borrowed_tokens = busy
+
+    @rule(total=st.integers(1, 5))
+    def threads_change(self, total):
+        self.limiter.total_tokens = total
+        self.most = max(total, self.gate.in_flight)
+
+    @invariant()
+    def never_more_than_the_limit(self):
+        assert 0 <= self.gate.in_flight <= self.most
+        held = self.inside + sum(one.state is WaiterState.ADMITTED for one in self.waiters)
+        assert self.gate.in_flight == held
+
+
+TestThreadInterleaving = ThreadInterleaving.TestCase
+TestThreadInterleaving.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
 
 
 def waiter(criticality, now, allowance=1.0, woken=None):

@@ -131,6 +131,42 @@ async def test_a_used_up_quota_rests_its_key_and_the_call_moves_to_another(statu
         assert 28 < pool.retry_after(now) <= 30
 
 
+async def test_what_a_refusal_says_of_the_limits_is_learned():
+    bots = [{"id": "a", "quota": "x"}, {"id": "b", "quota": "y", "tier": 1}]
+    told = {"retry-after-ms": "200", "x-ratelimit-remaining-tokens": "0", "x-ratelimit-reset-tokens": "6m0s"}
+    async with manager(bots) as degradation:
+        pool = degradation.pool("llm")
+
+        async def send(a):
+            if a.bot.id == "a":
+                raise Refused(429, told)
+            return a.bot.id
+
+        assert await pool.call(send, tokens=10) == "b"
+        now = pool._clock()
+        assert pool.retry_after(now) <= 0.2
+        until = pool.budget_of(pool.member("a")).reserve(now + 1.0, tokens=10)
+        assert 300 < until - now <= 360
+
+
+async def test_a_bots_own_exception_is_not_lost_when_the_others_have_no_budget():
+    bots = [{"id": "a", "quota": "x"}, {"id": "b", "quota": "y", "tier": 1}]
+    async with manager(bots, quotas={"x": {"tokens": 5}, "y": {"tokens": 100}}) as degradation:
+        pool = degradation.pool("llm")
+
+        async def send(a):
+            raise ValueError(f"from {a.bot.id}")
+
+        with pytest.raises(ValueError, match="from b"):
+            await pool.call(send, tokens=10)
+
+        async def failed(a):
+            a.failed("success is false")
+            return a.bot.id
+
+        assert await pool.call(failed, tokens=10) == "b"
+
+
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
 def test_no_first_content_in_time_falls_back(backend):
     async def main():

@@ -9,7 +9,8 @@ import threading
 import pytest
 
 from deia_degradation.pool.bot import Bot, BotChange, BotState, Verdict
-from deia_degradation.pool.members import Members, PoolPolicy
+from deia_degradation.pool.choice import PoolPolicy
+from deia_degradation.pool.members import Members
 
 
 class Time:
