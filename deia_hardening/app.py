@@ -23,6 +23,7 @@ from deia_hardening.errors import HardeningError
 from deia_hardening.lifecycle import ROLE_VARIABLE, Core
 from deia_hardening.plan import Source
 from deia_hardening.problem import Problem
+from deia_hardening.turns import turns
 from deia_hardening.types import ASGIApp, Message, Receive, Scope, Send
 
 if TYPE_CHECKING:
@@ -76,6 +77,8 @@ class Entry:
         finally:
             if not exchange.ended:
                 exchange.end()
+            if exchange.ended >= turns.due:
+                turns.give(exchange.ended)
             if parent is None:
                 scope.pop(SCOPE_KEY, None)  # context and scope hold each other: no work for the collector
             else:

@@ -10,11 +10,15 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import os
+import selectors
 import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Generic, TypeVar
+
+from deia_hardening.turns import turns
 
 T = TypeVar("T")
 
@@ -168,6 +172,33 @@ class Completion(Generic[T]):
         return self.wait().__await__()
 
 
+class _Selector(selectors.DefaultSelector):
+    """The background loop's: tells busy serving loops when the loop wants to run."""
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        if timeout is None:
+            turns.rests(self)
+        else:
+            turns.wants(self, time.monotonic() + timeout)
+        events = super().select(timeout)
+        turns.wants(self)
+        return events
+
+
+class _Loop(asyncio.SelectorEventLoop):
+    """The background loop."""
+
+    def __init__(self) -> None:
+        self._who = _Selector()
+        super().__init__(self._who)
+
+    def call_soon_threadsafe(  # type: ignore[override]  # positional arguments of any type, as the base class has it
+        self, callback: Callable[..., object], *args: Any, context: contextvars.Context | None = None
+    ) -> asyncio.Handle:
+        turns.wants(self._who)
+        return super().call_soon_threadsafe(callback, *args, context=context)
+
+
 class Threads:
     """Daemon threads on demand for blocking calls; an idle one ends after `idle` seconds.
 
@@ -195,7 +226,10 @@ class Threads:
                 completion.set_result(context.run(function, *args))
             except BaseException as error:
                 completion.set_error(error)
+            finally:
+                turns.rests(job)
 
+        turns.wants(job)
         with self._condition:
             self._jobs.append(job)
             if self._idle >= len(self._jobs):
@@ -252,7 +286,7 @@ class Runtime:
             with self._lock:
                 loop = self._loop
                 if loop is None:
-                    loop = asyncio.SelectorEventLoop()
+                    loop = _Loop()
                     thread = threading.Thread(target=self._run, args=(loop,), name="deia-background", daemon=True)
                     thread.start()
                     self._thread = thread

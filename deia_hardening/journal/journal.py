@@ -12,6 +12,7 @@ import contextlib
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from time import monotonic
 
 import attrs
 
@@ -26,8 +27,11 @@ from deia_hardening.journal.live import LiveFile
 from deia_hardening.journal.segments import Segment
 from deia_hardening.journal.settings import JournalSettings
 from deia_hardening.journal.writer import Writer
+from deia_hardening.turns import turns
 
 _EXIT_TIMEOUT = 10.0
+_EARLY = 0.5
+"""The part of `write_interval` after which a busy serving loop stands aside; later the thread wakes by itself."""
 
 
 @attrs.frozen
@@ -238,6 +242,14 @@ class Journal(Inlet):
         if inline:
             self.drain()
 
+    def _written_soon(self) -> None:
+        """A request stands aside for the writer, which has gathered long enough."""
+        with self._lock:
+            if self._level != GATHERING:
+                return
+            self._level = BUSY
+        self._semaphore.release()
+
     def _wait(self, level: int, timeout: float) -> bool:
         """Sleep until woken (True) or `timeout` seconds passed. The level says what may wake."""
         semaphore = self._semaphore
@@ -261,6 +273,7 @@ class Journal(Inlet):
             with contextlib.suppress(SystemExit):
                 while self._generation is generation and self._turn(generation):
                     pass
+            turns.rests(self)
         except BaseException as error:
             self._listeners.failures += 1
             self._listeners.last_failure = f"the writer's thread ended: {type(error).__name__}: {error}"
@@ -271,22 +284,29 @@ class Journal(Inlet):
 
     def _turn(self, generation: object) -> bool:
         settings, writer = self.settings, self._writer
+        wrote = False
         if settings.durability != "sync" and not self._urgent:
-            self._wait(GATHERING, settings.write_interval)
+            interval = settings.write_interval
+            turns.wants(self, monotonic() + interval * _EARLY, self._written_soon)
+            self._wait(GATHERING, interval)
+            turns.wants(self)
         with writer.role:
             if self._generation is not generation:
                 return False  # in a fork's child
             self._urgent = False
             if writer.retry_at <= self._clock.monotonic():
-                writer.write()
+                wrote = writer.write()
                 if writer.unsynced_bytes and self._sync_now():
+                    turns.rests(self)
                     writer.sync()
         pause = writer.retry_at - self._clock.monotonic()
         if pause > 0:
+            turns.rests(self)
             self._wait(GATHERING, min(pause, settings.retry_limit))
             return True
-        if self._queue:
-            return True
+        if self._queue or (wrote and settings.durability != "sync"):
+            return True  # more will come: on a busy loop, to be woken by each first record costs more than to look
+        turns.rests(self)
         if writer.unsynced_bytes:
             self._wait(IDLE, writer.sync_due - self._clock.monotonic())
             return True

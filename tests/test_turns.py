@@ -1,0 +1,77 @@
+"""A busy serving loop stands aside for background work that is due, briefly, and for nobody else."""
+
+from __future__ import annotations
+
+import threading
+import time
+from math import inf
+
+from deia_hardening.turns import SLICE, Turns
+
+
+def test_nobody_is_due_while_everybody_rests() -> None:
+    turns = Turns()
+    assert turns.due == inf
+    turns.wants("writer", 100.0)
+    turns.wants("loop", 50.0)
+    assert turns.due == 50.0
+    turns.rests("loop")
+    turns.give(60.0)  # returns at once: the one who was due rests
+    assert turns.due == 100.0
+
+
+def test_a_request_goes_on_as_soon_as_the_work_rests() -> None:
+    turns = Turns()
+    seen: list[bool] = []
+
+    def work() -> None:
+        seen.append(turns.due > 0)
+        turns.wants("writer", time.monotonic() + 60)
+
+    turns.wants("writer", 1.0, threading.Thread(target=work).start)
+    turns.give(2.0)
+    for _ in range(1000):
+        if turns.due > time.monotonic() + 30:
+            break
+        time.sleep(0.001)
+    assert seen == [True]
+    turns.give(time.monotonic())
+    assert turns.due > time.monotonic() + 30
+
+
+def test_one_is_woken_once_and_only_when_its_time_has_come() -> None:
+    turns = Turns()
+    woken: list[str] = []
+    turns.wants("early", 1.0, lambda: (woken.append("early"), turns.rests("early"))[0])
+    turns.wants("late", 1e12, lambda: woken.append("late"))
+    turns.give(2.0)
+    turns.give(2.0)
+    assert woken == ["early"]
+    assert turns.due == 1e12
+
+
+def test_long_work_gets_a_share_of_the_time_and_no_more() -> None:
+    turns = Turns()
+    turns.wants("job")
+    pauses = []
+    for _ in range(8):
+        turns.give(turns.due)
+        pauses.append(turns.due - time.monotonic())
+    assert pauses == sorted(pauses)
+    assert pauses[-1] <= 8 * SLICE
+    turns.rests("job")
+    turns.give(turns.due)
+    assert turns.due == inf
+
+
+def test_two_loops_do_not_stand_aside_for_the_same_work_at_once() -> None:
+    turns = Turns()
+    reached = threading.Event()
+    turns.wants("job", 1.0, reached.set)
+    first = threading.Thread(target=turns.give, args=(2.0,))
+    first.start()
+    assert reached.wait(10)
+    turns.give(2.0)
+    turns.rests("job")
+    first.join(10)
+    assert not first.is_alive()
