@@ -60,7 +60,7 @@ OPEN = """
 
 ROUTES = {
     "default": "",
-    "tuned": ', retry_policy: {retry_on: "5xx,reset,connect-failure,refused-stream", num_retries: 2}, timeout: 5s',
+    "tuned": ', retry_policy: {retry_on: "5xx,reset,connect-failure,refused-stream", num_retries: 2}, timeout: 1s',
     "expert": (
         ", timeout: 5s, hedge_policy: {hedge_on_per_try_timeout: true}, retry_policy: {retry_on:"
         ' "5xx,reset,connect-failure,refused-stream", num_retries: 2, per_try_timeout: 0.25s,'
@@ -73,13 +73,13 @@ CLUSTERS = {
     "default": "    lb_policy: ROUND_ROBIN",
     "tuned": (
         "    lb_policy: LEAST_REQUEST\n"
-        "    outlier_detection: {consecutive_5xx: 5, interval: 1s, base_ejection_time: 5s}"
+        "    outlier_detection: {consecutive_5xx: 5, interval: 1s, base_ejection_time: 30s}"
     ),
     "expert": (
         "    lb_policy: LEAST_REQUEST\n"
         "    outlier_detection: {consecutive_5xx: 3, consecutive_gateway_failure: 3,"
         " consecutive_local_origin_failure: 3, split_external_local_origin_errors: true, interval: 0.1s,"
-        " base_ejection_time: 5s, max_ejection_percent: 34}\n"
+        " base_ejection_time: 30s, max_ejection_percent: 34}\n"
         "    circuit_breakers: {thresholds: [{retry_budget: {budget_percent: {value: 25}, min_retry_concurrency: 10}}]}"
     ),
 }

@@ -44,6 +44,21 @@ def test_every_scenario_is_in_the_campaign(simulator):
     assert set(simulator.scenarios()) == set(EVERY)
 
 
+@pytest.mark.parametrize("load", [2, 10])
+def test_the_first_seconds_of_an_overload_answer_most_of_what_they_could(simulator, load):
+    """The service has just started and knows nothing: 10 workers of 50 ms."""
+    found = []
+    for seed in range(6):
+        scenario = attrs.evolve(
+            simulator.scenarios()["overload-2x"], arrivals=lambda t: load * 200.0, workers=lambda t: 10, seconds=5.0,
+            warm_up=0.0,
+        )  # fmt: skip
+        found.append(simulator.Simulation(scenario, seed).run().goodput)
+    print(f"{load}x: {found}")
+    assert sum(found) / len(found) >= 0.95
+    assert min(found) >= 0.88
+
+
 def test_the_critical_few_are_served_at_ten_times_the_capacity(simulator):
     scenario = attrs.evolve(simulator.scenarios()["overload-10x"], seconds=16.0)
     result = simulator.Simulation(scenario, 0).run()
