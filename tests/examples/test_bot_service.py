@@ -135,6 +135,36 @@ def test_bots_work_and_everything_is_told(service: Service) -> None:
         assert word in text
 
 
+def test_the_second_version_does_the_tasks_that_go_to_it(service: Service) -> None:
+    """During a rollout a task belongs to a version; after a restart too. Each version has workers of its own."""
+
+    def done(number: int) -> bool:
+        status, task = service.call("POST", "/api/tasks", {"skill": "arithmetic", "text": f"{number} + 1"})
+        assert status == 202
+        return wait_for(lambda: service.call("GET", f"/api/tasks/{task['id']}")[1]["state"] == "done")
+
+    service.call("POST", "/api/bots", {"id": "calc", "skill": "arithmetic"})
+    service.call("POST", "/api/bots/calc/launch")
+    started = subprocess.run(
+        [sys.executable, "-m", "deia_hardening.cli", "migration", "start", "2", "--config", str(service.config)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert started.returncode == 0, started.stderr
+    answers: set[str] = set()
+
+    def moved() -> bool:
+        answers.add(service.call("GET", "/")[1]["version"])
+        return answers == {"1", "2"}
+
+    wait_for(moved)
+    assert all(done(number) for number in range(20)), "of twenty keys some go to either version"
+    service.end(signal.SIGKILL)
+    service.start()
+    assert all(done(number) for number in range(20))
+
+
 @pytest.mark.fault
 def test_a_kill_under_load_loses_nothing_acknowledged(service: Service) -> None:
     seed = int(os.environ.get("DEIA_SEED", random.SystemRandom().randrange(1 << 32)))

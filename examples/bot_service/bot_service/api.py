@@ -6,22 +6,31 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator
-from typing import Annotated
+from typing import Annotated, Literal
 
-from fastapi import APIRouter, Depends, Header, HTTPException, WebSocket, WebSocketDisconnect
+from fastapi import APIRouter, Depends, Header, HTTPException, Request, WebSocket, WebSocketDisconnect
 from fastapi.responses import StreamingResponse
 
 from bot_service import scaling
 from bot_service.hub import hub
 from bot_service.models import Bot, BotSpec, Job, Mailbox, Message, Scaling, Task, TaskRequest
 from bot_service.settings import Limits
-from bot_service.state import assignments, bots, mailboxes, tasks
-from bot_service.work import workers
+from bot_service.state import assignments, bots, change_bot, mailboxes, running_bots, tasks
+from bot_service.work import Workers
 from deia_hardening import current, inject
-from deia_recovery import UnknownTask
+from deia_recovery import UnknownTask, transaction
 
 router = APIRouter(prefix="/api")
 Settings = Annotated[Limits, Depends(inject(Limits))]
+
+
+def workers_of(request: Request) -> Workers:
+    """This process's workers of the version that answers."""
+    workers: Workers = request.app.state.workers
+    return workers
+
+
+Here = Annotated[Workers, Depends(workers_of)]
 
 
 async def known(bot_id: str) -> Bot:
@@ -34,10 +43,13 @@ async def known(bot_id: str) -> Bot:
 @router.post("/bots", status_code=201)
 async def register(spec: BotSpec) -> Bot:
     """Register a bot. The answer means that it is on disk."""
-    if await bots.get(spec.id) is not None:
-        raise HTTPException(409, f"bot {spec.id!r} is registered already")
-    bot = Bot(id=spec.id, skill=spec.skill, registered=time.time())
-    await bots.put(bot.id, bot)
+
+    def add(present: Bot | None) -> Bot:
+        if present is not None:
+            raise HTTPException(409, f"bot {spec.id!r} is registered already")
+        return Bot(id=spec.id, skill=spec.skill, registered=time.time())
+
+    bot = await bots.update(spec.id, add)
     hub.publish("bot.registered", bot=bot.id)
     return bot
 
@@ -53,21 +65,23 @@ async def list_bots(limits: Settings, stale: bool = False) -> list[Bot]:
 
 
 @router.post("/bots/{bot_id}/launch")
-async def launch(bot: Annotated[Bot, Depends(known)], limits: Settings) -> Bot:
+async def launch(bot: Annotated[Bot, Depends(known)], limits: Settings, workers: Here) -> Bot:
     """Launch a registered bot."""
-    if bot.id not in workers.running and len(workers.running) >= limits.max_bots:
-        raise HTTPException(409, f"{limits.max_bots} bots run already; max_bots says how many may")
-    bot = await bots.update(bot.id, lambda _: bot.model_copy(update={"state": "running", "seen": time.time()}))
-    workers.launch(bot)
+    async with transaction():  # two launches at once do not pass the limit together
+        running = await running_bots()
+        if bot.id not in running and len(running) >= limits.max_bots:
+            raise HTTPException(409, f"{limits.max_bots} bots run already; max_bots says how many may")
+        bot = await change_bot(bot.id, state="running", seen=time.time())
+    workers.look()
     hub.publish("bot.launched", bot=bot.id)
     return bot
 
 
 @router.post("/bots/{bot_id}/stop")
-async def stop(bot: Annotated[Bot, Depends(known)]) -> Bot:
+async def stop(bot: Annotated[Bot, Depends(known)], workers: Here) -> Bot:
     """Stop a bot; its tasks go back to the queue."""
-    await workers.stop(bot.id)
-    bot = await bots.update(bot.id, lambda _: bot.model_copy(update={"state": "stopped"}))
+    bot = await change_bot(bot.id, state="stopped")
+    workers.look()
     hub.publish("bot.stopped", bot=bot.id)
     return bot
 
@@ -119,21 +133,27 @@ async def scaling_status() -> Scaling:
 
 
 @router.post("/scaling/evaluate")
-async def scaling_evaluate() -> Scaling:
+async def scaling_evaluate(workers: Here) -> Scaling:
     """Look, and scale up or down by one where that is allowed and wanted."""
-    return await scaling.act(None)
+    return await scaled(None, workers)
 
 
 @router.post("/scaling/up")
-async def scaling_up() -> Scaling:
+async def scaling_up(workers: Here) -> Scaling:
     """Launch one more bot."""
-    return await scaling.act("up")
+    return await scaled("up", workers)
 
 
 @router.post("/scaling/down")
-async def scaling_down() -> Scaling:
+async def scaling_down(workers: Here) -> Scaling:
     """Stop one bot."""
-    return await scaling.act("down")
+    return await scaled("down", workers)
+
+
+async def scaled(wanted: Literal["up", "down"] | None, workers: Workers) -> Scaling:
+    seen = await scaling.act(wanted)
+    workers.look()
+    return seen
 
 
 @router.post("/bots/{bot_id}/messages", status_code=201)
@@ -166,7 +186,7 @@ async def read_messages(bot: Annotated[Bot, Depends(known)], limits: Settings) -
 
 @router.websocket("/events")
 async def events(websocket: WebSocket) -> None:
-    """Everything that happens, as it happens."""
+    """Everything that happens in this process, as it happens."""
     limits = current(Limits)
     if hub.count >= limits.listeners:
         await websocket.close(code=1013, reason="too many listeners")

@@ -1,4 +1,4 @@
-"""What happens, told to whoever listens (the WebSocket `/api/events`). A slow listener loses its oldest events."""
+"""What happens in this process, told to whoever listens (`/api/events`). A slow listener loses its oldest events."""
 
 from __future__ import annotations
 

@@ -11,8 +11,7 @@ from fastapi import FastAPI
 
 from bot_service.api import router
 from bot_service.settings import Limits
-from bot_service.state import bots
-from bot_service.work import workers
+from bot_service.work import Workers
 from deia_hardening import harden
 
 VERSION = "1"
@@ -21,16 +20,14 @@ VERSION = "1"
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     """Bots that ran when the service went down, however it went, run again."""
-    for _, bot in await bots.items():
-        if bot.state == "running":
-            workers.launch(bot)
-    yield
-    await workers.stop_all()
+    async with app.state.workers.following():
+        yield
 
 
-def create_app(version: str = VERSION) -> FastAPI:
-    """The bare service."""
+def create_app(version: str = VERSION, claims_as: str = "") -> FastAPI:
+    """The bare service. `claims_as`: its name in the settings' `migration.versions`, so that it does its own tasks."""
     app = FastAPI(title="bot service", version=version, lifespan=lifespan)
+    app.state.workers = Workers(claims_as)
     app.include_router(router)
 
     @app.get("/")

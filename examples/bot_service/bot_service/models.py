@@ -69,6 +69,12 @@ class Mailbox(BaseModel):
     messages: list[Message] = []
 
 
+class LastScaling(BaseModel):
+    """When it was last scaled (Unix seconds), so that every process keeps the same cooldown."""
+
+    at: float = 0.0
+
+
 class Scaling(BaseModel):
     """What scaling sees and suggests."""
 

@@ -13,20 +13,24 @@ from deia_hardening import Ratio, Seconds, setting
 class Limits:
     """The service's own settings; `current(Limits)` gives those of the request's revision."""
 
-    min_bots: int = setting(1, "Bots that are always launched.", ge=1, le=10)
+    min_bots: int = setting(
+        1, "Fewest bots: below, scaling launches one; it never stops the last of them.", ge=1, le=10
+    )
     max_bots: int = setting(10, "Most bots that may be launched.", ge=1, le=100)
-    tasks_per_bot: int = setting(5, "Tasks that one bot works on at once.", ge=1)
+    tasks_per_bot: int = setting(5, "Tasks that one bot works on at once in one process.", ge=1)
     scale_up_queue: int = setting(10, "Waiting tasks at which another bot is wanted.", ge=1)
     scale_up_load: Ratio = setting(Ratio("80%"), "Share of busy places at which another bot is wanted.", ge=0, le=1)
     scale_down_load: Ratio = setting(Ratio("20%"), "Share of busy places at which a bot may go.", ge=0, le=1)
     cooldown: Seconds = setting(Seconds("60s"), "Shortest time between two scalings.", ge=0)
     stale_after: Seconds = setting(Seconds("300s"), "Silence after which a bot counts as stale.", ge=1)
     message_ttl: Seconds = setting(Seconds("1h"), "How long a message waits in a mailbox.", ge=1)
-    mailbox_size: int = setting(1000, "Most messages that wait in one mailbox.", ge=1)
+    mailbox_size: int = setting(200, "Most messages that wait in one mailbox.", ge=1)
     task_lease: Seconds = setting(Seconds("30s"), "How long a task belongs to a bot that says nothing.", ge=1)
     retry_after: Seconds = setting(Seconds("1s"), "Pause before a failed task is tried again.", ge=0)
     idle_wait: Seconds = setting(
-        Seconds("1s"), "How long a worker waits for a task before it looks at its bot again.", ge=0.01
+        Seconds("1s"),
+        "How long a worker waits for a task, and how often a process looks which bots shall run.",
+        ge=0.01,
     )
     listeners: int = setting(100, "Most clients that watch the event stream.", ge=1)
     listener_backlog: int = setting(256, "Events kept for one slow listener; older ones are dropped.", ge=1)

@@ -7,7 +7,7 @@ from fastapi import FastAPI
 from bot_service.main import create_app
 from bot_service.work import SKILLS
 
-app: FastAPI = create_app("2")
+app: FastAPI = create_app("2", claims_as="2")
 
 
 @app.get("/api/skills")

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from typing import Any
 
 from bot_service.bots import arithmetic, statistics, summary
 from bot_service.hub import hub
 from bot_service.models import Bot
 from bot_service.settings import Limits
-from bot_service.state import assignments, bots, tasks
+from bot_service.state import assignments, bots, running_bots, tasks
 from deia_audit import record
 from deia_degradation import Attempt, DegradationManager
 from deia_hardening import NotEnabled, current
-from deia_recovery import transaction
+from deia_recovery import LeaseLost, transaction
 
 logger = logging.getLogger("bot_service")
 STAND_INS = {"summary-lead": summary.lead}
@@ -67,48 +70,67 @@ async def call(bot: Any, text: str) -> dict[str, Any]:
 
 
 class Workers:
-    """The running bots of this process."""
+    """The places of this process at which running bots work, for one version of the service.
 
-    def __init__(self) -> None:
-        self._tasks: dict[str, list[asyncio.Task[None]]] = {}
-        self.busy = 0
+    They follow the registry: it says which bots run, and any process or version may be asked to launch or stop one.
+    """
 
-    @property
-    def running(self) -> list[str]:
-        return sorted(self._tasks)
+    def __init__(self, version: str = "") -> None:
+        self.version = version
+        self._places: dict[str, list[asyncio.Task[None]]] = {}
+        self._nudge = asyncio.Event()
 
-    def launch(self, bot: Bot) -> None:
-        if bot.id not in self._tasks:
-            places = range(current(Limits).tasks_per_bot)
-            self._tasks[bot.id] = [asyncio.create_task(self._serve(bot.id)) for _ in places]
+    def look(self) -> None:
+        """The registry has changed: follow it now."""
+        self._nudge.set()
 
-    async def stop(self, bot_id: str) -> None:
-        places = self._tasks.pop(bot_id, [])
-        for place in places:
+    @asynccontextmanager
+    async def following(self) -> AsyncIterator[None]:
+        """Work while the block runs; at its end what is unfinished goes back to the queue."""
+        following = asyncio.create_task(self._follow())
+        try:
+            yield
+        finally:
+            following.cancel()
+            await asyncio.gather(following, return_exceptions=True)
+            await self._keep([])
+
+    async def _follow(self) -> None:
+        while True:
+            self._nudge.clear()
+            try:
+                await self._keep(await running_bots())
+            except Exception:
+                logger.exception("which bots shall run could not be read; those that run go on")
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._nudge.wait(), float(current(Limits).idle_wait))
+
+    async def _keep(self, running: Sequence[str]) -> None:
+        """Give each running bot its places, and end those of all others."""
+        for bot_id in running:
+            if bot_id not in self._places:
+                places = range(current(Limits).tasks_per_bot)
+                self._places[bot_id] = [asyncio.create_task(self._serve(bot_id)) for _ in places]
+        ended = [place for bot_id in set(self._places) - set(running) for place in self._places.pop(bot_id)]
+        for place in ended:
             place.cancel()
-        await asyncio.gather(*places, return_exceptions=True)
-        await assignments.release_bot(bot_id)
-
-    async def stop_all(self) -> None:
-        for bot_id in self.running:
-            await self.stop(bot_id)
+        await asyncio.gather(*ended, return_exceptions=True)
 
     async def _serve(self, bot_id: str) -> None:
-        while bot_id in self._tasks:
+        while True:
             limits = current(Limits)
             try:
                 await self._one(bot_id, limits)
-            except asyncio.CancelledError:
-                raise
             except Exception:
                 logger.exception("bot %s stumbled; it goes on", bot_id)
                 await asyncio.sleep(float(limits.retry_after))
 
     async def _one(self, bot_id: str, limits: Limits) -> None:
-        task = await tasks.claim(bot_id, wait=float(limits.idle_wait), lease=float(limits.task_lease), bot=bot_id)
+        task = await tasks.claim(
+            bot_id, wait=float(limits.idle_wait), lease=float(limits.task_lease), bot=bot_id, version=self.version
+        )
         if task is None:
             return
-        self.busy += 1
         try:
             async with transaction():  # both or none: no task is ever half assigned
                 await assignments.assign(task.id, bot_id, take_over=True)
@@ -117,8 +139,12 @@ class Workers:
             hub.publish("task.started", task=task.id, bot=bot_id)
             answer = await ask(task.body.skill, task.body.text)
             await self._finish(bot_id, task, answer, limits)
-        finally:
-            self.busy -= 1
+        except asyncio.CancelledError:  # the bot was stopped: the next one takes the task up at once
+            with contextlib.suppress(LeaseLost):
+                async with transaction():
+                    await assignments.release(task.id)
+                    await task.release()
+            raise
 
     async def _finish(self, bot_id: str, task: Any, answer: dict[str, Any], limits: Limits) -> None:
         async with transaction():
@@ -129,7 +155,7 @@ class Workers:
                 final = answer["status"] < 500  # the caller's mistake does not get better
                 await task.fail(answer.get("error", "the bot failed"), retry_in=float(limits.retry_after), final=final)
             await assignments.release(task.id)
-            await bots.update(bot_id, lambda bot: _done(bot))
+            await bots.update(bot_id, _done)
         hub.publish("task.finished", task=task.id, bot=bot_id, ok=answer["status"] == 200)
 
 
@@ -137,6 +163,3 @@ def _done(bot: Bot | None) -> Bot:
     if bot is None:
         raise LookupError("the bot was removed while it worked")
     return bot.model_copy(update={"done": bot.done + 1, "seen": time.time()})
-
-
-workers = Workers()

@@ -16,11 +16,11 @@ def bot(name: str, work: Callable[[str], Any]) -> Starlette:
     """An ASGI app around one function; a ValueError of it is the caller's mistake (422)."""
 
     async def do(request: Request) -> JSONResponse:
-        body = await request.json()
-        text = body.get("text") if isinstance(body, dict) else None
-        if not isinstance(text, str):
-            return JSONResponse({"error": "send {'text': …}"}, status_code=422)
         try:
+            body = await request.json()
+            text = body.get("text") if isinstance(body, dict) else None
+            if not isinstance(text, str):
+                raise ValueError("send {'text': …}")
             return JSONResponse({"bot": name, "result": work(text)})
         except ValueError as error:
             return JSONResponse({"bot": name, "error": str(error)}, status_code=422)
