@@ -229,10 +229,10 @@ class Answer:
 
 
 @asynccontextmanager
-async def serve(home: Path, **control: Any) -> AsyncIterator[Service]:
+async def serve(home: Path, sections: Mapping[str, Any] | None = None, **control: Any) -> AsyncIterator[Service]:
     Probe.done.clear()
     Probe.state = Health()
-    settings = {"home": str(home), "control": control, "probe": {"use": "deia_control_probe:Probe"}}
+    settings = {"home": str(home), "control": control, "probe": {"use": "deia_control_probe:Probe"}, **(sections or {})}
     hosts = control.get("listen")
 
     async def fresh(scope: Any, receive: Any, send: Any) -> None:
@@ -256,14 +256,14 @@ async def _port(service: Service) -> int:
 
 
 @asynccontextmanager
-async def in_a_task(home: Path, **control: Any) -> AsyncIterator[Service]:
+async def in_a_task(home: Path, sections: Mapping[str, Any] | None = None, **control: Any) -> AsyncIterator[Service]:
     """The same, entered and left by one task, as cancel scopes want it: a fixture's two halves are two tasks."""
     up: asyncio.Future[Service] = asyncio.get_running_loop().create_future()
     down = asyncio.Event()
 
     async def live() -> None:
         try:
-            async with serve(home, **control) as found:
+            async with serve(home, sections, **control) as found:
                 up.set_result(found)
                 await down.wait()
         except BaseException as error:
@@ -294,6 +294,17 @@ async def attacked(tmp_path: Path) -> AsyncIterator[Service]:
     """Listens, and counts no failed tries: a generated wrong token must be told as such."""
     options: dict[str, Any] = {"bootstrap_token": False, "listen": "127.0.0.1:0", "failed_tries": 1_000_000}
     async with in_a_task(tmp_path / ".deia", **options) as found:
+        yield found
+
+
+ALL_FIVE: dict[str, Any] = {name: {} for name in ("audit", "config", "degradation", "migration", "recovery")}
+
+
+@pytest.fixture
+async def whole(tmp_path: Path) -> AsyncIterator[Service]:
+    """All five plugins on, listening, with no count of failed tries."""
+    options: dict[str, Any] = {"bootstrap_token": False, "listen": "127.0.0.1:0", "failed_tries": 1_000_000}
+    async with in_a_task(tmp_path / ".deia", ALL_FIVE, **options) as found:
         yield found
 
 

@@ -94,6 +94,7 @@ async def test_the_pages_are_served_at_the_own_address_only_with_a_strict_policy
     for path, kind in (
         ("/deia/", "text/html"),
         ("/deia/console.js", "text/javascript"),
+        ("/deia/views.js", "text/javascript"),
         ("/deia/console.css", "text/css"),
     ):
         answer = await listening.ask("GET", path, port=listening.port)
@@ -105,7 +106,7 @@ async def test_the_pages_are_served_at_the_own_address_only_with_a_strict_policy
 
 
 def test_the_scripts_never_make_markup() -> None:
-    for name in ("console.js", "forms.js", "index.html"):
+    for name in ("console.js", "forms.js", "views.js", "index.html"):
         text = FOLDER.joinpath(name).read_text()
         for forbidden in (
             "innerHTML",

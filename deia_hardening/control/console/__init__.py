@@ -1,4 +1,4 @@
-"""The console: three static files at the control plane's own address, which call the same routes as everybody.
+"""The console: a few static files at the control plane's own address, which call the same routes as everybody.
 
 The page holds no data and no inline script; whatever it shows goes in as text, never as markup.
 """
@@ -14,6 +14,7 @@ _FILES: Final = {
     "/": ("index.html", "text/html; charset=utf-8"),
     "/console.js": ("console.js", "text/javascript; charset=utf-8"),
     "/forms.js": ("forms.js", "text/javascript; charset=utf-8"),
+    "/views.js": ("views.js", "text/javascript; charset=utf-8"),
     "/console.css": ("console.css", "text/css; charset=utf-8"),
 }
 _POLICY: Final = (

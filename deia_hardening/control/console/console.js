@@ -1,15 +1,14 @@
 // The page. Everything shown is set as text: nothing that a service says can become markup.
 import { eventsOf, fieldsOf, inputOf, requestOf } from "./forms.js";
+import { healthView, make, view } from "./views.js";
+
+const REFRESH_MS = 5000;
 
 const main = document.getElementById("main");
 const told = document.getElementById("told");
 const leave = document.getElementById("leave");
-
-function make(tag, properties = {}, ...children) {
-  const element = Object.assign(document.createElement(tag), properties);
-  element.append(...children);
-  return element;
-}
+const overall = document.getElementById("who");
+let refreshing = null;
 
 function tell(text, problem = false) {
   told.textContent = text;
@@ -25,13 +24,17 @@ async function ask(method, path, { body = null, headers = {} } = {}) {
 }
 
 function signIn() {
+  clearInterval(refreshing);
   leave.hidden = true;
+  overall.textContent = "";
+  overall.className = "";
   const token = make("input", { type: "password", autocomplete: "off", required: true });
   const form = make(
     "form",
-    {},
+    { className: "card sign-in" },
+    make("h2", { textContent: "Sign in" }),
     make("label", {}, "Token", token, make("small", { textContent: "the first one is in .deia/keys/bootstrap-token" })),
-    make("button", { textContent: "Sign in" }),
+    make("button", { textContent: "Sign in", className: "main" }),
   );
   form.addEventListener("submit", async (event) => {
     event.preventDefault();
@@ -43,25 +46,6 @@ function signIn() {
     }
   });
   main.replaceChildren(form);
-}
-
-function healthTable(health) {
-  const table = make("table", {}, make("tr", {}, ...["Plugin", "State", "What is wrong", "Since"].map((each) => make("th", { textContent: each }))));
-  for (const [name, plugin] of Object.entries(health.plugins)) {
-    const since = plugin.since ? new Date(plugin.since * 1000).toLocaleString() : "";
-    table.append(
-      make(
-        "tr",
-        {},
-        make("td", { textContent: name }),
-        make("td", { textContent: plugin.state, className: plugin.state }),
-        make("td", { textContent: plugin.detail ?? "" }),
-        make("td", { textContent: since }),
-      ),
-    );
-  }
-  const notes = health.store.map((each) => make("p", { textContent: `Store: ${each}` }));
-  return make("section", {}, make("h2", { textContent: "Health" }), table, ...notes);
 }
 
 function control(field) {
@@ -80,8 +64,8 @@ function operationForm(operation) {
   const fields = fieldsOf(operation.input);
   const controls = Object.fromEntries(fields.map((field) => [field.name, control(field)]));
   const reason = make("input", { maxLength: 500 });
-  const output = make("pre", { hidden: true });
-  const button = make("button", { textContent: operation.changes ? "Do it" : "Look" });
+  const output = make("output", { hidden: true });
+  const button = make("button", { textContent: operation.changes ? "Do it" : "Look", className: operation.changes ? "main" : "" });
   const labels = fields.map((field) =>
     make("label", {}, field.name + (field.required ? " *" : ""), controls[field.name], make("small", { textContent: field.help })),
   );
@@ -106,12 +90,9 @@ function operationForm(operation) {
       button.disabled = false;
     }
   });
-  return make(
-    "details",
-    {},
-    make("summary", {}, operation.name, make("small", { textContent: `${operation.summary} (${operation.role})` })),
-    form,
-  );
+  const marks = make("small", { className: `role ${operation.changes ? "changes" : ""}`, textContent: operation.role });
+  const summary = make("summary", {}, operation.name, make("small", { textContent: operation.summary }), marks);
+  return make("details", {}, summary, form);
 }
 
 async function run(request, reason, output) {
@@ -131,22 +112,38 @@ async function run(request, reason, output) {
         output.textContent = data.message + part;
       } else {
         output.className = event === "problem" ? "problem" : "";
-        output.textContent = event === "problem" ? (data.problems ?? [data.detail]).join("\n") : JSON.stringify(data, null, 2);
+        if (event === "problem") output.textContent = (data.problems ?? [data.detail]).join("\n");
+        else output.replaceChildren(view(data), raw(data));
       }
     }
   }
 }
 
-async function show() {
+function raw(data) {
+  return make("details", { className: "raw" }, make("summary", {}, "as JSON"), make("pre", { textContent: JSON.stringify(data, null, 2) }));
+}
+
+async function refresh(place) {
   const health = await (await ask("GET", "health")).json();
+  place.replaceChildren(...healthView(health));
+  overall.textContent = { ok: "everything works", degraded: "something is degraded", failed: "something failed" }[health.state];
+  overall.className = health.state;
+}
+
+async function show() {
+  const place = make("div");
+  await refresh(place);
   const { operations } = await (await ask("GET", "operations")).json();
   const groups = Map.groupBy ? Map.groupBy(operations, groupOf) : grouped(operations);
   const sections = [...groups].map(([group, members]) =>
-    make("section", {}, make("h2", { textContent: group }), ...members.map(operationForm)),
+    make("section", { id: group, className: "card" }, make("h2", { textContent: group }), ...members.map(operationForm)),
   );
+  const links = ["health", ...groups.keys()].map((group) => make("a", { href: `#${group}`, textContent: group }));
   leave.hidden = false;
   tell("");
-  main.replaceChildren(healthTable(health), ...sections);
+  main.replaceChildren(make("nav", {}, ...links), make("section", { id: "health" }, make("h2", { textContent: "Health" }), place), ...sections);
+  clearInterval(refreshing);
+  refreshing = setInterval(() => refresh(place).catch((error) => (error.status === 401 ? signIn() : tell(`no word of the service: ${error.message}`, true))), REFRESH_MS);
 }
 
 function groupOf(operation) {
