@@ -36,10 +36,10 @@ class ConfigSettings:
     content_check: Seconds = setting(
         Seconds("5s"), "how often contents are compared besides, for NFS and bind mounts", ge=0.05, le=3600
     )
-    cut_off: Literal["wait", "refuse", "apply"] = setting(
-        "wait",
-        "what to do with a save in place that looks cut off (it ends where the accepted file went on): "
-        "wait for the rest and then apply it, refuse it, or apply it at once",
+    cut_off: Literal["refuse", "wait", "apply"] = setting(
+        "refuse",
+        "what to do with a save in place that looks cut off (it ends where the accepted file went on) and stays so: "
+        "refuse it, apply it after cut_off_wait, or apply it at once",
     )
     cut_off_wait: Seconds = setting(Seconds("2s"), "how long a save that looks cut off must stay as it is", ge=0)
     unfinished_wait: Seconds = setting(

@@ -85,13 +85,16 @@ def judge(
             return Wait(patience.unfinished - unchanged_for, f"{file.name} can't be read yet")
         if patience.policy != "apply" and looks_cut_off(old.data, file.data, file.name):
             why = f"{file.name} looks cut off: it ends where the accepted file went on"
-            if patience.policy == "refuse":
-                return Refuse(f"{why}; save it by a rename, or run `config reload` if it is meant")
             # Replaced, so most likely by a rename and whole; but some editors make a new file and write into it.
             in_place = file.inode in (old.inode, (inodes or {}).get(file.name))
             enough = patience.cut_off if in_place else min(patience.cut_off, patience.unfinished)
             if unchanged_for < enough:
                 return Wait(enough - unchanged_for, why)
+            if in_place and patience.policy == "refuse":
+                return Refuse(
+                    f"{why}; the running settings were kept: finish the save (with a newline at its end), save it by a "
+                    "rename, or run `config reload` if it is meant"
+                )
     return Take()
 
 
@@ -120,12 +123,15 @@ def _has_content(data: bytes) -> bool:
 def looks_cut_off(old: bytes, new: bytes, name: str = "settings.yaml") -> bool:
     """Whether `new` may be the beginning of a save of something like `old`.
 
-    It is when `new` is a beginning of `old`, when it lost the newline at its end, or when its last value is one
-    that `old` went on after, and nothing of what came then is left.
+    It is when `new` is a beginning of `old`, when it lost the newline at its end or a part of its last line, or when
+    its last value is one that `old` went on after, and nothing of what came then is left.
     """
     if old.startswith(new):
         return True
-    if old.endswith(b"\n") and not new.endswith(b"\n"):
+    if old.endswith(b"\n"):
+        if not new.endswith(b"\n"):
+            return True
+    elif _last_line(new) != _last_line(old) and _last_line(old).startswith(_last_line(new)):
         return True
     before, after = _paths(old, name), _paths(new, name)
     if not before or not after or after[-1] == before[-1]:
@@ -137,6 +143,10 @@ def looks_cut_off(old: bytes, new: bytes, name: str = "settings.yaml") -> bool:
         inside = (f"{last}.", f"{last}[")
         rest = before[next((i for i, path in enumerate(before) if path.startswith(inside)), len(before)) :]
     return bool(rest) and not set(rest) & set(after)
+
+
+def _last_line(data: bytes) -> bytes:
+    return data.rpartition(b"\n")[2]
 
 
 def _paths(data: bytes, name: str) -> list[str]:

@@ -8,9 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deia_config.settling import Patience, Refuse, Take, Wait, judge, looks_cut_off
+from deia_hardening.settings.document import parse_any
 from deia_hardening.settings.files import FileText, Snapshot
+from deia_hardening.settings.limits import DEFAULT_LIMITS
+from deia_hardening.settings.nodes import Source, to_python
+from deia_hardening.settings.problems import Problems
 
-PATIENCE = Patience(settle=0.01, unfinished=0.25, cut_off=2.0, policy="wait")
+PATIENCE = Patience(settle=0.01, unfinished=0.25, cut_off=2.0, policy="refuse")
 SAMPLE = b"""\
 # the settings of a service
 audit:
@@ -48,13 +52,37 @@ def test_no_beginning_of_a_save_is_taken_while_it_may_go_on(inode: int) -> None:
             assert not isinstance(verdict, Take), whole[:end][-30:]
 
 
-def test_what_looks_cut_off_is_taken_when_it_stays_or_refused_as_the_settings_say() -> None:
+def test_what_looks_cut_off_and_stays_so_is_refused_or_taken_as_the_settings_say() -> None:
     shorter = SAMPLE[: SAMPLE.index(b"app:")]
     assert isinstance(judge(shot(SAMPLE), shot(shorter), 1.9, PATIENCE), Wait)
-    assert isinstance(judge(shot(SAMPLE), shot(shorter), 2.0, PATIENCE), Take)
-    refuse = Patience(0.01, 0.25, 2.0, "refuse")
-    assert isinstance(judge(shot(SAMPLE), shot(shorter), 99.0, refuse), Refuse)
+    verdict = judge(shot(SAMPLE), shot(shorter), 2.0, PATIENCE)
+    assert isinstance(verdict, Refuse)
+    assert "config reload" in verdict.why
+    assert isinstance(judge(shot(SAMPLE), shot(shorter), 2.0, Patience(0.01, 0.25, 2.0, "wait")), Take)
     assert isinstance(judge(shot(SAMPLE), shot(shorter), 0.02, Patience(0.01, 0, 0, "apply")), Take)
+
+
+@pytest.mark.parametrize("inode", [1, 2])
+def test_no_beginning_that_changes_a_value_is_ever_taken_when_it_was_saved_in_place(inode: int) -> None:
+    """However long it stays: every byte prefix, with and without a newline at the end of the accepted file."""
+    for accepted in (SAMPLE, SAMPLE.rstrip(b"\n")):
+        for whole in (accepted, accepted.replace(b"retry: 3", b"retry: 5")):
+            for end in range(len(whole)):
+                half = shot(whole[:end], inode)
+                if _readable(half.files[0]) and _values(half) != _values(shot(whole)):
+                    verdict = judge(shot(accepted), half, 1e9, PATIENCE, {"a.yaml": (1, inode)})
+                    assert isinstance(verdict, Refuse), whole[:end][-30:]
+
+
+def _readable(file: FileText) -> bool:
+    problems = Problems()
+    parse_any(file, problems, DEFAULT_LIMITS, Source.FILE)
+    return not problems
+
+
+def _values(snapshot: Snapshot) -> object:
+    node = parse_any(snapshot.files[0], Problems(), DEFAULT_LIMITS, Source.FILE)
+    return None if node is None else to_python(node)
 
 
 def test_a_renamed_file_waits_only_a_little() -> None:
