@@ -11,10 +11,11 @@ from collections.abc import Callable
 from typing import Any
 
 from deia_hardening.plugin import RequestContext, Scope
+from deia_migration.ahead import BodyReader
 from deia_migration.keys import LONGEST, Found, Source, compile_key, cookie, headers_of, pick
 from deia_migration.sessions import SessionTable, fingerprint
 from deia_migration.settings import MigrationSettings
-from deia_migration.sources import SessionSource, compile_session
+from deia_migration.sources import JSON, SessionSource, compile_session
 from deia_migration.traffic import Live
 
 _now = time.time
@@ -30,7 +31,7 @@ class Chooser:
     """One revision's way to choose. Callable from any thread; raises nothing."""
 
     __slots__ = (
-        "_key", "_override", "_plan", "_prefixes", "_sources", "_table", "_wanted", "client_made",
+        "_key", "_only", "_override", "_plan", "_prefixes", "_sources", "_table", "_wanted", "ahead", "client_made",
         "header_names", "learners", "looks_at_bodies",
     )  # fmt: skip
 
@@ -41,6 +42,8 @@ class Chooser:
         self._table = table
         self._key = compile_key(settings.key, ipv4=settings.network_ipv4, ipv6=settings.network_ipv6)
         self._plan = tuple(_step(text, settings) for text in settings.key)
+        # The header that is the first choice of a key: a request with nothing else that is wanted needs no more looks.
+        self._only = self._plan[0][1] or b"" if self._plan and self._plan[0][0] == _HEADER else b""
         self._override = _compile_override(settings)
         wanted = headers_of(settings.key).union(*(source.headers for source in sources))
         if self._override is not None:
@@ -49,14 +52,22 @@ class Chooser:
         self._wanted = wanted
         # A request that carries none of the wanted headers, on none of these paths, has no session.
         self._prefixes = (
-            tuple(source.prefix for source in sources if not source.headers)
-            if all(source.headers or source.prefix for source in sources)
+            tuple(source.prefix for source in sources if not source.headers and not source.json)
+            if all(source.headers or source.prefix or source.json for source in sources)
             else ("",)
         )
         self.client_made = tuple(source for source in sources if not source.issued)
         self.learners = tuple(source for source in sources if source.from_headers is not None)
         self.header_names = frozenset(name for source in self.learners for name in source.answers)
+        member = next((source.json for source in sources if source.json), "")
+        self.ahead = BodyReader(member, int(settings.session_body)) if member else None
         self.looks_at_bodies = tuple(source for source in sources if source.from_body is not None)
+
+    def choose_read(
+        self, live: Live, scope: Scope, context: RequestContext, body: bytes
+    ) -> tuple[bool, float, SessionSource | None]:
+        """`choose` for a request whose body showed the session `body`."""
+        return self._choose(live, scope, context, {**pick(scope, self._wanted), JSON: body})
 
     def choose(self, live: Live, scope: Scope, context: RequestContext) -> tuple[bool, float, SessionSource | None]:
         """Whether the candidate answers, at which probability, and the session source that decided it (or None)."""
@@ -80,10 +91,10 @@ class Chooser:
                     key = _ask(what, scope, context, {})
                 if key:
                     break
-        elif self._override is None and len(found) == 1 and self._plan[0][0] == _HEADER and self._plan[0][1] in found:
+        elif len(found) == 1 and self._only in found and self._override is None:
             if scope["path"].startswith(self._prefixes):
                 return self._choose(live, scope, context, found)
-            key = found[self._plan[0][1]][:LONGEST]
+            key = found[self._only][:LONGEST]
         else:
             return self._choose(live, scope, context, found)
         if live.split.new(key or None, weight):
@@ -132,9 +143,11 @@ class Chooser:
         """The sticky key of a request, or None."""
         return self._key(scope, context, pick(scope, self._wanted))
 
-    def bind_running(self, version: int, scope: Scope, context: RequestContext) -> None:
+    def bind_running(self, version: int, scope: Scope, context: RequestContext, body: bytes | None = None) -> None:
         """With no rollout: note the sessions that clients make up, so that a later one leaves them alone."""
         found = pick(scope, self._wanted)
+        if body is not None:
+            found[JSON] = body
         for source in self.client_made:
             try:
                 session = source.read(scope, context, found)

@@ -27,17 +27,54 @@ LOOK_AGAIN = 0.05
 """Seconds between two tries to reach a version that is being started again."""
 
 
+class Kept:
+    """What was read of a request, as long as it is short: another try begins with it. In the place of `receive`."""
+
+    __slots__ = ("_limit", "_read", "_receive", "_size", "_turn")
+
+    def __init__(self, receive: Receive, limit: int) -> None:
+        self._receive = receive
+        self._limit = limit
+        self._read: list[Message] = []
+        self._size = 0
+        self._turn = 0
+
+    async def __call__(self) -> Message:
+        if self._turn < len(self._read):
+            self._turn += 1
+            return self._read[self._turn - 1]
+        message = await self._receive()
+        if self._size <= self._limit:
+            self._size += len(message.get("body") or b"")
+            if self._size <= self._limit:
+                self._read.append(message)
+                self._turn += 1
+            else:
+                self._read.clear()
+        return message
+
+    def rewind(self) -> bool:
+        """Begin again with what was read; False when it was too long to be kept."""
+        self._turn = 0
+        return self._size <= self._limit
+
+
 class Caller:
     """One layer's way to its versions. `app` is what a version without an `answer` means: the wrapped app."""
 
-    __slots__ = ("_app", "_room", "_router", "_wait")
+    __slots__ = ("_app", "_keep", "_room", "_router", "_wait")
 
-    def __init__(self, app: ASGIApp, router: Router, wait: float, room: int) -> None:
-        """`wait`: seconds that a request may wait for a version; `room`: how many may wait at a time."""
+    def __init__(self, app: ASGIApp, router: Router, wait: float, room: int, keep: int) -> None:
+        """`wait`: seconds that a request may wait for a version; `room`: how many may wait at a time; `keep`: bytes."""
         self._app = app
+        self._keep = keep
         self._router = router
         self._wait = wait
         self._room = room
+
+    def kept(self, receive: Receive) -> Kept:
+        """`receive` for a version beside the app, which another one may have to stand in for."""
+        return receive if isinstance(receive, Kept) else Kept(receive, self._keep)
 
     async def fly(self, version: Version, weight: float, scope: Scope, receive: Receive, send: Send) -> None:
         """Call a version, with the request in its table of flights. Raises what it raises, but its own cut."""
@@ -80,44 +117,46 @@ class Caller:
 
         The wrapped app's own exceptions pass, whatever they are: only a version beside it is answered for.
         """
-        try:
+        if version.answer is None:
             await self.fly(version, weight, scope, receive, send)
+            return
+        kept = self.kept(receive)
+        try:
+            await self.fly(version, weight, scope, kept, send)
         except (NotSent, FailedBeforeStart) as error:
-            if version.answer is None or scope[SCOPE_KEY].exchange.status:
+            if scope[SCOPE_KEY].exchange.status:
                 raise
-            await self.instead(error, scope, receive, send)
+            await self.instead(error, scope, kept, send)
 
-    async def instead(self, error: NotSent | FailedBeforeStart, scope: Scope, receive: Receive, send: Send) -> None:
+    async def instead(self, error: NotSent | FailedBeforeStart, scope: Scope, kept: Kept, send: Send) -> None:
         """A version has failed before its answer began: another try where that is safe, else a refusal."""
-        again = _repeatable(scope)
-        if isinstance(error, FailedBeforeStart) and not again:
+        if isinstance(error, FailedBeforeStart) and not _repeatable(scope):
             await gateway(scope, send)
             return
         router = self._router
         deadline = _monotonic() + self._wait
         if router.wait(self._room):
             try:
-                while (again or not error.consumed) and _monotonic() < deadline:
+                while kept.rewind() and _monotonic() < deadline:
                     for version in _who(router):
-                        if await self._again(version, scope, _from_the_start(receive) if again else receive, send):
+                        if await self._again(version, scope, kept, send):
                             return
+                        if not kept.rewind():
+                            break
                     await anyio.sleep(LOOK_AGAIN)
             finally:
                 router.waited()
         detail = "The version that serves can't be reached; it has not seen this request. Ask again."
         await Problem(503, detail, retry_after=RETRY_AFTER).send(send, websocket=scope["type"] == "websocket")
 
-    async def _again(self, version: Version, scope: Scope, receive: Receive, send: Send) -> bool:
+    async def _again(self, version: Version, scope: Scope, kept: Kept, send: Send) -> bool:
         """One more try; False when the version still can't be reached."""
         scope[SCOPE_KEY].version = version.label
         try:
-            await self.fly(version, -1.0, scope, receive, send)
-        except NotSent as error:
+            await self.fly(version, -1.0, scope, kept, send)
+        except NotSent:
             if version.answer is None:
                 raise
-            if error.consumed and not _repeatable(scope):
-                await gateway(scope, send)
-                return True
             return False
         except FailedBeforeStart:
             if version.answer is None or scope[SCOPE_KEY].exchange.status:
@@ -133,23 +172,6 @@ def _repeatable(scope: Scope) -> bool:
         and bodyless(scope)
         and not scope[SCOPE_KEY].revision.effects.match(scope, False)
     )
-
-
-def _from_the_start(receive: Receive) -> Receive:
-    """What a request without a body says, from its beginning."""
-    told = False
-
-    async def anew() -> Message:
-        nonlocal told
-        if not told:
-            told = True
-            return {"type": "http.request", "body": b"", "more_body": False}
-        message = await receive()
-        while message["type"] == "http.request":  # it was not read before
-            message = await receive()
-        return message
-
-    return anew
 
 
 def _who(router: Router) -> tuple[Version, ...]:

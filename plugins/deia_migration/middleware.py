@@ -32,7 +32,7 @@ Tell = Callable[[Outcome], None]
 class Rules:
     """What one revision says about routing; made once per revision."""
 
-    __slots__ = ("body", "chooser", "mirror", "room", "shield", "special", "statuses", "wait")
+    __slots__ = ("body", "chooser", "keep", "mirror", "room", "shield", "special", "statuses", "wait")
 
     def __init__(
         self,
@@ -43,6 +43,7 @@ class Rules:
         mirror: Mirror | None = None,
         wait: float = 0.0,
         room: int = 0,
+        keep: int = 0,
     ) -> None:
         self.chooser = chooser
         self.body = body if body.wanted else None
@@ -51,6 +52,7 @@ class Rules:
         self.mirror = mirror
         self.wait = wait
         self.room = room
+        self.keep = keep
         self.special = self.body is not None or mirror is not None
 
 
@@ -61,14 +63,15 @@ class SplitLayer:
     cost` measured 0.8 µs without a rollout, 2.9 without a key and 3.5 with one, 1.3 of them for the split itself.
     """
 
-    __slots__ = ("_app", "_body_prefixes", "_caller", "_choose", "_learning", "_router", "_rules", "_tell")
+    __slots__ = ("_ahead", "_app", "_body_prefixes", "_caller", "_choose", "_learning", "_router", "_rules", "_tell")
 
     def __init__(self, app: ASGIApp, router: Router, rules: Rules, tell: Tell) -> None:
         self._app = app
         self._router = router
         self._rules = rules
         self._tell = tell
-        self._caller = Caller(app, router, rules.wait, rules.room)
+        self._caller = Caller(app, router, rules.wait, rules.room, rules.keep)
+        self._ahead = rules.chooser.ahead
         self._choose = rules.chooser.choose
         self._learning: tuple[Live | None, HeaderLearner | None, HeaderLearner | None] = (None, None, None)
         self._body_prefixes = tuple(source.prefix for source in rules.chooser.looks_at_bodies)
@@ -79,6 +82,9 @@ class SplitLayer:
         if state is not router.seen:
             router.refresh(state)
         context: RequestContext = scope[SCOPE_KEY]
+        body: bytes | None = None
+        if self._ahead is not None and self._ahead.wants(scope):
+            body, receive = await self._ahead.read(receive)
         live = router.live
         if live is None:
             version = router.base
@@ -87,9 +93,12 @@ class SplitLayer:
             if version.answer is not None:
                 context.version = version.name
             if self._rules.chooser.client_made:
-                self._rules.chooser.bind_running(version.number, scope, context)
+                self._rules.chooser.bind_running(version.number, scope, context, body)
         else:
-            new, weight, source = self._choose(live, scope, context)
+            if body is None:
+                new, weight, source = self._choose(live, scope, context)
+            else:
+                new, weight, source = self._rules.chooser.choose_read(live, scope, context, body)
             version = live.candidate if new else live.stable
             context.version = version.label
             if source is None:
@@ -117,7 +126,11 @@ class SplitLayer:
         arrived = _monotonic()
         try:
             answer = version.answer
-            await (self._app if answer is None else answer)(scope, receive, send)
+            if answer is None:
+                await self._app(scope, receive, send)
+            else:
+                receive = self._caller.kept(receive)
+                await answer(scope, receive, send)
         except BaseException as error:
             if not await self._after_error(version, task, error, new, weight, scope, receive, send):
                 raise
@@ -186,15 +199,16 @@ class SplitLayer:
             shield = Shield(scope, receive, send)
             if shield.possible:
                 return await self._shielded(live, weight, scope, shield)
+        kept = self._caller.kept(receive)
         try:
-            await self._caller.fly(candidate, weight, scope, receive, send)
-        except NotSent as error:
+            await self._caller.fly(candidate, weight, scope, kept, send)
+        except NotSent:
             self._count(context, weight)
-            if error.consumed:
+            if not kept.rewind():
                 await gateway(scope, send)
                 return True
             context.version = stable.label
-            await self._caller.surely(stable, -1.0, scope, receive, send)
+            await self._caller.surely(stable, -1.0, scope, kept, send)
             return True
         except FailedBeforeStart:
             self._count(context, weight)
@@ -244,7 +258,7 @@ class SplitLayer:
         if beside and isinstance(error, (NotSent, FailedBeforeStart)) and not context.exchange.status:
             if weight >= 0:
                 self._tell(told(context, new, weight, True, -1.0))
-            await self._caller.instead(error, scope, receive, send)
+            await self._caller.instead(error, scope, self._caller.kept(receive), send)
             return True
         if weight >= 0:
             self._end(version, task, error, new, weight, scope, context, 0.0, False)

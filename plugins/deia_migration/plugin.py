@@ -69,6 +69,7 @@ class MigrationPlugin(Plugin[MigrationSettings]):
             mirror,
             float(settings.restart_wait),
             settings.waiting,
+            int(settings.kept_body),
         )
 
         def wrap(app: ASGIApp) -> ASGIApp:

@@ -101,8 +101,12 @@ class MigrationSettings:
         ("header:mcp-session-id", "socketio:/socket.io/"),
         "Sessions that live in a version's memory and stay where they began: 'header:NAME', 'cookie:NAME', "
         "'query:NAME', 'path:/rooms/{id}', 'socketio:/PREFIX/', 'sse:NAME' (the version issues them) or "
-        "'client:header:NAME', 'client:query:NAME' (the client makes them up).",
+        "'client:header:NAME', 'client:query:NAME', 'client:json:NAME', 'client:path:/x/{NAME}' (the client makes "
+        "them up; equal names are one session).",
         file_only=True,
+    )
+    session_body: Bytes = setting(
+        Bytes("64KiB"), "Longest JSON body that is read ahead for 'client:json:NAME'.", ge=0, le=16 * 1024 * 1024
     )
     session_slots: int = setting(
         65_536, "Sessions that can be told apart; 18 bytes each.", ge=1024, le=16_777_216, restart=True
@@ -123,6 +127,12 @@ class MigrationSettings:
         le=300,
     )
     waiting: int = setting(1000, "Requests that may wait so at a time, in each worker; more are refused.", ge=0)
+    kept_body: Bytes = setting(
+        Bytes("64KiB"),
+        "Longest request body that is kept while it is sent to a version beside the app, for another try.",
+        ge=0,
+        le=16 * 1024 * 1024,
+    )
     judged_keys: int = setting(
         65_536, "Users that the judge remembers; beyond it looks at a part of them.", ge=1000, le=10_000_000
     )
@@ -155,6 +165,8 @@ class MigrationSettings:
         for index, text in enumerate(self.sessions):
             if (problem := problem_of_session(text)) is not None:
                 yield f"sessions[{index}]", problem
+        if sum(text.startswith("client:json:") for text in self.sessions) > 1:
+            yield "sessions", "only one 'client:json:NAME' can be read"
         for name, routes in (("stateful", self.stateful), ("mirror.routes", self.mirror.routes)):
             for index, text in enumerate(routes):
                 try:

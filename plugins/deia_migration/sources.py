@@ -37,6 +37,7 @@ class SessionSource:
         from_body: finds a new id in an answer's first body bytes, or in a WebSocket's first message.
         prefix: only answers on paths below this are looked into for `from_body`.
         ends: whether a DELETE with the id ends the session.
+        json: the member of JSON bodies that holds the id; the layer reads it ahead.
     """
 
     tag: bytes
@@ -48,6 +49,15 @@ class SessionSource:
     from_body: BodyLearner | None = None
     prefix: str = ""
     ends: bool = False
+    json: str = ""
+
+
+JSON = b":json"
+"""Where the id that was read from a body stands among the header fields: no field can have this name."""
+
+
+def _from_json(scope: Scope, context: RequestContext, found: Found) -> bytes | None:
+    return found.get(JSON)
 
 
 def problem_of_session(text: str) -> str | None:
@@ -55,7 +65,10 @@ def problem_of_session(text: str) -> str | None:
     kind, _, rest = text.partition(":")
     if kind == "client":
         inner, _, name = rest.partition(":")
-        return None if inner in ("header", "query", "cookie") and name else f"{text!r}: write client:header:NAME"
+        if inner == "path":
+            return problem_of_session(rest)
+        known = inner in ("header", "query", "cookie", "json") and name
+        return None if known else f"{text!r}: write client:header:NAME, or query, cookie, json, path:/x/{{NAME}}"
     if kind in ("header", "cookie", "query", "sse") and rest:
         return None
     if kind == "socketio" and rest.startswith("/"):
@@ -72,8 +85,15 @@ def compile_session(text: str) -> SessionSource:
     kind, _, rest = text.partition(":")
     tag = text.encode() + b"\x00"
     if kind == "client":
+        shown = rest.partition(":")[2]
+        if "{" in shown:
+            shown = shown.partition("{")[2].partition("}")[0].partition(":")[0]
+        # One session may show its id in a query, a path and a body: the name makes it the same one.
+        tag = b"client:" + shown.encode() + b"\x00"
+        if rest.startswith("json:"):
+            return SessionSource(tag=tag, read=_from_json, issued=False, json=shown)
         inner = compile_session(rest)
-        return attrs.evolve(inner, issued=False, answers=frozenset(), from_headers=None, from_body=None)
+        return attrs.evolve(inner, tag=tag, issued=False, answers=frozenset(), from_headers=None, from_body=None)
     if kind == "header":
         name = rest.lower().encode("latin-1")
         return SessionSource(

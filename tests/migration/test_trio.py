@@ -84,7 +84,7 @@ def test_what_can_not_be_reached_is_waited_for(pair: Any, until: Any, served: An
             await until(lambda: manager.status().phase == "done")
             pair.new.behaviour = Away(2)
             answer = await live.post("/", body=b"order")
-            assert (answer.status, answer.body) == (200, b"new")
+            assert (answer.status, answer.body) == (200, b"new: order")
 
     served(main)
 
