@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from deia_degradation.fallback.forward import Forward
 
 _PENDING, _PASSED, _SWALLOWED = 0, 1, 2
+_LEAST_SUSPICIOUS = 429
+"""Statuses below this one are answers, whatever the settings say."""
 _SWALLOW_LIMIT = 65536
 """Bytes of an unwanted answer that are let run out, so that its connection can be used again."""
 
@@ -52,10 +54,21 @@ class Answer:
 
     def send(self, message: Message) -> Awaitable[None]:
         """The ASGI `send` of this attempt."""
+        forward = self._forward
         if self._state == _PASSED:
-            return self._forward.send(message)
+            return forward.send(message)
         if self._state == _SWALLOWED:
             return self._swallow(message)
+        if (
+            message["type"] == "http.response.start"
+            and message["status"] < _LEAST_SUSPICIOUS
+            and forward.winner is None
+            and not forward.looks
+        ):  # nearly all: it is passed on without a coroutine of ours
+            self.began = monotonic()
+            self._state = _PASSED
+            forward.claimed(self)
+            return forward.send(message)
         return self._decide(message)
 
     async def _swallow(self, message: Message) -> None:

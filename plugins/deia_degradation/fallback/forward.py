@@ -59,6 +59,8 @@ class Forward:
         self.drop = drop
         settings = pool.settings
         self.method: str = scope["method"]
+        self.looks = bool(pool.judge.body) or settings.served_by
+        """Whether an answer is looked into, or told who gave it, before it is passed on."""
         self.effects = bool(context.revision.effects.match(scope))
         self.repeatable = repeatable(self.method, scope["headers"], self.effects)
         self.body = Body(receive, int(settings.retry.body))
