@@ -94,8 +94,11 @@ def _command(operation: Operation) -> Callable[..., None]:
     """A function with the signature that the command line shows for this operation."""
     fields = fields_of(operation.input)
     parameters: list[inspect.Parameter] = []
+    required = [name for name, field in fields.items() if field.required]
+    named_first = [name for name, field in fields.items() if field.kind is str][:1]  # `audit query 'actor=alice'`
     for name, field in fields.items():
-        kind = inspect.Parameter.POSITIONAL_OR_KEYWORD if field.required else inspect.Parameter.KEYWORD_ONLY
+        by_place = name in (required or named_first)
+        kind = inspect.Parameter.POSITIONAL_OR_KEYWORD if by_place else inspect.Parameter.KEYWORD_ONLY
         default = inspect.Parameter.empty if field.required else None
         shown = Parameter(help=field.spec.doc or None, show_default=_default(field))
         annotation: Any = Annotated.__class_getitem__((_type(field), shown))  # type: ignore[attr-defined]

@@ -6,38 +6,52 @@ Streams pass untouched: a chunk is hashed and handed on at once. On the serving 
 from __future__ import annotations
 
 import hmac
+from collections.abc import Callable
 from hashlib import sha256
+from time import monotonic
 
 from deia_audit.escape import quoted
 from deia_hardening.plugin import Message, Receive, Send
 
 
 class BodyWatch:
-    """What went by in one direction: its length, a keyed digest, its first `limit` bytes."""
+    """What went by in one direction: its length, a keyed digest, its first `limit` bytes, its last `ending` ones.
 
-    __slots__ = ("_mac", "first", "limit", "size")
+    `began` is when the first byte came (monotonic seconds), 0 before.
+    """
 
-    def __init__(self, key: bytes | None, limit: int) -> None:
+    __slots__ = ("_ending", "_mac", "began", "first", "last", "limit", "size")
+
+    def __init__(self, key: bytes | None, limit: int, ending: int = 0) -> None:
         self._mac = hmac.new(key, digestmod=sha256) if key is not None else None
-        self.first = b""
+        self.first = self.last = b""
         self.limit = limit
+        self._ending = ending
         self.size = 0
+        self.began = 0.0
 
     def feed(self, data: bytes) -> None:
+        if not self.size:
+            self.began = monotonic()
         self.size += len(data)
+        if self._ending:
+            self.last = (self.last + data[-self._ending :])[-self._ending :]
         if self._mac is not None:
             self._mac.update(data)
         missing = self.limit - len(self.first)
         if missing > 0:
             self.first += data[:missing]
 
-    def members(self, *, text: bool) -> bytes:
-        """Return the members of this direction's object in a record."""
+    def members(self, *, text: bool, encrypt: Callable[[str], str] | None = None) -> bytes:
+        """Return the members of this direction's object in a record; `encrypt` hides the text under a subject's key."""
         parts = [b'"size":%d' % self.size]
         if self._mac is not None:
             parts.append(b'"digest":"hmac-sha256:%b"' % self._mac.hexdigest().encode())
         if text:
-            parts.append(b'"text":' + quoted(self.first.decode("utf-8", "replace"), self.limit))
+            shown = self.first.decode("utf-8", "replace")
+            if encrypt is not None:
+                shown = encrypt(shown)
+            parts.append(b'"text":' + quoted(shown, len(shown)))
             if self.size > len(self.first):
                 parts.append(b'"cut":true')
         return b",".join(parts)

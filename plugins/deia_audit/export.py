@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import io
+import ipaddress
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final
 
@@ -57,6 +58,14 @@ def _named(part: Any) -> str:
     return f"{part.get('type', '')}:{part['id']}" if "id" in part else str(part.get("type", ""))
 
 
+def _endpoint(address: str) -> dict[str, str]:
+    """Return where a call came from: an address, what stands for one, or the service itself."""
+    try:
+        return {"ip": str(ipaddress.ip_address(address))}
+    except ValueError:
+        return {"uid": address} if address else {"name": "internal"}
+
+
 def to_ocsf(line: bytes) -> bytes:
     """Return a record as an OCSF API Activity event (class 6003); what has no place there is in `unmapped`."""
     record = msgspec.json.decode(line)
@@ -74,13 +83,13 @@ def to_ocsf(line: bytes) -> bytes:
         "time": parse_time(record["time"]) // 1_000_000,
         "severity_id": _SEVERITY.get(record.pop("level", "info"), 1),
         "status_id": {"success": 1, "failure": 2, "refused": 2}.get(outcome, 0),
-        "status": outcome,
+        "status": {"success": "Success", "failure": "Failure", "refused": "Failure"}.get(outcome, "Unknown"),
         "api": {
             "operation": record.pop("action", record.get("kind", "")),
             "request": {"uid": str(record.get("id", ""))},
         },
         "actor": {"user": {"uid": str(actor.get("id", "")), "type": str(actor.get("type", "unknown"))}},
-        "src_endpoint": {"ip": source.get("ip", "")},
+        "src_endpoint": _endpoint(str(source.get("ip", ""))),
         "metadata": {
             "version": OCSF_VERSION,
             "uid": str(record.pop("id", "")),

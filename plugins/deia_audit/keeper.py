@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 
 from deia_audit import newlog
 from deia_audit.checkpoint import Checkpoint
 from deia_audit.events import EvidenceTrouble
 from deia_audit.heads import Heads
 from deia_audit.holds import Holds
+from deia_audit.immutable import is_immutable, set_immutable
 from deia_audit.layout import LOG_NAME, Layout
 from deia_audit.query.build import build_elsewhere
 from deia_audit.query.index import index_path
@@ -21,15 +23,19 @@ from deia_audit.seal import EpochPolicy
 from deia_audit.sealer import Sealer
 from deia_audit.settings import AuditSettings
 from deia_audit.witness_client import WitnessClient, parse_witnesses
-from deia_hardening.journal import Batch, JournalReader, Segment
+from deia_hardening.journal import Batch, JournalReader, JournalSettings, Segment
 from deia_hardening.plugin import Health, HealthState, Host
 
 _SHARE = 0.6
 """The part of the checkpoint interval that records gather; the rest is for the disk."""
 
 
-def tend(layout: Layout, indexed: bool) -> None:
-    """Make sealed segments read-only and, if so wished, index those that have no index yet. Blocking."""
+def tend(layout: Layout, indexed: bool, frozen: bool, compressed: bool) -> str:
+    """Make sealed segments read-only, and immutable or indexed where that is wished; why one could not be. Blocking.
+
+    `compressed` says that a segment is final only once it is compressed.
+    """
+    problem = ""
     for segment in JournalReader(layout.log).segments():
         if segment.live:
             continue
@@ -39,8 +45,13 @@ def tend(layout: Layout, indexed: bool) -> None:
                 segment.path.chmod(mode & 0o555)
         except FileNotFoundError:  # it was compressed or pruned in between
             continue
+        except PermissionError:
+            pass  # it is immutable
+        if frozen and segment.compressed == compressed:
+            problem = set_immutable(segment.path, True) or problem
         if indexed and not index_path(layout.index, segment).exists():
             build_elsewhere(segment, layout.index)
+    return f"sealed segments are not immutable: {problem}" if problem else ""
 
 
 class Keeper:
@@ -60,6 +71,8 @@ class Keeper:
         self._told: Checkpoint | None = None
         self._ask_at = self._tell_at = 0.0
         self._tending = False
+        self._soft = ""
+        self.after_tick: Callable[[], None] = lambda: None
 
     @property
     def sealer(self) -> Sealer:
@@ -92,6 +105,8 @@ class Keeper:
         self._running = True
         if self.sealer.behind:
             self._arm()
+        if settings.immutable:
+            self._host.runtime.submit(self._after_seal)
 
     def _open(self) -> None:
         """Take the evidence up; a log that can't go on is set aside where that was asked for. Blocking."""
@@ -136,7 +151,11 @@ class Keeper:
         )
         if checkpoint is None or following is None or following.first > checkpoint.head.size:
             return True
-        return Holds(sealer.layout.evidence).covers(segment.first, following.first - 1)
+        if Holds(sealer.layout.evidence).covers(segment.first, following.first - 1):
+            return True
+        if is_immutable(segment.path):
+            set_immutable(segment.path, False)
+        return False
 
     # -- on the background loop --
 
@@ -151,6 +170,7 @@ class Keeper:
             self._armed = 0
         if self._running:
             await self._host.blocking(self.sealer.tick)
+            self.after_tick()
             self._look()
             await self._tell(at_stop=False)
             if self.sealer.behind and not self._armed:
@@ -161,7 +181,12 @@ class Keeper:
         if not self._tending:
             self._tending = True
             try:
-                await self._host.blocking(tend, self.sealer.layout, self._settings.index == "seal")
+                settings = self._settings
+                compressed = self._host.settings(JournalSettings).compression != "none"
+                self._soft = await self._host.blocking(
+                    tend, self.sealer.layout, settings.index == "seal", settings.immutable, compressed
+                )
+                self._look()
             finally:
                 self._tending = False
 
@@ -187,6 +212,8 @@ class Keeper:
         found = [self.sealer.problem] if self.sealer.problem else []
         if self._witnesses is not None:
             found += self._witnesses.problems.values()
+        if self._soft:
+            found.append(self._soft)
         if self._heads is not None and self._heads.problem:
             found.append(self._heads.problem)
         return "; ".join(found)

@@ -18,6 +18,7 @@ from deia_audit.recognise import CHAT, MCP, OPENAI, recognise
 from deia_audit.records import plain_map
 from deia_audit.service import TRACE_NOTE, AuditLogger
 from deia_audit.settings import AuditSettings
+from deia_audit.usage import usage
 from deia_hardening.context import ANONYMOUS, SCOPE_KEY, Exchange, RequestContext
 from deia_hardening.journal import Receipt
 from deia_hardening.plugin import ASGIApp, Problem, Receive, Routes, Scope, Send
@@ -45,7 +46,7 @@ class AuditMiddleware:
         self.kept = bool(settings.headers or settings.query)
         self.holds = settings.guarantee == "response"
         self.refuse = settings.on_failure == "refuse"
-        self.reasons = Routes((pattern, True) for pattern in settings.require_reason)
+        self.reasons = Routes((pattern, pattern.rpartition(" ")[2]) for pattern in settings.require_reason)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         context: RequestContext = scope[SCOPE_KEY]
@@ -67,13 +68,15 @@ class AuditMiddleware:
         if scope["type"] == "websocket":
             call.plain = False
             exchange.on_start(call.opened)
-        if not self.reasons.empty and not context.reason and self.reasons.match(scope, False):
+        if not self.reasons.empty and not context.reason and (asked := self.reasons.match(scope, "")):
+            context._route = asked  # it is refused before anything routes it
             await self._ask_reason(scope, send)
             return
         logger = self.logger
         if logger.encrypts and context.actor is not ANONYMOUS and not logger.assembler.knows(context.actor):
             await logger.meet(context.actor)
         if (self.bodies or scope["path"] in self.protocols) and scope["type"] == "http":
+            await logger.prepare()
             receive, send = self._look(call, scope, receive, send)
         if self.holds:
             if self.refuse and not self.logger.journal.health().ok:
@@ -97,13 +100,13 @@ class AuditMiddleware:
         if protocol is None and level < Level.REQUEST:
             return receive, send
         limit = int(self.settings.body_limit)
-        key = self.logger.subjects.root() if level >= Level.REQUEST else None
+        key = self.logger.body_key(call.context.actor) if level >= Level.REQUEST else None
         call.plain = False
         call.protocol = protocol
         call.request = BodyWatch(key, limit)
         receive = watch_receive(receive, call.request)
-        if level >= Level.RESPONSE:
-            call.response = BodyWatch(key, limit)
+        if level >= Level.RESPONSE or protocol == OPENAI:
+            call.response = BodyWatch(key, limit, limit if protocol == OPENAI else 0)
             send = watch_send(send, call.response)
         return receive, send
 
@@ -210,15 +213,27 @@ class Call:
         settings, scope = self.layer.settings, self.context.scope
         extra = b""
         if self.request is not None:
+            logger = self.layer.logger
             if self.protocol is not None:
-                extra += recognise(self.protocol, self.request.first, scope["headers"])
+                digest = logger.digest_for(self.context.actor)
+                extra += recognise(self.protocol, self.request.first, scope["headers"], self._used(), digest)
+            encrypt = logger.encryption_for(self.context.actor) if settings.body_text else None
             if level >= Level.REQUEST:
-                extra += b',"request_body":{%b}' % self.request.members(text=settings.body_text)
+                extra += b',"request_body":{%b}' % self.request.members(text=settings.body_text, encrypt=encrypt)
             if self.response is not None and level >= Level.RESPONSE:
-                extra += b',"response_body":{%b}' % self.response.members(text=settings.body_text)
+                extra += b',"response_body":{%b}' % self.response.members(text=settings.body_text, encrypt=encrypt)
         if self.layer.kept:
             extra += kept_parts(scope, settings)
         return extra
+
+    def _used(self) -> bytes:
+        """Return what the answer of a model says that the call used, and how long its first byte took."""
+        answer = self.response
+        if answer is None or not answer.size:
+            return b""
+        told = usage(answer.first, answer.last)
+        first = b'"first_ms":%.3f' % ((answer.began - self.context.received) * 1000)
+        return b"%b,%b" % (told, first) if told else first
 
     def opened(self, exchange: Exchange) -> None:
         """Append the record of a WebSocket that was accepted."""

@@ -19,6 +19,7 @@ import msgspec
 
 from deia_audit.checkpoint import Checkpoint
 from deia_audit.files import make_folders, replace_file, sync_folder
+from deia_audit.immutable import is_immutable, set_immutable
 from deia_audit.keys import BEGUN, LOG_KEY, KeyFolder, epoch_file
 from deia_audit.layout import LOG_NAME, Layout
 from deia_audit.notes import NoteError
@@ -56,6 +57,8 @@ def set_aside(layout: Layout, reason: str, now: float) -> Path:
         if path.name in (layout.evidence.name, layout.index.name) or (
             path.name.startswith(layout.log.name) and path.is_file()
         ):
+            if path.is_file() and is_immutable(path):
+                set_immutable(path, False)
             shutil.move(path, folder / path.name)
     sync_folder(folder)
     sync_folder(logs)

@@ -136,7 +136,7 @@ def export(layout: Layout, value: ExportInput) -> ExportOutput:
         for piece in pieces:
             file.write(piece)
             count += 1
-    return ExportOutput(count, value.to)
+    return ExportOutput(count - (value.format == "csv"), value.to)  # a CSV file begins with its columns
 
 
 class Handlers:
@@ -153,9 +153,11 @@ class Handlers:
 
     async def query(self, value: QueryInput, call: Call) -> AsyncIterator[Progress | QueryOutput]:
         try:
-            page = await self._plugin.logger.query(f"{value.filter}&limit={value.limit}".lstrip("&"))
+            limit = "" if "limit=" in value.filter else f"&limit={value.limit}"
+            page = await self._plugin.logger.query(f"{value.filter}{limit}".lstrip("&"))
         except QueryError as error:
             raise Problem(400, f"{error.field}: {error}", extensions={"field": error.field}) from None
+        self._read(call, "query", followed=value.follow)
         seen = page.size
         while value.follow:
             await self._host.clock.sleep(_FOLLOW_STEP)
@@ -169,6 +171,11 @@ class Handlers:
             seen = max(seen, more.size)
         records = [msgspec.json.decode(row.line) for row in page.rows]
         yield QueryOutput(records, page.size, page.next, list(page.damaged))
+
+    def _read(self, call: Call, how: str, **detail: bool | int) -> None:
+        """Record who read the trail; over HTTP the request's own record says it."""
+        if call.local and self._running:
+            self._plugin.logger.system("audit.read", by=call.actor, detail={"by": how, **detail})
 
     async def verify(self, value: VerifyInput, call: Call) -> VerifyOutput:
         _local(call)
@@ -212,6 +219,7 @@ class Handlers:
             line = record.line.decode() if record is not None else ""
             return ProveOutput(line, str(TlogProof(value.seq, tuple(path), checkpoint)))
 
+        self._read(call, "prove", record=value.seq)
         return await self._host.blocking(work)
 
     async def check_proof(self, value: CheckProofInput, call: Call) -> CheckProofOutput:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from deia_audit.endpoint import LogsEndpoint
 from deia_audit.events import AuditWeakened
@@ -36,6 +36,7 @@ class AuditPlugin(Plugin[AuditSettings]):
         super().__init__(host)
         self.logger = AuditLogger(host)
         self.keeper = Keeper(host)
+        self.keeper.after_tick = self.logger.retry
         self._given = AuditSettings()
         self._inner = False
 
@@ -91,7 +92,11 @@ class AuditPlugin(Plugin[AuditSettings]):
             subscription.cancel()
             untake()
             self.logger.flush_flood()
-            self.logger.system("audit.stopped")
+            self.logger.retry()
+            if self._switched_off():
+                self.logger.system("audit.switched-off", level="warning", reason="new settings name no audit plugin")
+            else:
+                self.logger.system("audit.stopped")
             withdraw()
             self.logger.search = None
             await self.host.blocking(search.close)
@@ -101,7 +106,7 @@ class AuditPlugin(Plugin[AuditSettings]):
     def _told_start(self) -> None:
         """Record the start, and how long nothing was recorded before it."""
         last = JournalReader(self.keeper.sealer.layout.log).last()
-        members = {}
+        members: dict[str, Any] = {}
         if last is not None:
             pause = self.host.clock.wall_ns() - parse_time(last.time)
             members = {"detail": {"pause_s": round(max(pause, 0) / 1e9, 3), "last": last.seq}}
@@ -110,6 +115,14 @@ class AuditPlugin(Plugin[AuditSettings]):
     async def _warm(self, settings: AuditSettings) -> None:
         policy = Policy(settings.level, settings.rules, settings.probes)
         await self.host.blocking(lambda: self.logger.warm(settings, bodies=policy.highest >= Level.REQUEST))
+
+    def _switched_off(self) -> bool:
+        """Whether a reload has just turned the plugin off: the running settings do not name it any more."""
+        try:
+            self.host.settings(AuditSettings)
+        except NotEnabled:
+            return True
+        return False
 
     def _settings(self) -> AuditSettings:
         """The running settings, or those of the revision that is just turning the plugin on."""

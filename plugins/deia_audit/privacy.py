@@ -71,8 +71,31 @@ class Subjects:
         sealed = nonce + AESGCM(key).encrypt(nonce, data, self.handle(subject).encode())
         return f"{ENCRYPTED}{self.handle(subject)}:{urlsafe_b64encode(sealed).decode().rstrip('=')}"
 
+    def hide(self, subject: str, text: str) -> str:
+        """Return `text` encrypted under the subject's key, `(erased)` for an erased one; never the same twice."""
+        key = self._key(subject, make=True)
+        if key is None:
+            return ERASED
+        nonce = os.urandom(12)
+        handle = self.handle(subject)
+        sealed = nonce + AESGCM(key).encrypt(nonce, text.encode("utf-8", "replace"), handle.encode())
+        return f"{ENCRYPTED}{handle}:{urlsafe_b64encode(sealed).decode().rstrip('=')}"
+
+    def knows(self, subject: str) -> bool:
+        """Whether the subject's key is in memory (or known to be gone): then nothing here touches the disk."""
+        return subject in self._keys
+
+    @property
+    def ready(self) -> bool:
+        """Whether the home's key is in memory."""
+        return self._root is not None
+
+    def key(self, subject: str) -> bytes | None:
+        """Return the subject's own key, made at first use; None when it was erased."""
+        return self._key(subject, make=True)
+
     def decrypt(self, text: str) -> str:
-        """Return the name behind an encrypted one, or `(erased)` when its key is gone. Raises ValueError."""
+        """Return the name or text behind an encrypted one, or `(erased)` when its key is gone. Raises ValueError."""
         handle, _, encoded = text.removeprefix(ENCRYPTED).partition(":")
         if not text.startswith(ENCRYPTED) or len(handle) != 32 or not handle.isalnum():
             raise ValueError("not an encrypted subject")

@@ -5,7 +5,7 @@ Pure. What is looked at is capped by the caller; what can't be read is left out,
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 import msgspec
@@ -16,11 +16,13 @@ MCP: Final = "mcp"
 OPENAI: Final = "openai"
 CHAT: Final = "chat"
 _NAME_LIMIT = 128
+Digest = Callable[[bytes], str]
 
 
 class _McpParams(msgspec.Struct):
     name: str | None = None
     uri: str | None = None
+    arguments: msgspec.Raw = msgspec.Raw(b"")
 
 
 class _Mcp(msgspec.Struct):
@@ -60,18 +62,24 @@ def mcp_headers(headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
     return {known[name]: value[:_NAME_LIMIT].decode("latin-1") for name, value in headers if name in known}
 
 
-def recognise(kind: str, body: bytes, headers: Iterable[tuple[bytes, bytes]]) -> bytes:
+def recognise(
+    kind: str, body: bytes, headers: Iterable[tuple[bytes, bytes]], used: bytes = b"", digest: Digest | None = None
+) -> bytes:
     """Return the record's further members for a call of a known protocol, or nothing.
 
-    `body` is the request's first bytes; cut JSON is looked through as far as it goes.
+    `body` is the request's first bytes; cut JSON is looked through as far as it goes. `used` are ready members that
+    the answer told of a model's call, `digest` makes the keyed digest of a tool's arguments.
     """
     if kind == MCP:
-        return _recognise_mcp(body, mcp_headers(headers))
+        return _recognise_mcp(body, mcp_headers(headers), digest)
     if kind == OPENAI:
         found = _decode(_model, body)
         model = found.model if found is not None else _text_member(body, b"model")
-        conversation = found.conversation if found is not None and isinstance(found.conversation, str) else None
-        return _object(b"model", [_member(b"name", model), _member(b"conversation", conversation)])
+        conversation = found.conversation if found is not None else None
+        if isinstance(conversation, dict):
+            conversation = conversation.get("id")
+        named = conversation if isinstance(conversation, str) else None
+        return _object(b"model", [_member(b"name", model), _member(b"conversation", named), used])
     event = _decode(_chat, body)
     if event is None:
         return b""
@@ -80,13 +88,24 @@ def recognise(kind: str, body: bytes, headers: Iterable[tuple[bytes, bytes]]) ->
     return b"," + _member(b"event", name) if name else b""
 
 
-def _recognise_mcp(body: bytes, told: dict[str, str]) -> bytes:
+def _recognise_mcp(body: bytes, told: dict[str, str], digest: Digest | None) -> bytes:
     call = _decode(_mcp, body)
     method = call.method if call is not None else told.get("method") or _text_member(body, b"method")
     params = call.params if call is not None else None
     name = (params.name or params.uri) if params is not None else told.get("name") or _text_member(body, b"name")
     call_id = str(call.id) if call is not None and isinstance(call.id, (str, int)) else None
-    return _object(b"tool", [_member(b"name", name), _member(b"method", method), _member(b"call_id", call_id)])
+    arguments = params.arguments if params is not None else None
+    args = digest(bytes(arguments)) if arguments and digest is not None else None
+    return _object(
+        b"tool",
+        [
+            _member(b"name", name),
+            _member(b"method", method),
+            _member(b"call_id", call_id),
+            _member(b"args", args),
+            _member(b"conversation", told.get("session")),
+        ],
+    )
 
 
 def _decode(decoder: msgspec.json.Decoder[Any], body: bytes) -> Any:

@@ -15,7 +15,7 @@ from typing import Any, Final
 import msgspec
 
 from deia_audit.escape import quoted, quoted_header
-from deia_hardening.context import ANONYMOUS, Actor, RequestContext
+from deia_hardening.context import ANONYMOUS, SYSTEM, Actor, RequestContext
 
 CACHE_LIMIT = 4096
 UNMATCHED = "(unmatched)"
@@ -131,8 +131,8 @@ class Assembler:
         found = self._actors.get(actor)
         if found is None:
             parts = [b'"type":' + quoted(actor.type)]
-            if actor.id:
-                parts.append(b'"id":' + quoted(self.subject(actor.id)))
+            if actor.id:  # the service itself is no person
+                parts.append(b'"id":' + quoted(actor.id if actor.type == SYSTEM.type else self.subject(actor.id)))
             for name in ("auth", "session", "on_behalf_of"):
                 value = getattr(actor, name)
                 if value:

@@ -6,12 +6,14 @@ Recording never blocks and never raises for what is recorded; a `Receipt` says w
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 from urllib.parse import parse_qsl
 
 import attrs
 
+from deia_audit.fallback import Waiting, line_of, tell
 from deia_audit.flood import FloodGate
 from deia_audit.layout import Layout
 from deia_audit.privacy import Subjects
@@ -21,13 +23,16 @@ from deia_audit.records import Assembler
 from deia_audit.settings import AuditSettings
 from deia_hardening.context import SYSTEM, RequestContext, context_variable
 from deia_hardening.errors import NotStarted
-from deia_hardening.journal import Journal, Receipt
+from deia_hardening.events import OperationInvoked
+from deia_hardening.journal import Journal, Receipt, format_time
 from deia_hardening.plugin import Actor, Event, Host, Target
 
 logger = logging.getLogger("deia_audit")
 
 TRACE_NOTE = "audit.trace"
 _IDLE = 10.0
+_LONGEST_PRIVATE = 600
+"""Characters of a private text: encrypted and written as base64 it must fit a field of the journal."""
 RESERVED_PREFIX = "audit."
 _BASE_FIELDS = frozenset(field.name for field in attrs.fields(Event))
 
@@ -51,6 +56,7 @@ class AuditLogger:
         self.search: Search | None = None
         self._searched = 0.0
         self._closing = False
+        self._waiting = Waiting()
 
     @property
     def journal(self) -> Journal:
@@ -85,6 +91,32 @@ class AuditLogger:
         if bodies or settings.actor_ids != "plain" or settings.client_address == "pseudonym":
             self.subjects.root()
 
+    async def prepare(self) -> None:
+        """Have the home's key in memory, for digests."""
+        if not self.subjects.ready:
+            await self._host.blocking(self.subjects.root)
+
+    def _subject(self, actor: Actor) -> str:
+        return actor.id if self.encrypts and actor.id and actor.type != SYSTEM.type else ""
+
+    def body_key(self, actor: Actor) -> bytes:
+        """Return the key of digests of what an actor sent: its own where actors are encrypted, else the home's."""
+        subject = self._subject(actor)
+        return (self.subjects.key(subject) if subject else None) or self.subjects.root()
+
+    def digest_for(self, actor: Actor) -> Callable[[bytes], str]:
+        """Return what makes keyed digests of an actor's short texts: guessing them needs the key, erasing ends them."""
+        return partial(self.subjects.digest, self._subject(actor))
+
+    def encryption_for(self, actor: Actor) -> Callable[[str], str] | None:
+        """Return what hides an actor's texts under its key, or None where actors are not encrypted."""
+        subject = self._subject(actor)
+        return partial(self.subjects.hide, subject) if subject else None
+
+    async def know(self, subject: str) -> None:
+        """Have a subject's key at hand, so that `record(private=…)` does not wait for the disk."""
+        await self._host.blocking(self.subjects.key, subject)
+
     async def meet(self, actor: Actor) -> None:
         """Have the key of an actor that is seen for the first time, before it is recorded."""
         await self._host.blocking(self.assembler.actor, actor)
@@ -110,15 +142,20 @@ class AuditLogger:
         policy: str = "",
         tool: Mapping[str, Any] | None = None,
         model: Mapping[str, Any] | None = None,
+        subject: str = "",
+        private: str = "",
         **detail: Any,
     ) -> Receipt:
         """Record something that the service did.
 
         `action` is dotted (`bot.assigned`), `target` a type and an id, `change` maps a field to (old, new). Actor,
         reason, trace and request are those of the running request where there is one. `tool` and `model` are an
-        agent's calls (`name`, `call_id`, …); they set `kind`. Returns at once; `await receipt.durable()` where the
-        record must be on disk before going on. Actions that begin with `audit.` are the trail's own and get `app.` in
-        front.
+        agent's calls (`name`, `call_id`, …); they set `kind`. `private` is a text about the person `subject` (default:
+        the actor): it is kept encrypted under that person's own key, until `audit erase` destroys it; the first one of
+        a person reads or makes the key, unless `know` was awaited before.
+
+        Returns at once; `await receipt.durable()` where the record must be on disk before going on. Actions that begin
+        with `audit.` are the trail's own and get `app.` in front.
         """
         if action.startswith(RESERVED_PREFIX):
             action = f"app.{action}"
@@ -132,6 +169,13 @@ class AuditLogger:
         for name, value in (("ticket", ticket), ("policy", policy), ("tool", tool), ("model", model)):
             if value:
                 members[name] = value
+        if private:
+            context = context_variable.get()
+            about = subject or (actor or (context.actor if context is not None else SYSTEM)).id
+            shown = private if len(private) <= _LONGEST_PRIVATE else f"{private[:_LONGEST_PRIVATE]}…"
+            members["private"] = self.subjects.hide(about, shown)
+        elif subject:
+            detail["subject"] = subject
         if detail:
             members["detail"] = detail
         return self._append(members, actor, reason)
@@ -156,12 +200,30 @@ class AuditLogger:
         }
         if detail:
             members["detail"] = detail
-        self._append(members, event.actor, event.reason)
+        receipt = self._append(members, event.actor, event.reason)
+        if isinstance(event, OperationInvoked) and (self._waiting or not self.journal.health().ok):
+            self._told_elsewhere(members, event, receipt)
 
-    def system(self, action: str, **members: Any) -> Receipt:
-        """Record one of the trail's own actions (`audit.…`)."""
+    def _told_elsewhere(self, members: dict[str, Any], event: OperationInvoked, receipt: Receipt) -> None:
+        """Tell what an operator did while the trail can't be written where it can be told, and keep it for later."""
+        late = {**members, "late": True, "when": format_time(self._host.clock.wall_ns())}
+        self._waiting.add(lambda: self._append(late, event.actor, event.reason), receipt)
+        actor = event.actor or SYSTEM
+        told = {**members, "when": late["when"], "actor": f"{actor.type}:{actor.id}", "reason": event.reason}
+        self._host.runtime.submit(self._tell, line_of(told))
+
+    async def _tell(self, line: str) -> None:
+        await self._host.blocking(tell, line)
+
+    def retry(self) -> None:
+        """Record what operators did while the trail could not be written, once it can be again."""
+        if self._waiting and self.journal.health().ok:
+            self._waiting.retry()
+
+    def system(self, action: str, *, by: Actor | None = None, **members: Any) -> Receipt:
+        """Record one of the trail's own actions (`audit.…`), done by `by` (default: the service)."""
         record = {"kind": "system", "action": action, "outcome": "success", "level": "info", **members}
-        return self._append(record, members.pop("by", None) or SYSTEM, "")
+        return self._append(record, by or SYSTEM, "")
 
     def _append(self, members: dict[str, Any], actor: Actor | None, reason: str) -> Receipt:
         context: RequestContext | None = context_variable.get()

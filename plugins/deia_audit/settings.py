@@ -124,5 +124,10 @@ class AuditSettings:
     index: str = setting(
         "seal", "when a sealed segment is indexed: as it is sealed, or at the first query", choices=("seal", "query")
     )
+    immutable: bool = setting(
+        False,
+        "whether sealed segments get the immutable attribute (chattr +i; needs CAP_LINUX_IMMUTABLE)",
+        file_only=True,
+    )
     query_limit: int = setting(1000, "most records of one page", ge=1, le=10_000)
     query_connections: int = setting(128, "index files kept open by a busy query service", ge=1, le=512)

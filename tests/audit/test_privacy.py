@@ -102,6 +102,7 @@ def test_an_mcp_call_is_named(tmp_path: Path) -> None:
     )
     serve(tmp_path, [("POST", "/mcp", body.encode(), {})])
     (call,) = calls(tmp_path)
+    assert call["tool"].pop("args").startswith("hmac-sha256:")
     assert call["tool"] == {"name": "search", "method": "tools/call", "call_id": "7"}
     assert "request_body" not in call
 

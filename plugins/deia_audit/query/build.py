@@ -27,9 +27,11 @@ def main(arguments: list[str]) -> None:
     path, number, first, folder = arguments
     with contextlib.suppress(OSError):
         os.nice(10)
-    source = Path(path)
-    segment = Segment(int(number), int(first), source, source.stat().st_size, path.endswith(".gz"), False, 0.0)
-    build(segment, Path(folder))
+    for source in (Path(path), Path(f"{path}.gz")):  # it may be compressed, or pruned, in between
+        with contextlib.suppress(FileNotFoundError):
+            compressed = source.suffix == ".gz"
+            build(Segment(int(number), int(first), source, source.stat().st_size, compressed, False, 0.0), Path(folder))
+            return
 
 
 if __name__ == "__main__":
