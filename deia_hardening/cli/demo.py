@@ -56,12 +56,12 @@ class Client:
 def run_demo(seconds: float, port: int, folder: Path | None) -> int:
     """Run it; returns the exit code."""
     example = example_folder()
+    port = _port(port)
     made = folder is None
     work = Path(tempfile.mkdtemp(prefix="deia-demo-")) if folder is None else folder.absolute()
     config = work / ".deia" / "config"
     if not config.exists():
         shutil.copytree(example / ".deia" / "config", config)
-    port = port or _free_port()
     environment = {**os.environ, "BOT_SERVICE_CONFIG": str(config), "PYTHONPATH": str(example)}
     environment.pop("DEIA_HOME", None)
     command = [sys.executable, "-m", "deia_hardening.cli", "run", "bot_service.main:app", "--port", str(port)]
@@ -71,8 +71,8 @@ def run_demo(seconds: float, port: int, folder: Path | None) -> int:
         _wait_until_up(client, service)
         say(f"The bot service runs on http://127.0.0.1:{port}, hardened by {config / 'hardening.yaml'}")
         _traffic(client)
-        _what_to_look_at(work, port)
-        _linger(service, seconds)
+        _what_to_look_at(work, port, service.pid)
+        made = _linger(service, seconds, work) and made
         return 0
     except KeyboardInterrupt:
         return 0
@@ -87,9 +87,14 @@ def run_demo(seconds: float, port: int, folder: Path | None) -> int:
             shutil.rmtree(work, ignore_errors=True)
 
 
-def _free_port() -> int:
+def _port(port: int) -> int:
+    """The port, or a free one for 0. Raises HardeningError when something listens there already."""
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise HardeningError(f"can't listen on 127.0.0.1:{port}: {error.strerror}; name another --port") from None
         return int(probe.getsockname()[1])
 
 
@@ -103,7 +108,7 @@ def _wait_until_up(client: Client, service: subprocess.Popen[bytes]) -> None:
         try:
             if client.call("GET", "/")[0] == 200:
                 return
-        except OSError:
+        except (OSError, http.client.HTTPException):
             time.sleep(0.05)
     raise HardeningError(f"the demo service did not come up within {START_LIMIT:g} s")
 
@@ -129,29 +134,48 @@ def _traffic(client: Client) -> None:
         say(f"  {task['skill']:<11} {task['state']:<6} {str(outcome)[:80]}")
 
 
-def _what_to_look_at(work: Path, port: int) -> None:
+def _what_to_look_at(work: Path, port: int, process: int) -> None:
     logs = work / ".deia" / "logs"
     config = work / ".deia" / "config"
+    command = _command()
     say("")
     say("Look at:")
+    say(f"  http://127.0.0.1:{port}/docs   the service's own pages, untouched")
     for name in sorted(path.name for path in logs.glob("*.jsonl")):
         say(f"  {logs / name}")
-    say(f"  http://127.0.0.1:{port}/docs   (the service's own pages, untouched)")
     say("")
     say("Try next, in another terminal:")
-    say(f"  deia-hardening service status --config {config}")
-    say(f"  deia-hardening degradation status --config {config}")
-    say(f"  deia-hardening audit verify --config {config}")
-    say(f"  edit {config / 'hardening.yaml'}: app.max_bots: 2   (in force within a moment)")
-    say(f"  kill -9 {'<pid of the service>'} and run the demo again with --folder {work}: nothing acknowledged is lost")
+    say(f"  cd {work}")
+    for verb, effect in (
+        ("service status", "what runs, and how it is"),
+        ("audit query --limit 10", "who did what, when, with what outcome"),
+        ("audit verify", "the trail proves that nobody changed it; edit a line of it and ask again"),
+        ("degradation pin MAINTENANCE --ttl 30s --reason trying", "refusals with Retry-After, then all is well again"),
+        ("migration start 2", "version 2 takes 10%, then 50%, then all; GET / tells which one answered"),
+        ("recovery take", "a snapshot, proven restorable"),
+    ):
+        say(f"  {command} {verb:<54} {effect}")
+    say(f"  edit {config / 'hardening.yaml'}, app: max_bots: 2, and save: in force within a moment")
+    say(f"  kill -9 {process}, then  {command} demo --folder {work}: nothing that was acknowledged is lost")
     say("")
 
 
-def _linger(service: subprocess.Popen[bytes], seconds: float) -> None:
+def _command() -> str:
+    """How this command was called, for another terminal in another folder."""
+    called = Path(sys.argv[0])
+    return str(called.absolute()) if called.name == "deia-hardening" else f"{sys.executable} -m deia_hardening.cli"
+
+
+def _linger(service: subprocess.Popen[bytes], seconds: float, work: Path) -> bool:
+    """Wait for the end; false when the service was killed, so that its folder is kept."""
     if not seconds:
         err.print("Ctrl-C ends the demo.")
     deadline = time.monotonic() + seconds if seconds else None
     while service.poll() is None and (deadline is None or time.monotonic() < deadline):
         time.sleep(0.1)
+    if service.poll() == -signal.SIGKILL:
+        say(f"The service was killed. Start it again:  {_command()} demo --folder {work}")
+        return False
     if service.poll() is not None and service.returncode not in (0, -signal.SIGTERM):
         raise HardeningError(f"the demo service ended with exit code {service.returncode}")
+    return True

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from deia_hardening.errors import HardeningError
+from deia_hardening.errors import HardeningError, SettingsError
 from deia_hardening.peers import import_string
 
 
@@ -17,7 +17,13 @@ def load_target(target: str, factory: bool = False) -> Any:
         sys.path.insert(0, here)
     if ":" not in target:
         target = f"{target.removesuffix('.py').replace('/', '.')}:app"
-    app = import_string(target)
+    try:
+        app = import_string(target)
+    except SettingsError as error:
+        message = error.problems[0].message
+        if not message.startswith(f"cannot import {target!r}"):  # the app's own settings: told as they are
+            raise
+        raise HardeningError(f"{message}; name the app as module:attribute, seen from {here}") from error
     if factory:
         app = app()
     if not callable(app):
