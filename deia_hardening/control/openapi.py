@@ -110,7 +110,8 @@ def _path(name: str, operation: Operation, definitions: dict[str, Any]) -> dict[
                     "schema": {"type": "string", "description": "Events: progress…, then result or problem."}
                 },
             },
-        }
+        },
+        "507": _PROBLEM,
     }
     if operation.changes:
         parameters.append(

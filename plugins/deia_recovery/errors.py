@@ -93,6 +93,10 @@ class BackupError(StateError):
     """A backup can't be written, read or proven; the message says which and what was kept."""
 
 
+class NoBackups(StateError):  # noqa: N818 - says what is so
+    """There is nothing yet that could be listed, verified or rehearsed."""
+
+
 def join_starlette() -> None:
     """Make StateUnavailable one of Starlette's HTTP exceptions, if Starlette is loaded. Called by the plugin."""
     module = sys.modules.get("starlette.exceptions")

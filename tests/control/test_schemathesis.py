@@ -69,3 +69,8 @@ async def test_generated_requests_find_no_server_error_and_no_undocumented_answe
 @pytest.mark.blocking
 async def test_a_long_campaign_of_generated_requests(attacked: Any) -> None:
     await attack(attacked, 300)
+
+
+@pytest.mark.blocking
+async def test_all_five_plugins_answer_as_they_say(whole: Any) -> None:
+    await attack(whole, 4)
