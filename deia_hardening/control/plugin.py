@@ -12,7 +12,8 @@ import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
-from typing import Any, ClassVar, Final
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 import attrs
 
@@ -38,6 +39,9 @@ from deia_hardening.plugin import (
 )
 from deia_hardening.problem import Problem
 
+if TYPE_CHECKING:
+    from deia_hardening.metrics.otel import OtelExport
+
 logger = logging.getLogger("deia_hardening.control")
 
 _FIRST_LOOK: Final = 0.05
@@ -62,8 +66,11 @@ class ControlPlugin(Plugin[ControlSettings]):
         self._health = Health()
         self._listener: Listener | None = None
         self._bootstrapped = False
+        self._otel: OtelExport | None = None
 
     async def check(self, settings: ControlSettings) -> None:
+        if settings.otel and find_spec("opentelemetry") is None:
+            raise ValueError("otel: opentelemetry is not installed: install deia-hardening[otel], or set it to false")
         if settings.tls_certificate:
             await self.host.blocking(load_tls, settings)
 
@@ -106,12 +113,27 @@ class ControlPlugin(Plugin[ControlSettings]):
         try:
             while True:
                 await self._own(listener)
+                self._export()
                 if await self._pause(stop, self._settings().takeover_interval):
                     return
         finally:
+            if self._otel is not None:
+                self._otel.on = False
             leave()
             await listener.close()
             await self._home.close(self.host.blocking)
+
+    def _export(self) -> None:
+        """Have the OpenTelemetry SDK know every metric that there is by now, where the settings say so."""
+        wanted = self._settings().otel
+        if self._otel is None:
+            if not wanted:
+                return
+            from deia_hardening.metrics.otel import OtelExport
+
+            self._otel = OtelExport(self.host.metrics, app=self._api.app_name)
+        self._otel.on = wanted
+        self._otel.refresh()
 
     async def _pause(self, stop: asyncio.Event, seconds: float) -> bool:
         """Sleep; true when it is time to stop."""

@@ -65,6 +65,9 @@ class ControlSettings:
     keep_alive: Seconds = setting(
         Seconds("15s"), "pause between signs of life on a silent stream", ge=0.1, file_only=True
     )
+    otel: bool = setting(
+        False, "hand all metrics to the OpenTelemetry SDK that the service has set up (extra `otel`)", file_only=True
+    )
     takeover_interval: Seconds = setting(
         Seconds("1s"), "how often a worker tries to take over the socket of one that died", ge=0.01, file_only=True
     )

@@ -33,6 +33,8 @@ class OtelExport:
         self._observation: Any = otel.Observation
         self._meter = otel.get_meter("deia_hardening", meter_provider=provider)
         self._known: set[str] = set()
+        self.on = True
+        """Whether the SDK is given anything: instruments can't be taken back."""
         self.refresh()
 
     def refresh(self) -> None:
@@ -58,6 +60,8 @@ class OtelExport:
         self, family: Family, read: Callable[[Any], Iterable[tuple[float, dict[str, str]]]]
     ) -> Callable[[Any], Iterable[Any]]:
         def observe(_options: Any) -> Iterable[Any]:
+            if not self.on:
+                return
             for values, metric in family.items():
                 labels = dict(zip(family.labels, values, strict=True))
                 if self._app:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import anyio
+import pytest
 from opentelemetry.metrics import CallbackOptions, MeterProvider, NoOpMeter
+from starlette.applications import Starlette
 
 from deia_hardening.metrics.core import Metrics
 from deia_hardening.metrics.otel import OtelExport
+from deia_hardening.testing import running
 
 
 class Meter(NoOpMeter):
@@ -69,3 +74,21 @@ def test_without_an_sdk_it_does_nothing():
     metrics = Metrics()
     metrics.counter("requests", "Requests.")
     OtelExport(metrics).refresh()
+
+
+async def test_a_service_hands_its_metrics_over_and_stops_when_it_ends(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    provider = Provider()
+    monkeypatch.setattr("opentelemetry.metrics.get_meter", lambda name, meter_provider=None: provider.get_meter(name))
+    settings = {
+        "home": str(tmp_path / ".deia"),
+        "control": {"otel": True, "bootstrap_token": False, "takeover_interval": "10ms"},
+    }
+    async with running(Starlette(), settings) as service:
+        service.core.metrics.counter("orders", "Orders.").inc(3)
+        with anyio.fail_after(10):
+            while ("counter", "deia.orders", (("app", "Starlette"),)) not in provider.meter.collect():
+                await anyio.sleep(0.01)
+        assert provider.meter.collect()[("counter", "deia.orders", (("app", "Starlette"),))] == 3
+    assert provider.meter.collect() == {}
