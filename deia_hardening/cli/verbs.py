@@ -21,7 +21,7 @@ import attrs
 from cyclopts import App, Parameter
 
 from deia_hardening.cli.check import core_for
-from deia_hardening.cli.output import err, fail, say, show
+from deia_hardening.cli.output import err, fail, out, say, show
 from deia_hardening.context import Actor
 from deia_hardening.control.client import Client, NotRunning, Step
 from deia_hardening.control.codec import plain, read_body
@@ -185,11 +185,19 @@ def _call(operation: Operation, value: Mapping[str, Any], options: Mapping[str, 
 
 def _online(client: Client, operation: Operation, value: Mapping[str, Any], reason: str, as_json: bool) -> None:
     output: Any = None
+    shown = operation.name == "migration.deploy" and out.is_terminal and not as_json
+    if shown:
+        value = {**value, "wait": False}  # it is waited for by looking
     for step in client.follow(operation.name, value, changes=operation.changes, reason=reason):
         if isinstance(step, Step):
             _progress(step.message, step.done)
         else:
             output = step
+    if shown:
+        from deia_hardening.cli.sidebyside import watch
+
+        watch(client, str(output["rollout"]))
+        return
     _finish(output, as_json)
 
 

@@ -67,6 +67,7 @@ class _Supervision:
         """Try to be the supervisor; the first success ends what survived the last one. Blocks."""
         with self._turn:
             self.rundir.prepare()
+            self.rundir.join()
             if not self.rundir.try_lock():
                 return False
             if not self._reaped:
@@ -158,6 +159,13 @@ class ProcessUpstream(HttpUpstream):
     async def stop(self) -> None:
         await runtime().run(self._stop)
 
+    async def leave(self) -> None:
+        """`stop`, of a process that goes while others of its home stay: they stop calling the child before it ends.
+
+        Its successor starts it again; until then calls are not sent. So no call meets a child that is on its way out.
+        """
+        await runtime().run(self._leave)
+
     async def ready(self) -> Readiness:
         if self._key is None:
             return Readiness(False, self._why)
@@ -190,6 +198,13 @@ class ProcessUpstream(HttpUpstream):
         if keeper is not None:
             keeper.cancel()
             await asyncio.wait({keeper})
+
+    async def _leave(self) -> None:
+        child, supervision = self._child, self._supervision
+        if child is not None and not child.exited.is_set() and await runtime().blocking(supervision.rundir.shared):
+            await runtime().blocking(supervision.rundir.remove, self._name)
+            await asyncio.sleep(2 * _LOOK_AGAIN)
+        await self._stop()
 
     async def _keep(self) -> None:
         """Supervise, or follow who does, until cancelled. A first start that fails ends it with

@@ -48,6 +48,7 @@ class RunDir:
         self.home = home
         self.path = self.home / "run"
         self._lock: int | None = None
+        self._users: int | None = None
 
     def prepare(self) -> None:
         """Make the folder, private to this user. Raises HardeningError where somebody else could reach into
@@ -82,9 +83,27 @@ class RunDir:
         return True
 
     def unlock(self) -> None:
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+        for fd in (self._lock, self._users):
+            if fd is not None:
+                os.close(fd)
+        self._lock = self._users = None
+
+    def join(self) -> None:
+        """Be counted among the processes that call this home's children."""
+        if self._users is None:
+            self._users = os.open(self.path / "children.users", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            fcntl.flock(self._users, fcntl.LOCK_SH)
+
+    def shared(self) -> bool:
+        """Whether another process is counted too."""
+        if self._users is None:
+            return False
+        try:
+            fcntl.flock(self._users, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        fcntl.flock(self._users, fcntl.LOCK_SH)
+        return False
 
     def _file(self, name: str) -> Path:
         return self.path / f"child-{hashlib.sha256(name.encode()).hexdigest()[:12]}.json"

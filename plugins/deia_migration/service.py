@@ -38,7 +38,11 @@ class VersionStatus:
 
 @attrs.frozen(kw_only=True)
 class MigrationStatus:
-    """One look at the migration. `rollout` is "" when there never was one; `evidence` as in the log."""
+    """One look at the migration. `rollout` is "" when there never was one; `evidence` as in the log.
+
+    `requests` are counts, mean waits and p99 of the last answers (seconds) in the worker that leads; `rolls_back_at`
+    is the E at which the judge rolls back.
+    """
 
     rollout: str = ""
     phase: str = "none"
@@ -55,6 +59,7 @@ class MigrationStatus:
     versions: tuple[VersionStatus, ...] = ()
     evidence: Mapping[str, Any] = attrs.field(factory=dict)
     requests: Mapping[str, Any] = attrs.field(factory=dict)
+    rolls_back_at: float = 0.0
 
 
 class MigrationManager:
@@ -114,7 +119,8 @@ class MigrationManager:
             verdict=str(verdict.decision) if verdict else "",
             versions=versions,
             evidence=attrs.asdict(verdict.evidence) if verdict else {},
-            requests=attrs.asdict(watcher.counts) if watcher else {},
+            requests=watcher.figures() if watcher else {},
+            rolls_back_at=round(1 / float(state.plan.judge.alpha), 3),
         )
 
     async def history(self, limit: int = 100) -> list[dict[str, Any]]:
@@ -149,7 +155,7 @@ class MigrationManager:
         base = self._engine.base
         if (base.name or APP_NAME) == version and base.target == target:
             raise Problem(409, f"{version} serves already; nothing was changed")
-        return await self._host.runtime.run(self._engine.begin, version, target, "", chosen, actor, reason)
+        return await self._host.runtime.run(self._engine.driver.begin, version, target, "", chosen, actor, reason)
 
     async def deploy(
         self,
@@ -191,7 +197,7 @@ class MigrationManager:
         if digest == self._engine.base.digest:
             raise Problem(409, f"exactly this code serves already (version {self._engine.base.name})")
         return await self._host.runtime.run(
-            self._engine.begin, name or f"v-{digest[:8]}", f"process:{target}", digest, chosen, actor, reason
+            self._engine.driver.begin, name or f"v-{digest[:8]}", f"process:{target}", digest, chosen, actor, reason
         )
 
     def plan_named(self, name: str) -> Plan:
@@ -280,7 +286,7 @@ class MigrationManager:
         return state
 
     async def _do(self, move: Move, actor: Actor) -> Rollout:
-        return await self._host.runtime.run(self._engine.move, move, actor)
+        return await self._host.runtime.run(self._engine.driver.move, move, actor)
 
 
 def _waits_at_gate(state: Rollout) -> bool:

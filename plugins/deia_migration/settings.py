@@ -121,7 +121,7 @@ class MigrationSettings:
         True, "A GET or HEAD without effects that fails on the new version is answered by the old one."
     )
     restart_wait: Seconds = setting(
-        Seconds("5s"),
+        Seconds("10s"),
         "How long a request that a version has not seen waits for it to be started again; 0: it is refused at once.",
         ge=0,
         le=300,

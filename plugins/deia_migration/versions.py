@@ -101,8 +101,8 @@ class VersionHost:
             return f"unix:{RunDir(self._host.home).socket_path(self.upstream.name)}"
         return "" if target.startswith("inproc:") else target
 
-    async def stop(self) -> None:
-        """End it. Raises nothing; what went wrong is logged."""
+    async def stop(self, *, leaving: bool = False) -> None:
+        """End it; `leaving`: this process goes, the others of the home go on with it. Raises nothing; it is logged."""
         self.version.ready = False
         self._stop.set()
         if self._held is not None:
@@ -117,7 +117,8 @@ class VersionHost:
             except Exception as error:
                 logger.warning("version %s failed while it shut down: %s", self.version.label, error)
         with contextlib.suppress(HardeningError, OSError):
-            await self.upstream.stop()
+            leave = getattr(self.upstream, "leave", None) if leaving else None
+            await (leave or self.upstream.stop)()
 
 
 class AppHosted(VersionHost):
@@ -137,7 +138,7 @@ class AppHosted(VersionHost):
     async def ready(self) -> Readiness:
         return Readiness(True, "the app itself")
 
-    async def stop(self) -> None:
+    async def stop(self, *, leaving: bool = False) -> None:
         """It goes on serving."""
 
 

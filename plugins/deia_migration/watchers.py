@@ -24,6 +24,9 @@ from deia_migration.traffic import Version
 
 _monotonic = time.monotonic
 
+RECENT = 1000
+"""Answers of each version whose waits are kept, for the p99 that people see."""
+
 P99_SAMPLES = 300
 """Answers of the old version after which its p99 is frozen: its standard error is then some 0.6 percentage points."""
 
@@ -63,6 +66,7 @@ class Watcher:
         self._old_waits: list[float] = []
         self._window: deque[tuple[float, int, bool]] = deque()
         self.frozen_p99 = 0.0
+        self._recent: tuple[deque[float], deque[float]] = (deque(maxlen=RECENT), deque(maxlen=RECENT))
         self.counts = Counts()
 
     def tell(self, outcome: Outcome) -> None:
@@ -143,6 +147,7 @@ class Watcher:
             counts.old += 1
             counts.old_failed += bad
         if waited >= 0:
+            self._recent[new].append(waited)
             if new:
                 counts.new_waited += (waited - counts.new_waited) / max(1, counts.new - counts.new_failed)
             else:
@@ -155,6 +160,14 @@ class Watcher:
             waits.sort()
             self.frozen_p99 = waits[math.ceil(0.99 * len(waits)) - 1]
             waits.clear()
+
+    def figures(self) -> dict[str, float]:
+        """The counts, and each version's p99 of its last answers, in seconds; for people."""
+        shown: dict[str, float] = attrs.asdict(self.counts)
+        for name, waits in zip(("old", "new"), self._recent, strict=True):
+            ordered = sorted(waits)
+            shown[f"{name}_p99"] = ordered[math.ceil(0.99 * len(ordered)) - 1] if ordered else 0.0
+        return shown
 
     def key_of(self, who: str, network: bool) -> int:
         """The judged key: an authenticated actor, else a network prefix, as a 64-bit hash."""

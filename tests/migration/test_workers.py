@@ -42,7 +42,7 @@ WORKER = textwrap.dedent(
     sys.modules["worker_versions"].new = version("new")
     hardened = harden(version("old"), {"home": sys.argv[1], "migration": {
         "versions": {"v2": {"target": "inproc:worker_versions:new"}},
-        "key": ["header:x-user"], "tick": "20ms", "look": "20ms", "lease": "1s"}})
+        "key": ["header:x-user"], "tick": "20ms", "look": "20ms", "lease": "3s"}})
     plan = Plan(steps=(Step(weight=Ratio("20%"), gate="manual"),), promote="manual")
 
     async def main():
