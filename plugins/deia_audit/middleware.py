@@ -186,10 +186,11 @@ class Call:
         if level is Level.NONE:
             return
         if (
-            400 <= status < 500
+            (400 <= status < 500 or status == 503)
             and context.actor is ANONYMOUS
             and not logger.flood.passes(status, context.route, _monotonic())
         ):
+            logger.flooded()
             return
         stage = "aborted" if not exchange.complete else "end" if self.recorded else "result"
         inside = b""

@@ -47,6 +47,7 @@ from deia_audit.operation_types import (
     WitnessOutput,
 )
 from deia_audit.proof import TlogProof, check_proof
+from deia_audit.query.follow import follow
 from deia_audit.query.grammar import QueryError
 from deia_audit.tiles import TILE_WIDTH, encode_bundle, entries_path
 from deia_audit.tilestore import TileNodes, TileStore
@@ -152,25 +153,20 @@ class Handlers:
         return self._plugin.logger.search is not None
 
     async def query(self, value: QueryInput, call: Call) -> AsyncIterator[Progress | QueryOutput]:
+        limit = "" if "limit=" in value.filter else f"&limit={value.limit}"
         try:
-            limit = "" if "limit=" in value.filter else f"&limit={value.limit}"
             page = await self._plugin.logger.query(f"{value.filter}{limit}".lstrip("&"))
+            self._read(call, "query", followed=value.follow)
+            if value.follow:
+                async for row in follow(self._plugin.logger.query, value.filter, value.limit, self._pause):
+                    yield Progress(row.line.decode())
         except QueryError as error:
             raise Problem(400, f"{error.field}: {error}", extensions={"field": error.field}) from None
-        self._read(call, "query", followed=value.follow)
-        seen = page.size
-        while value.follow:
-            await self._host.clock.sleep(_FOLLOW_STEP)
-            try:
-                more = await self._plugin.logger.query(f"{value.filter}&order=asc&limit=1000".lstrip("&"))
-            except QueryError as error:
-                raise Problem(400, f"{error.field}: {error}", extensions={"field": error.field}) from None
-            for row in more.rows:
-                if row.seq >= seen:
-                    yield Progress(row.line.decode())
-            seen = max(seen, more.size)
         records = [msgspec.json.decode(row.line) for row in page.rows]
         yield QueryOutput(records, page.size, page.next, list(page.damaged))
+
+    async def _pause(self) -> None:
+        await self._host.clock.sleep(_FOLLOW_STEP)
 
     def _read(self, call: Call, how: str, **detail: bool | int) -> None:
         """Record who read the trail; over HTTP the request's own record says it."""

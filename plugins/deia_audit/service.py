@@ -57,6 +57,8 @@ class AuditLogger:
         self._searched = 0.0
         self._closing = False
         self._waiting = Waiting()
+        self._summing = False
+        self._flood_summary = float(AuditSettings().flood_summary)
 
     @property
     def journal(self) -> Journal:
@@ -75,6 +77,7 @@ class AuditLogger:
         """Take up settings that act on what is shared by all revisions."""
         self.flood.rate = settings.flood_rate
         self.flood.burst = float(settings.flood_burst)
+        self._flood_summary = float(settings.flood_summary)
         privacy = (settings.actor_ids, settings.client_address, settings.user_agent)
         if privacy != self._privacy:
             self._privacy = privacy
@@ -272,6 +275,19 @@ class AuditLogger:
         await self._host.blocking(search.close)
 
     # -- floods --
+
+    def flooded(self) -> None:
+        """Have the refusals that are counted now summed up in a record before long. Cheap, on the request path."""
+        if not self._summing:
+            self._summing = True
+            self._host.runtime.submit(self._sum_up)
+
+    async def _sum_up(self) -> None:
+        try:
+            await self._host.clock.sleep(self._flood_summary)
+        finally:
+            self._summing = False
+        self.flush_flood()
 
     def flush_flood(self) -> None:
         """Record the counts of refusals that were not recorded one by one."""

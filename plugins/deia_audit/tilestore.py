@@ -127,6 +127,12 @@ class TileNodes:
 
     def leaf(self, index: int) -> bytes:
         """Return the stored leaf hash of entry `index`."""
+        rows = self._tiles.get((0, index >> TILE_HEIGHT))
+        if rows is not None:  # the usual case of a search, at a fifth of what `node` costs
+            start = (index & TILE_WIDTH - 1) * HASH_SIZE
+            found = rows[0][start : start + HASH_SIZE]
+            if len(found) == HASH_SIZE:
+                return found
         return self.node(0, index)
 
     def _row(self, level: int, index: int, height: int) -> bytes:

@@ -7,7 +7,6 @@ made anew from the segment. What it offers is read again from the log and checke
 from __future__ import annotations
 
 import sqlite3
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from hashlib import sha256
 from pathlib import Path
@@ -15,6 +14,7 @@ from pathlib import Path
 import msgspec
 
 from deia_audit.files import make_folders, replace_file, sync_file
+from deia_audit.query.grammar import Filter
 from deia_audit.query.terms import LISTED, record_terms, term
 from deia_hardening.journal import Segment
 from deia_hardening.journal.lines import parse_prefix, parse_time
@@ -22,6 +22,10 @@ from deia_hardening.journal.reader import SegmentText
 
 VERSION = 1
 LISTED_MOST = 4096
+_KNOWN_MOST = 32_768
+"""Terms whose ids a writer has at hand: most records repeat those of others."""
+_REMEMBERED = 32
+"""Filters whose terms an open index keeps."""
 _SLACK_NS = 2_000_000_000
 _SCHEMA = """
 CREATE TABLE rows (n INTEGER PRIMARY KEY, at INTEGER NOT NULL, us INTEGER NOT NULL);
@@ -43,7 +47,8 @@ class IndexWriter:
         self.connection = connection
         self.first = first
         self._ids: dict[int, int] = {}
-        self._counts: Counter[int] = Counter()
+        self._counts: list[int] = []
+        self._known: dict[tuple[str, str], int] = {}
         self._listed: dict[str, set[str]] = {field: set() for field in LISTED}
         self._rows: list[tuple[int, int, int]] = []
         self._postings: list[tuple[int, int]] = []
@@ -59,16 +64,28 @@ class IndexWriter:
             record = msgspec.json.decode(line, type=dict)
         except msgspec.DecodeError:
             return
-        for field, value in record_terms(record):
-            key = term(field, value)
-            found = self._ids.get(key)
+        known, counts, postings = self._known, self._counts, self._postings
+        for pair in record_terms(record):
+            found = known.get(pair)
             if found is None:
-                found = self._ids[key] = len(self._ids)
-            self._counts[key] += 1
-            self._postings.append((found, number))
-            listed = self._listed.get(field)
-            if listed is not None and len(listed) <= LISTED_MOST:
-                listed.add(value)
+                found = self._learn(*pair)
+            counts[found] += 1
+            postings.append((found, number))
+
+    def _learn(self, field: str, value: str) -> int:
+        """Return the id of a term that was not seen lately."""
+        key = term(field, value)
+        found = self._ids.get(key)
+        if found is None:
+            found = self._ids[key] = len(self._ids)
+            self._counts.append(0)
+        listed = self._listed.get(field)
+        if listed is not None and len(listed) <= LISTED_MOST:
+            listed.add(value)
+        if len(self._known) >= _KNOWN_MOST:
+            self._known.clear()
+        self._known[field, value] = found
+        return found
 
     def flush(self) -> None:
         """Write what was added."""
@@ -78,7 +95,7 @@ class IndexWriter:
             self.connection.executemany("INSERT OR IGNORE INTO postings VALUES (?, ?)", self._postings)
             self.connection.executemany(
                 "INSERT OR REPLACE INTO terms VALUES (?, ?, ?)",
-                sorted((key, self._ids[key], self._counts[key]) for key in self._ids),
+                sorted((key, found, self._counts[found]) for key, found in self._ids.items()),
             )
             for field, values in self._listed.items():
                 few = sorted(values) if len(values) <= LISTED_MOST else []
@@ -150,6 +167,8 @@ class SegmentIndex:
     def __init__(self, connection: sqlite3.Connection, first: int) -> None:
         self.connection = connection
         self.first = first
+        self._stamp = 0
+        self._found: dict[Filter, list[tuple[int, int]]] = {}
 
     @classmethod
     def open(cls, path: Path, first: int) -> SegmentIndex:
@@ -174,6 +193,26 @@ class SegmentIndex:
         """Return a term's id and how many records hold it, or None."""
         found = self.connection.execute("SELECT id, count FROM terms WHERE hash = ?", (term(field, value),)).fetchone()
         return None if found is None else (found[0], found[1])
+
+    def terms(self, wanted: Filter) -> list[tuple[int, int]] | None:
+        """Return id and count of every term that a filter accepts; None where there were too many values to list."""
+        stamp = self.connection.total_changes  # the live segment's index grows
+        if stamp != self._stamp:
+            self._found.clear()
+            self._stamp = stamp
+        found = self._found.get(wanted)
+        if found is None:
+            values: Iterable[str] = wanted.values
+            if not wanted.exact:
+                listed = self.listed(wanted.field)
+                if listed is None:
+                    return None
+                values = [value for value in listed if wanted.accepts(value)]
+            found = [hit for value in values if (hit := self.lookup(wanted.field, value)) is not None]
+            if len(self._found) >= _REMEMBERED:
+                self._found.clear()
+            self._found[wanted] = found
+        return found
 
     def listed(self, field: str) -> list[str] | None:
         """Return the distinct values of a field, or None where there were too many to list."""

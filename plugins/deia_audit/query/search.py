@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import heapq
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -36,6 +37,8 @@ from deia_hardening.journal import JournalReader, Segment
 from deia_hardening.journal.lines import LONGEST_LINE, parse_time
 from deia_hardening.journal.reader import SegmentText
 
+_SETTLED_NS = 100_000_000
+"""Nanoseconds after which a folder's time of change is believed: file systems stamp in steps of some milliseconds."""
 _TILES_KEPT = 2048
 """Tiles of 16 KiB that stay in memory for inclusion proofs: 32 MiB at most."""
 _FIRST_READ = 1536
@@ -97,6 +100,8 @@ class Search:
         self._indexes: OrderedDict[int, SegmentIndex] = OrderedDict()
         self._texts: OrderedDict[int, SegmentText] = OrderedDict()
         self._live: _Live | None = None
+        self._listed: list[Segment] = []
+        self._listed_at = -1
         self.rebuilt = 0
 
     def run(self, query: Query) -> Page:
@@ -120,7 +125,7 @@ class Search:
     # -- one query --
 
     def _run(self, query: Query) -> Page:
-        segments = self._reader.segments()
+        segments = self._segments()
         checkpoint = self._checkpoint()
         self._nodes.grow(checkpoint.head.size if checkpoint is not None else 0)
         end = self._catch_up(segments)
@@ -177,13 +182,9 @@ class Search:
         for one in query.filters:
             if one.negated:
                 continue
-            values: Iterable[str] = one.values
-            if not one.exact:
-                listed = index.listed(one.field)
-                if listed is None:
-                    continue
-                values = [value for value in listed if one.accepts(value)]
-            found = [hit for value in values if (hit := index.lookup(one.field, value)) is not None]
+            found = index.terms(one)
+            if found is None:
+                continue
             groups.append((sum(count for _, count in found), tuple(key for key, _ in found)))
         for word in query.words:
             hit = index.lookup("q", word)
@@ -220,6 +221,15 @@ class Search:
         return str(TlogProof(seq, tuple(path), checkpoint))
 
     # -- files --
+
+    def _segments(self) -> list[Segment]:
+        """Return the segments; listing a hundred costs a millisecond, so it is done when their folder has changed."""
+        changed = self._layout.log.parent.stat().st_mtime_ns
+        if changed != self._listed_at:
+            self._listed = self._reader.segments()
+            settled = time.time_ns() - changed > _SETTLED_NS  # else a change within the clock's grain would be missed
+            self._listed_at = changed if settled else -1
+        return self._listed
 
     def _index(self, segment: Segment) -> SegmentIndex:
         live = self._live

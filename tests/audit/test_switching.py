@@ -1,0 +1,76 @@
+"""What weakens the trail, reads it or floods it leaves a record of its own, while the service runs."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from starlette.applications import Starlette
+
+from deia_audit import AuditLogger
+from deia_audit.operation_types import ProveInput, QueryInput
+from deia_hardening.context import Actor
+from deia_hardening.plugin import Call
+from deia_hardening.runtime import runtime
+from deia_hardening.surface import ReloadInput, Surface
+from deia_hardening.testing import running
+
+Read = Callable[[Path], list[dict[str, Any]]]
+ROOT = Call(Actor("user", "root", auth="uid:0"), reason="a look", local=True)
+
+
+async def test_a_flood_is_summed_up_while_it_goes_on(tmp_path: Path, read_trail: Read) -> None:
+    audit = {"flood_burst": 2, "flood_rate": 0.1, "flood_summary": "1s"}
+    async with running(Starlette(), {"home": str(tmp_path), "audit": audit}) as live:
+        for _ in range(10):
+            assert (await live.get("/missing")).status == 404
+        logger = live.service(AuditLogger)
+        while logger.flood.counts:  # the background loop writes the summary
+            await asyncio.sleep(0.02)
+    records = read_trail(tmp_path)
+    actions = [one.get("action") for one in records]
+    assert actions.index("audit.refusals-summed") < actions.index("audit.stopped")
+    (summary,) = [one for one in records if one.get("action") == "audit.refusals-summed"]
+    assert summary["count"] == 8
+    assert actions.count("GET (unmatched)") == 2
+
+
+async def test_reads_by_the_local_socket_are_recorded_with_who_read(tmp_path: Path, read_trail: Read) -> None:
+    async with running(Starlette(), {"home": str(tmp_path), "audit": {}}) as live:
+        surface = live.service(Surface)
+
+        async def invoke(name: str, value: Any) -> None:
+            async for _ in surface.invoke(name, value, ROOT):
+                pass
+
+        await live.get("/missing")
+        for name, value in (("audit.query", QueryInput("status=404")), ("audit.prove", ProveInput(0))):
+            await runtime().run(invoke, name, value)
+    reads = [one for one in read_trail(tmp_path) if one.get("action") == "audit.read"]
+    assert [(one["actor"]["id"], one["detail"]["by"]) for one in reads] == [("root", "query"), ("root", "prove")]
+
+
+@pytest.mark.blocking  # writes the settings itself
+async def test_turning_the_plugin_off_is_the_trails_last_word(tmp_path: Path, read_trail: Read) -> None:
+    config = tmp_path / ".deia" / "config"
+    config.mkdir(parents=True)
+    settings = config / "hardening.yaml"
+    settings.write_text("audit:\n")
+    async with running(Starlette(), config) as live:
+        await live.get("/missing")
+        settings.write_text("audit:\n  enabled: false\n")
+        surface = live.service(Surface)
+
+        async def reload() -> None:
+            async for _ in surface.invoke("service.reload", ReloadInput(), ROOT):
+                pass
+
+        await runtime().run(reload)
+        await live.get("/missing")
+    actions = [one.get("action") for one in read_trail(tmp_path / ".deia")]
+    assert "audit.switched-off" in actions
+    assert "audit.stopped" not in actions
+    assert actions.count("GET (unmatched)") == 1
