@@ -1,9 +1,10 @@
 """What hardening costs: process CPU per request, in-process and behind uvicorn, beside `BaseHTTPMiddleware`.
 
-`python benchmarks/overhead.py [--rounds N] [--requests N] [--wrk] [--json FILE]`. The variants take turns in one
-process, round by round, so that a noisy machine hits them alike; figures are medians over the rounds, with what a
-variant adds to the bare app; `quietest` compares each one's best round, which a busy machine disturbs least. CPU is
-the whole process's, the background threads' drain of journals included.
+`python benchmarks/overhead.py [--rounds N] [--requests N] [--only NAMES] [--wrk] [--json FILE]`. Each variant has a
+process of its own, in which it and the bare app take turns block by block, so that a noisy machine hits both alike.
+What it adds is the median over the pairs of blocks of the serving thread's CPU, plus all CPU of all other threads
+(journals' drain, checkpoints, everything in the background), none of which the bare app has. `of a middleware` sets
+it against what one do-nothing `BaseHTTPMiddleware` added in the same run: a machine's speed cancels out there.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ from deia_hardening.access import find_core
 from deia_hardening.testing import running
 
 AT_WORK = "all five at work"
+MIDDLEWARE = "BaseHTTPMiddleware"
 FIVE = ("audit", "config", "degradation", "migration", "recovery")
 
 
@@ -120,7 +122,7 @@ def variants(folder: Path) -> dict[str, Callable[[], Any]]:
 
     found: dict[str, Callable[[], Any]] = {
         "bare": bare,
-        "BaseHTTPMiddleware": lambda: bare(1),
+        MIDDLEWARE: lambda: bare(1),
         "BaseHTTPMiddleware x5": lambda: bare(5),
         "core": hardened("core", {}),
     }
@@ -168,65 +170,101 @@ def drained(app: Any) -> None:
             journal.drain(30)
 
 
-async def _rounds(
-    made: dict[str, Any], cpu: dict[str, list[float]], tail: dict[str, list[float]], rounds: int, requests: int
-) -> None:
+async def _measure(name: str, folder: Path, rounds: int, requests: int) -> dict[str, float]:
+    plain, app = bare(), variants(folder)[name]()
     async with contextlib.AsyncExitStack() as lifespans:
-        if AT_WORK in made:  # an in-process version has a lifespan of its own, which needs an open one
-            await lifespans.enter_async_context(running(made[AT_WORK], {}))
-            await begin_rollout(made[AT_WORK])
-        for app in made.values():
-            await drive(app, 300)
-            drained(app)
+        if name == AT_WORK:  # an in-process version has a lifespan of its own, which needs an open one
+            await lifespans.enter_async_context(running(app, {}))
+            await begin_rollout(app)
+        for each in (plain, app):
+            await drive(each, 500)
+            drained(each)
+        cpu: list[tuple[float, float]] = []
+        tails: list[tuple[float, float]] = []
+        process, thread = time.process_time(), time.thread_time()
         for _ in range(rounds):
-            for name, app in made.items():
-                gc.collect()
-                begin = time.process_time()
-                times = await drive(app, requests)
-                drained(app)
-                cpu[name].append((time.process_time() - begin) / requests * 1e6)
-                tail[name].append(sorted(times)[int(requests * 0.99)] * 1e6)
-
-
-def in_process(folder: Path, rounds: int, requests: int, only: str) -> dict[str, dict[str, float]]:
-    made: dict[str, Any] = {}
-    for name, make in variants(folder).items():
-        if only and name not in only.split(",") and name != "bare":
-            continue
-        try:
-            made[name] = make()
-        except Exception as error:
-            print(f"  {name}: left out: {error}", file=sys.stderr)
-    cpu: dict[str, list[float]] = {name: [] for name in made}
-    tail: dict[str, list[float]] = {name: [] for name in made}
-    asyncio.run(_rounds(made, cpu, tail, rounds, requests))
-    base = statistics.median(cpu["bare"])
+            gc.collect()
+            begin = time.thread_time()
+            times = await drive(plain, requests)
+            between = time.thread_time()
+            more = await drive(app, requests)
+            drained(app)
+            cpu.append((between - begin, time.thread_time() - between))
+            tails.append((_p99(times), _p99(more)))
+        behind = (time.process_time() - process) - (time.thread_time() - thread)
+    serving = statistics.median(after - before for before, after in cpu) / requests * 1e6
+    background = behind / (rounds * requests) * 1e6
     return {
-        name: {
-            "cpu_us": statistics.median(cpu[name]),
-            "adds_us": statistics.median(a - b for a, b in zip(cpu[name], cpu["bare"], strict=True)),
-            "quiet_adds_us": min(cpu[name]) - min(cpu["bare"]),
-            "of_bare": statistics.median(cpu[name]) / base,
-            "p99_us": statistics.median(tail[name]),
-        }
-        for name in made
+        "bare_us": statistics.median(before for before, _ in cpu) / requests * 1e6,
+        "adds_us": serving + background,
+        "serving_us": serving,
+        "background_us": background,
+        "bare_p99_us": statistics.median(before for before, _ in tails),
+        "p99_us": statistics.median(after for _, after in tails),
     }
 
 
-def behind_uvicorn(folder: Path, seconds: int) -> dict[str, dict[str, float]]:
-    """Requests per second under wrk, the variants in turns."""
+def _p99(times: list[float]) -> float:
+    return sorted(times)[int(len(times) * 0.99)] * 1e6
+
+
+def in_process(folder: Path, rounds: int, requests: int, names: list[str]) -> dict[str, dict[str, float]]:
+    """One process per variant; `BaseHTTPMiddleware` first and last, since the machine's speed may drift."""
+    found: dict[str, dict[str, float]] = {}
+    order = [name for name in names if name != MIDDLEWARE]
+    for name in [MIDDLEWARE, *order, MIDDLEWARE]:
+        command = [sys.executable, __file__, "--measure", name, "--folder", str(folder)]
+        command += ["--rounds", str(rounds), "--requests", str(requests)]
+        ran = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+        if ran.returncode:
+            print(f"  {name}: left out", file=sys.stderr)
+            continue
+        row = json.loads(ran.stdout.splitlines()[-1])
+        if name in found:
+            row = {key: (value + found[name][key]) / 2 for key, value in row.items()}
+        found[name] = row
+    for row in found.values():
+        row["of_middleware"] = row["adds_us"] / found[MIDDLEWARE]["adds_us"]
+    return found
+
+
+def behind_uvicorn(folder: Path, seconds: int, turns: int) -> dict[str, dict[str, float]]:
+    """Requests per second under wrk, the variants in turns; server and wrk on a processor of their own each."""
     results: dict[str, list[float]] = {}
-    for turn in range(3):
-        for name in ("bare", "core", "all five", "BaseHTTPMiddleware"):
-            with _uvicorn(folder / f"wrk-{turn}", name) as port:
-                out = subprocess.run(
-                    ["wrk", "-t1", "-c16", f"-d{seconds}s", f"http://127.0.0.1:{port}/api/bots/b7/task"],
-                    capture_output=True, text=True, check=True,
-                ).stdout  # fmt: skip
+    mixed = folder / "mixed.lua"
+    mixed.write_text(MIXED)
+    for turn in range(turns):
+        for name in ("bare", "core", "all five", AT_WORK, MIDDLEWARE):
+            with _uvicorn(folder / f"wrk-{turn}-{name.replace(' ', '-')}", name) as port:
+                command = ["wrk", "-t1", "-c16", f"-d{seconds}s", "-s", str(mixed), f"http://127.0.0.1:{port}"]
+                out = subprocess.run(pinned(1, command), capture_output=True, text=True, check=True).stdout
+                if "Non-2xx" in out:
+                    raise RuntimeError(f"{name}: {out}")
                 line = next(line for line in out.splitlines() if line.startswith("Requests/sec"))
                 results.setdefault(name, []).append(float(line.split()[1]))
-    median = {name: statistics.median(values) for name, values in results.items()}
-    return {name: {"per_second": value, "of_bare": value / median["bare"]} for name, value in median.items()}
+    shares = {name: [rate / base for rate, base in zip(rates, results["bare"], strict=True)]
+              for name, rates in results.items()}  # fmt: skip
+    return {
+        name: {"per_second": statistics.median(rates), "of_bare": statistics.median(shares[name])}
+        for name, rates in results.items()
+    }
+
+
+MIXED = """
+local n = 0
+request = function()
+  n = n + 1
+  local path = n % 2 == 0 and "/api/pool/b7" or "/api/bots/b7/task"
+  return wrk.format("GET", path, {["x-user"] = "user-" .. n % 500})
+end
+"""
+
+
+def pinned(processor: int, command: list[str]) -> list[str]:
+    """The command on one processor, where the machine has more than one and `taskset` is there."""
+    if (os.cpu_count() or 1) < 2 or shutil.which("taskset") is None:
+        return command
+    return ["taskset", "-c", str(processor), *command]
 
 
 @contextlib.contextmanager
@@ -237,12 +275,14 @@ def _uvicorn(folder: Path, variant: str) -> Any:
     environment = {**os.environ, "BENCH_VARIANT": variant, "BENCH_HOME": str(folder)}
     command = [sys.executable, "-m", "uvicorn", "overhead:served", "--factory", "--port", str(port)]
     command += ["--log-level", "error", "--no-access-log"]
-    process = subprocess.Popen(command, env=environment, cwd=Path(__file__).parent)
+    process = subprocess.Popen(pinned(0, command), env=environment, cwd=Path(__file__).parent)
     try:
         for _ in range(600):
             with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
                 break
             time.sleep(0.05)
+        warm = ["wrk", "-t1", "-c4", "-d1s", f"http://127.0.0.1:{port}/api/bots/b7/task"]
+        subprocess.run(pinned(1, warm), capture_output=True, check=True)
         yield port
     finally:
         process.send_signal(signal.SIGTERM)
@@ -251,7 +291,18 @@ def _uvicorn(folder: Path, variant: str) -> Any:
 
 def served() -> Any:
     """The app that uvicorn serves, by the variable BENCH_VARIANT."""
-    return variants(Path(os.environ["BENCH_HOME"]))[os.environ["BENCH_VARIANT"]]()
+    name = os.environ["BENCH_VARIANT"]
+    app = variants(Path(os.environ["BENCH_HOME"]))[name]()
+    if name != AT_WORK:
+        return app
+    begun: list[Any] = []
+
+    async def with_rollout(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http" and not begun:
+            begun.append(asyncio.get_running_loop().create_task(begin_rollout(app)))
+        await app(scope, receive, send)
+
+    return with_rollout
 
 
 def import_time() -> dict[str, float]:
@@ -292,22 +343,33 @@ asyncio.run(main())
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--requests", type=int, default=1000)
-    parser.add_argument("--only", default="", help="variants, comma-separated")
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--requests", type=int, default=600, help="of each block")
+    parser.add_argument("--only", default="", help="variants, comma-separated; 'none' for the other parts alone")
     parser.add_argument("--wrk", action="store_true", help="also behind uvicorn, under wrk")
-    parser.add_argument("--seconds", type=int, default=5, help="of each wrk run")
+    parser.add_argument("--seconds", type=int, default=4, help="of each wrk run")
+    parser.add_argument("--turns", type=int, default=3, help="wrk runs of each variant")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--measure", help=argparse.SUPPRESS)  # one variant, in this process
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.measure:
+        print(json.dumps(asyncio.run(
+            _measure(arguments.measure, arguments.folder, arguments.rounds, arguments.requests)
+        )))  # fmt: skip
+        return
     folder = Path(tempfile.mkdtemp(prefix="deia-bench-"))
     try:
-        measured = in_process(folder, arguments.rounds, arguments.requests, arguments.only)
-        results: dict[str, Any] = {"in_process": measured}
-        print(f"{'in-process':<24}{'CPU µs':>9}{'adds µs':>9}{'quietest':>9}{'x bare':>8}{'p99 µs':>9}")
-        for name, row in results["in_process"].items():
-            print(
-                f"{name:<24}{row['cpu_us']:>9.1f}{row['adds_us']:>9.1f}{row['quiet_adds_us']:>9.1f}{row['of_bare']:>8.2f}{row['p99_us']:>9.1f}"
-            )
+        results: dict[str, Any] = {}
+        if arguments.only != "none":
+            names = arguments.only.split(",") if arguments.only else [n for n in variants(folder) if n != "bare"]
+            results["in_process"] = in_process(folder, arguments.rounds, arguments.requests, names)
+            print(f"{'in-process, per request':<24}{'adds µs':>9}{'serving':>9}{'behind':>9}"
+                  f"{'of a middleware':>17}{'bare µs':>9}{'p99 µs':>9}{'bare p99':>9}")  # fmt: skip
+            for name, row in results["in_process"].items():
+                print(f"{name:<24}{row['adds_us']:>9.1f}{row['serving_us']:>9.1f}{row['background_us']:>9.1f}"
+                      f"{row['of_middleware']:>17.2f}{row['bare_us']:>9.1f}{row['p99_us']:>9.1f}"
+                      f"{row['bare_p99_us']:>9.1f}")  # fmt: skip
         if not arguments.only:
             results.update(import_time())
             print(f"import beyond Starlette: {results['import_ms']:.0f} ms")
@@ -317,7 +379,7 @@ def main() -> None:
             if shutil.which("wrk") is None:
                 print("wrk is not installed: the run behind uvicorn is left out")
             else:
-                results["uvicorn"] = behind_uvicorn(folder, arguments.seconds)
+                results["uvicorn"] = behind_uvicorn(folder, arguments.seconds, arguments.turns)
                 for name, row in results["uvicorn"].items():
                     print(f"{name:<24}{row['per_second']:>9.0f} requests/s {row['of_bare']:>7.1%} of bare")
         if arguments.json:

@@ -68,7 +68,6 @@ class Core:
         self.name = name
         self.link = link
         self.source = source
-        self._app = weakref.ref(app) if _weakrefable(app) else (lambda: app)
         self.inner: ASGIApp = _unattached
         self.events = Events(runtime())
         self.services = Services()
@@ -190,10 +189,6 @@ class Core:
         self.refused = None
         self.home.update(id(self), new.digest)
         return old, removed
-
-    @property
-    def app(self) -> Any:
-        return self._app()
 
     @property
     def requests(self) -> RequestsSettings:
@@ -353,14 +348,6 @@ class Core:
             except Exception as error:
                 found[name] = Health(HealthState.DEGRADED, f"its health could not be read: {error!r}")
         return found
-
-
-def _weakrefable(app: Any) -> bool:
-    try:
-        weakref.ref(app)
-    except TypeError:
-        return False
-    return not callable(getattr(app, "__code__", None))
 
 
 _started: weakref.WeakSet[Core] = weakref.WeakSet()

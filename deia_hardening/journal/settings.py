@@ -22,7 +22,7 @@ class JournalSettings:
         choices=("sync", "batch", "none"),
     )
     write_interval: Seconds = setting(
-        Seconds("10ms"), "how long records gather before one write; killing the process loses at most this", ge=0, le=10
+        Seconds("20ms"), "how long records gather before one write; killing the process loses at most this", ge=0, le=10
     )
     sync_interval: Seconds = setting(
         Seconds("200ms"), "longest time between a write and its fdatasync in 'batch'; a power cut loses at most this",
