@@ -38,7 +38,7 @@ class _Model(msgspec.Struct):
 
 
 class _Chat(msgspec.Struct):
-    type: str | None = None
+    type: Any = None
     event: dict[str, Any] | None = None
 
 
@@ -80,12 +80,25 @@ def recognise(
             conversation = conversation.get("id")
         named = conversation if isinstance(conversation, str) else None
         return _object(b"model", [_member(b"name", model), _member(b"conversation", named), used])
-    event = _decode(_chat, body)
-    if event is None:
-        return b""
-    inner = event.event.get("type") if event.event is not None else None
-    name = inner if isinstance(inner, str) else event.type
+    name = _chat_event(body)
     return b"," + _member(b"event", name) if name else b""
+
+
+def _chat_event(body: bytes) -> str | None:
+    """Name a chat platform's event: Slack's inner or outer `type`, the kind of a Telegram update."""
+    event = _decode(_chat, body)
+    if event is not None:
+        inner = event.event.get("type") if event.event is not None else None
+        for name in (inner, event.type):
+            if isinstance(name, str):
+                return name
+    start, mark, rest = body.partition(b'"update_id"')
+    if not mark or start.strip() != b"{":
+        return None
+    _number, comma, rest = rest.partition(b",")
+    rest = rest.lstrip()
+    end = rest.find(b'"', 1)
+    return rest[1:end].decode("ascii", "replace") if comma and rest.startswith(b'"') and end > 1 else None
 
 
 def _recognise_mcp(body: bytes, told: dict[str, str], digest: Digest | None) -> bytes:

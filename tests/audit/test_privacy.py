@@ -117,6 +117,10 @@ def test_an_mcp_call_is_named(tmp_path: Path) -> None:
         (OPENAI, b'{"model":"m","conversation":"c1"}', {"model": {"name": "m", "conversation": "c1"}}),
         (OPENAI, b'{"model":7}', {}),
         (CHAT, b'{"type":"event_callback","event":{"type":"message"}}', {"event": "message"}),
+        (CHAT, b'{"type":"url_verification","challenge":"x"}', {"event": "url_verification"}),
+        (CHAT, b'{"update_id":7, "callback_query":{"id":"1"}}', {"event": "callback_query"}),
+        (CHAT, b'{"update_id":7,"message":{"text":"cut', {"event": "message"}),
+        (CHAT, b'{"type":2,"data":{}}', {}),
         (CHAT, b"", {}),
     ],
 )  # fmt: skip

@@ -40,7 +40,7 @@ def values_of(record: Mapping[str, Any], field: str) -> list[str]:
     if field == "model":
         return _inside(record, "model", "name")
     if field == "conversation":
-        return _inside(record, "model", "conversation")
+        return [*_inside(record, "model", "conversation"), *_inside(record, "tool", "conversation")]
     if field == "request":
         found = [record[name] for name in ("request", "id") if name in record]
         return [str(value) for value in found]
