@@ -278,6 +278,10 @@ class RequestContext:
                 self._route = value
         return value
 
+    def __deepcopy__(self, memo: Any) -> RequestContext:
+        """Itself: an app may copy its scope, but there is one request."""
+        return self
+
     def inherit(self, parent: RequestContext) -> None:
         """Take over what the outer hardened app knows of the same request."""
         self.parent = parent

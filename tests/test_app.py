@@ -298,6 +298,15 @@ async def test_an_app_that_ignores_lifespans_still_gets_its_plugins_stopped(home
     assert not service.core.ready
 
 
+async def test_an_app_may_copy_its_scope(home: Path) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        copied = copy.deepcopy(scope)
+        assert copied["deia_hardening"] is scope["deia_hardening"]
+        await number(copied, receive, send)
+
+    assert (await request(harden(app, {"home": str(home), "audit": {}, "degradation": {}}), "GET", "/")).status == 200
+
+
 @pytest.mark.parametrize("how", ["raises", "answers as to a request"])
 async def test_an_app_without_a_lifespan_is_seen_to_have_none(home: Path, how: str) -> None:
     """Servers and test kits take an app that raises or sends before it has received anything for one without."""
