@@ -8,6 +8,7 @@ trusted is the client (a server that believes the left-most value believes what 
 from __future__ import annotations
 
 import ipaddress
+import logging
 import time
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -19,10 +20,17 @@ from deia_hardening.sections import RequestsSettings
 from deia_hardening.settings import Seconds
 from deia_hardening.types import Scope
 
+logger = logging.getLogger("deia_hardening")
+
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 Identify = Callable[[RequestContext], None]
 
-_CLAIMED = (b"x-request-id", b"x-forwarded-for", b"traceparent", b"x-actor", b"x-priority", b"user-agent")
+_CLAIMED = frozenset(
+    (
+        b"x-request-id", b"x-request-timeout", b"x-forwarded-for", b"traceparent", b"x-actor", b"x-priority",
+        b"x-criticality", b"user-agent",
+    )
+)  # fmt: skip
 
 
 def import_string(text: str) -> Any:
@@ -103,7 +111,14 @@ def _header_resolver(header: bytes, networks: Sequence[Network]) -> Callable[[Sc
 
 def build_identify(settings: RequestsSettings) -> Identify | None:
     """The function that fills in a request's context before the chain, or None where nothing is to be done."""
-    networks = parse_networks(settings.trusted_proxies)
+    parse_networks(settings.trusted_proxies)  # a wrong one is told, whether it counts or not
+    if settings.trusted_proxies and not settings.believed_proxies:
+        logger.warning(
+            "requests.trusted_proxies grants nothing: the server may have taken the client's address from a header. "
+            "Turn its own proxy handling off (uvicorn --no-proxy-headers) and set requests.client_address: verified, "
+            "or start the service with `deia-hardening run`"
+        )
+    networks = parse_networks(settings.believed_proxies)
     resolvers: list[Callable[[Scope], Actor | None]] = []
     for text in settings.actor:
         kind, _, name = text.partition(":")

@@ -28,6 +28,13 @@ class RequestsSettings:
         "Everybody else's are kept as claims only.",
         file_only=True,
     )
+    client_address: str = setting(
+        "unverified",
+        "Whether the peer's address can be believed: 'verified' says that the server's own handling of proxy headers "
+        "is off (`run` turns it off and says so itself). Until then trusted_proxies grants nothing.",
+        choices=("unverified", "verified"),
+        file_only=True,
+    )
     request_id_header: str = setting("x-request-id", "Header with a request's id, believed from trusted proxies only.")
     deadline_header: str = setting(
         "x-request-timeout", "Header with the time a caller waits, as '5s' or '800ms', from trusted proxies only."
@@ -56,3 +63,9 @@ class RequestsSettings:
     leave_timeout: Seconds = setting(
         Seconds("30s"), "How long a plugin that was turned off waits for its last request before it is stopped.", ge=0
     )
+
+    @property
+    def believed_proxies(self) -> tuple[str, ...]:
+        """`trusted_proxies` where the peer's address is the peer's, else none: a server that rewrites it from a header
+        lets every client choose it."""
+        return self.trusted_proxies if self.client_address == "verified" else ()

@@ -71,7 +71,11 @@ async def seen(home: Path, scope: dict[str, Any], **settings: Any) -> RequestCon
 async def test_a_trusted_proxys_word_is_believed(home: Path) -> None:
     headers = {"x-request-id": "abc-1", "x-request-timeout": "5s", "x-user": "ann"}
     context = await seen(
-        home, {"headers": headers, "client": ("10.0.0.1", 1)}, trusted_proxies=["10.0.0.0/8"], actor=["header:x-user"]
+        home,
+        {"headers": headers, "client": ("10.0.0.1", 1)},
+        client_address="verified",
+        trusted_proxies=["10.0.0.0/8"],
+        actor=["header:x-user"],
     )
     assert (context.id, context.actor.id) == ("abc-1", "ann")
     remaining = context.remaining()
@@ -84,6 +88,7 @@ async def test_an_untrusted_peers_word_is_a_claim(home: Path) -> None:
     context = await seen(
         home,
         {"headers": headers, "client": ("203.0.113.9", 1)},
+        client_address="verified",
         trusted_proxies=["10.0.0.0/8"],
         actor=["header:x-user"],
     )
@@ -92,6 +97,19 @@ async def test_an_untrusted_peers_word_is_a_claim(home: Path) -> None:
     assert context.actor.id == ""
     assert context.claims["x-request-id"].startswith("abc-1")
     assert len(context.claims["x-request-id"]) == 256
+
+
+async def test_an_address_that_the_server_may_have_read_from_a_header_grants_nothing(
+    home: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As behind `uvicorn --forwarded-allow-ips '*'`: a client chose this address."""
+    headers = {"x-request-id": "abc-1", "x-request-timeout": "5s", "x-user": "root", "x-forwarded-for": "10.0.0.1"}
+    context = await seen(
+        home, {"headers": headers, "client": ("10.0.0.1", 1)}, trusted_proxies=["10.0.0.0/8"], actor=["header:x-user"]
+    )
+    assert context.id != "abc-1" and context.deadline is None and context.actor.id == ""
+    assert context.claims["x-request-id"] == "abc-1" and context.claims["x-request-timeout"] == "5s"
+    assert "client_address: verified" in caplog.text
 
 
 async def test_resolvers_are_asked_in_order(home: Path) -> None:

@@ -37,6 +37,7 @@ def serve(
         raise HardeningError("'run' needs uvicorn: pip install 'deia-hardening[server]'")
     if workers < 1:
         raise HardeningError(f"--workers {workers}: at least one is needed")
+    os.environ.setdefault("DEIA__REQUESTS__CLIENT_ADDRESS", "verified")  # the server's own proxy handling is off
     os.environ.setdefault("DEIA__REQUESTS__LAME_DUCK", lame_duck)
     os.environ.setdefault("DEIA__REQUESTS__DRAIN", drain)
     options = RunOptions(

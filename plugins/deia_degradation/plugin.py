@@ -43,7 +43,7 @@ class DegradationPlugin(Plugin[DegradationSettings]):
         await self.manager(new).adopt(new, self._proxies())
 
     def _proxies(self) -> tuple[str, ...]:
-        return self.host.settings(RequestsSettings).trusted_proxies
+        return self.host.settings(RequestsSettings).believed_proxies
 
     def run(self) -> AbstractAsyncContextManager[None]:
         return self._run()

@@ -56,7 +56,7 @@ async def test_captured_bodies_of_encrypted_actors_are_encrypted(
     app = Starlette(routes=[Route("/say", said, methods=["POST"])])
     audit = {"level": "request+response", "body_text": True, "actor_ids": "encrypted"}
 
-    requests = {"trusted_proxies": ["127.0.0.1"], "actor": ["header:x-user"]}
+    requests = {"trusted_proxies": ["127.0.0.1"], "client_address": "verified", "actor": ["header:x-user"]}
     async with running(app, {"home": str(tmp_path), "audit": audit, "requests": requests}) as live:
         answer = await live.post(
             "/say", b"the patient is ill", headers=[(b"x-user", b"carol")], client=("127.0.0.1", 4711)

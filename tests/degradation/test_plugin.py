@@ -368,7 +368,9 @@ async def test_a_priority_is_believed_only_from_a_trusted_proxy():
         async def app(scope, receive, send):
             await hello(scope, receive, send)
 
-        async with running(app, {**settings(), "requests": {"trusted_proxies": proxies}}) as live:
+        async with running(
+            app, {**settings(), "requests": {"trusted_proxies": proxies, "client_address": "verified"}}
+        ) as live:
             manager = live.service(DegradationManager)
             layer = Admission(app, manager, manager.settings)
             scope = http_scope("GET", "/", headers={"x-criticality": "critical_plus"}, client=("10.1.2.3", 1))
