@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import os
 import random
@@ -86,10 +87,10 @@ async def test_killed_at_every_record_it_goes_on_at_or_below_the_journaled_weigh
     log = await whole_log(pair, until, end=end)
     chooser = random.Random(7)
     marks = boundaries(log)
-    for index, mark in enumerate(marks[2:], start=2):
-        following = marks[index + 1] if index + 1 < len(marks) else mark
-        tear = chooser.randrange(mark, following) if following > mark and index % 2 else mark
-        pair.folder = tmp_path / f"cut-{index}"  # a home of its own, as a new process sees it
+    cuts = list(marks[2:])  # at every record's end, and once within every record
+    cuts += [chooser.randrange(mark + 1, following) for mark, following in itertools.pairwise(marks[2:])]
+    for tear in cuts:
+        pair.folder = tmp_path / f"cut-{tear}"  # a home of its own, as a new process sees it
         home = pair.folder / ".deia"
         (home / "logs").mkdir(parents=True)
         (home / "logs" / "migration-log.jsonl").write_bytes(log[:tear])
