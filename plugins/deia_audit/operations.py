@@ -6,7 +6,6 @@ the local socket and the shell only.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import AsyncIterator, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
@@ -49,7 +48,7 @@ from deia_audit.operation_types import (
 from deia_audit.proof import TlogProof, check_proof
 from deia_audit.query.follow import follow
 from deia_audit.query.grammar import QueryError
-from deia_audit.tiles import TILE_WIDTH, encode_bundle, entries_path
+from deia_audit.staticlog import export_tlog
 from deia_audit.tilestore import TileNodes, TileStore
 from deia_audit.tree import ProofError, inclusion_proof
 from deia_audit.verify import verify
@@ -96,27 +95,6 @@ def lines(layout: Layout, start: int, end: int) -> Iterator[bytes]:
     """Yield the exact lines of records."""
     reader = JournalReader(layout.log)
     return (record.line for record in reader.records(start, None if end < 0 else end))
-
-
-def export_tlog(layout: Layout, target: Path) -> int:
-    """Write a static tlog-tiles log (checkpoint, tiles, entry bundles) that other verifiers read; its size."""
-    data = layout.checkpoint.read_bytes()
-    size = Checkpoint.parse(data).head.size
-    target.mkdir(parents=True, exist_ok=True)
-    shutil.copytree(layout.evidence / "tile", target / "tile", dirs_exist_ok=True)
-    bundle: list[bytes] = []
-    number = 0
-    for line in lines(layout, 0, size):
-        bundle.append(line)
-        number += 1
-        if len(bundle) == TILE_WIDTH or number == size:
-            path = target / entries_path((number - 1) // TILE_WIDTH, len(bundle))
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(encode_bundle(bundle))
-            bundle.clear()
-    (target / "checkpoint").write_bytes(data)
-    shutil.copy(layout.vkey, target / "vkey")
-    return number
 
 
 def export(layout: Layout, value: ExportInput) -> ExportOutput:

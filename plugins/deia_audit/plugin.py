@@ -19,7 +19,7 @@ from deia_audit.query.search import Search
 from deia_audit.service import AuditLogger
 from deia_audit.settings import AuditSettings
 from deia_audit.witness_client import parse_witnesses
-from deia_hardening.errors import NotEnabled
+from deia_hardening.errors import NotEnabled, NotStarted
 from deia_hardening.journal import JournalReader, parse_time
 from deia_hardening.outer import RecordSink
 from deia_hardening.plugin import ASGIApp, Event, Health, Host, Layer, Operation, Plugin, Position
@@ -122,6 +122,8 @@ class AuditPlugin(Plugin[AuditSettings]):
             self.host.settings(AuditSettings)
         except NotEnabled:
             return True
+        except NotStarted:  # the app itself is gone
+            return False
         return False
 
     def _settings(self) -> AuditSettings:

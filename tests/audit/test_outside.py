@@ -22,10 +22,13 @@ from deia_audit.notes import VerifierKey
 from deia_audit.operation_types import ExportInput
 from deia_audit.operations import export, proving
 from deia_audit.proof import TlogProof
+from deia_audit.staticlog import export_tlog
 from deia_audit.tilestore import TileNodes, TileStore
 from deia_audit.tree import inclusion_proof
 from deia_audit.witness_client import WitnessClient
 from deia_audit.witness_server import Witness
+from deia_hardening.journal import JournalReader, JournalSettings
+from deia_hardening.settings import Bytes
 
 RECORDS = 700
 
@@ -269,3 +272,30 @@ def test_exported_lines_are_the_entries(trail: Any, tmp_path: Path) -> None:
     lines = (tmp_path / "lines").read_bytes().splitlines()
     assert lines == trail.lines()[3:5]
     assert json.loads(lines[0])["seq"] == 3
+
+
+def test_a_pruned_log_is_exported_from_its_first_whole_bundle_on(
+    make_trail: Callable[..., Any], tmp_path: Path
+) -> None:
+    settings = JournalSettings(
+        durability="sync", compression="none", segment_bytes=Bytes("16KiB"), retain_bytes=Bytes("40KiB")
+    )
+    trail = make_trail(settings=settings)
+    trail.journal.guard_retention(lambda segment: segment.first + 200 > trail.sealer.checkpoint.head.size)
+    for start in range(0, 900, 50):
+        trail.add(50, start)
+        trail.journal.maintain()
+    first = JournalReader(trail.layout.log).segments()[0].first
+    assert first > 0
+    count = export_tlog(trail.layout, tmp_path / "log")
+    _, size, _ = checkpoint_of(
+        (tmp_path / "log/checkpoint").read_bytes(), [OutsideKey(trail.layout.vkey.read_text().strip())]
+    )
+    start = size - count
+    assert start % 256 == 0
+    assert start - first < 256
+    for index in range(start // 256, -(-size // 256)):
+        width = min(256, size - index * 256)
+        suffix = "" if width == 256 else f".p/{width}"
+        tile = (tmp_path / "log/tile/0" / (path_of(index) + suffix)).read_bytes()
+        assert tile == b"".join(sha(b"\x00" + entry) for entry in bundle(tmp_path / "log", index, width))
