@@ -27,6 +27,11 @@ def bare() -> FastAPI:
     async def root() -> dict[str, object]:
         return {"hardened": bool(current(RequestContext).id), "pid": os.getpid()}
 
+    @app.get("/who")
+    async def who() -> dict[str, object]:
+        context = current(RequestContext)
+        return {"id": context.id, "claimed": context.claims.get("x-request-id")}
+
     @app.get("/endless")
     async def endless() -> StreamingResponse:
         async def stream() -> AsyncIterator[str]:
