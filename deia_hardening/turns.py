@@ -18,8 +18,8 @@ from typing import Any
 
 SLICE = 0.0005
 """Seconds that one request stands aside at most."""
-SHARE = 0.1
-"""Long work gets this part of the time: after each slice it waits as long as it was given in all, times this."""
+SHARE = 0.5
+"""After each slice, long work waits as long as it was given in all, times this: it gets less and less of the time."""
 
 
 class Turns:
