@@ -70,25 +70,39 @@ def read_overrides(home: Path) -> Overrides:
     """The overrides of a home. Blocking."""
     path = home / "state" / OVERRIDES
     try:
-        content = json.loads(path.read_bytes())
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return Overrides()
+    except OSError as error:
+        return Overrides(problem=f"{path} can't be read ({error}): no override is in force; remove or repair it")
+    return decode_overrides(data, str(path))
+
+
+def decode_overrides(data: bytes, where: str) -> Overrides:
+    """From bytes that were kept; `problem` says what is wrong with them."""
+    try:
+        content = json.loads(data)
         if content["format"] > FORMAT:
-            return Overrides(problem=f"{path} is of format {content['format']}: written by a newer release")
+            return Overrides(problem=f"{where} is of format {content['format']}: written by a newer release")
         return Overrides(
             {
                 str(key): Override(entry["value"], str(entry["actor"]), str(entry["reason"]), float(entry["at"]))
                 for key, entry in content["overrides"].items()
             }
         )
-    except FileNotFoundError:
-        return Overrides()
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        return Overrides(problem=f"{path} can't be read ({error}): no override is in force; remove or repair it")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        return Overrides(problem=f"{where} can't be read ({error}): no override is in force; remove or repair it")
+
+
+def encode_overrides(overrides: Overrides) -> bytes:
+    """The bytes to keep."""
+    content = {"format": FORMAT, "overrides": {key: attrs.asdict(each) for key, each in overrides.entries.items()}}
+    return json.dumps(content, indent=2, sort_keys=True).encode() + b"\n"
 
 
 def write_overrides(home: Path, overrides: Overrides) -> None:
     """Keep the overrides of a home. Blocking. Raises OSError; then the old file is untouched."""
-    content = {"format": FORMAT, "overrides": {key: attrs.asdict(each) for key, each in overrides.entries.items()}}
-    replace_file(home / "state" / OVERRIDES, json.dumps(content, indent=2, sort_keys=True).encode() + b"\n")
+    replace_file(home / "state" / OVERRIDES, encode_overrides(overrides))
 
 
 def read_last_good(home: Path) -> LastGood | None:

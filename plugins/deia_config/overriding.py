@@ -12,16 +12,16 @@ import json
 import logging
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deia_config.agreement import Turn
 from deia_config.effective import effective
 from deia_config.history import differences
+from deia_config.kept import AWAY, NOTHING, Kept, Stamp
 from deia_hardening.errors import ReloadRefused, SettingsError
 from deia_hardening.plugin import SYSTEM, Actor, Host, Problem
-from deia_hardening.settings.state import OVERRIDES, Override, Overrides, read_overrides, write_overrides
-from deia_hardening.store import LeaseHeld
+from deia_hardening.settings.state import Override, Overrides
+from deia_hardening.store import LeaseHeld, StaleRevision, StoreError
 
 if TYPE_CHECKING:
     from deia_config.service import ConfigManager
@@ -36,12 +36,13 @@ class Overriding:
         self._host = host
         self._manager = manager
         self.now = Overrides()
-        self.stamp: tuple[int, int] = (0, 0)
+        self._kept = Kept(host)
+        self.stamp: Stamp = NOTHING
 
     async def load(self) -> None:
         """Read what an earlier run, or another worker, has left."""
-        self.stamp = await self._host.blocking(_stamp, self._host.home)
-        self.now = await self._host.blocking(read_overrides, self._host.home)
+        self.stamp = await self._kept.stamp()
+        self.now = await self._kept.read()
         if self.now.problem:
             logger.error("%s", self.now.problem)
 
@@ -123,17 +124,17 @@ class Overriding:
         except (SettingsError, ReloadRefused) as error:
             raise _problem(error) from error
         try:
-            await self._host.blocking(write_overrides, self._host.home, new)
-        except OSError as error:
+            await self._kept.write(new, self.stamp)
+        except (OSError, StoreError) as error:
             with contextlib.suppress(SettingsError, ReloadRefused):
                 await self._manager.propose(
                     source=source, overrides=old.nested(), actor=SYSTEM, reason="it could not be kept"
                 )
-            raise Problem(
-                507, f"the override can't be kept on disk ({error}); the old settings are in force"
-            ) from error
+            if isinstance(error, StaleRevision):
+                raise Problem(412, "another machine has just changed the overrides; nothing was changed") from error
+            raise Problem(507, f"the override can't be kept ({error}); the old settings are in force") from error
         self.now = new
-        self.stamp = await self._host.blocking(_stamp, self._host.home)
+        self.stamp = await self._kept.stamp()
         return self._manager.revision
 
     def _expect(self, if_revision: int | None) -> None:
@@ -147,11 +148,11 @@ class Overriding:
 
     async def look(self) -> bool:
         """Take up overrides that another worker of this home has set. False when they are refused here."""
-        stamp = await self._host.blocking(_stamp, self._host.home)
-        if stamp == self.stamp:
+        stamp = await self._kept.stamp()
+        if stamp in (self.stamp, AWAY):
             return True
         async with self._manager.changing():
-            found = await self._host.blocking(read_overrides, self._host.home)
+            found = await self._kept.read()
             self.stamp = stamp
             if found.problem:
                 logger.error("%s", found.problem)
@@ -168,7 +169,7 @@ class Overriding:
                     decision = await agreement.decision()
                     if decision is not None and decision.applied and decision.content == digest(found):
                         agreement.fell_behind("overrides", str(error))
-                        self.stamp = (0, 0)  # tried again at the next look
+                        self.stamp = NOTHING  # tried again at the next look
                     return False
             agreement.caught_up("overrides")
         return True
@@ -177,15 +178,6 @@ class Overriding:
 def digest(overrides: Overrides) -> str:
     """What tells these overrides from others."""
     return hashlib.sha256(json.dumps(overrides.nested(), sort_keys=True, default=str).encode()).hexdigest()
-
-
-def _stamp(home: Path) -> tuple[int, int]:
-    """Changes whenever the overrides file was replaced. Blocking."""
-    try:
-        found = (home / "state" / OVERRIDES).stat()
-    except OSError:
-        return (0, 0)
-    return (found.st_ino, found.st_mtime_ns)
 
 
 def _clashes(old: str, new: str) -> bool:

@@ -79,7 +79,7 @@ async def test_unsetting_what_is_not_set_is_404(start: Any) -> None:
 
 
 async def test_an_override_that_can_not_be_kept_is_taken_back(start: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    import deia_config.overriding as module
+    import deia_config.kept as module
 
     def full(*args: Any) -> None:
         raise OSError(28, "No space left on device")
