@@ -70,7 +70,8 @@ def side_by_side(status: Mapping[str, Any]) -> Group:
         version = versions.get(role)
         if version is None:
             continue
-        table.add_column(safe(f"{key}: {version['name']}"), justify="right")
+        label = key if len(versions) > 1 else "serves"
+        table.add_column(safe(f"{label}: {version['name']}"), justify="right")
         asked, failed = int(counts.get(key, 0)), int(counts.get(f"{key}_failed", 0))
         wait = float(counts.get(f"{key}_p99", 0.0))
         rows["serves"].append(version["target"])
@@ -90,11 +91,11 @@ def side_by_side(status: Mapping[str, Any]) -> Group:
         + (", paused" if status.get("paused") else ""),
     ]
     if evidence:
-        lines.append(
+        lines += [
             f"E against new {evidence['e_rollback']:.3g} (rolls back at {status.get('rolls_back_at', 0):g}), "
-            f"for it {evidence['e_promote_failures']:.3g}; users {evidence['keys']}, "
-            f"failed first on new {evidence['failed_new']}, on old {evidence['failed_old']}"
-        )
+            f"for it {evidence['e_promote_failures']:.3g}",
+            f"users {evidence['keys']}; failed first on new {evidence['failed_new']}, on old {evidence['failed_old']}",
+        ]
     for name in ("problem", "reason"):
         if status.get(name):
             lines.append(f"{name}: {status[name]}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 from pathlib import Path
@@ -170,6 +171,41 @@ async def test_the_teams_own_pytest_is_run_against_the_version(
         await until(lambda: manager.status().phase == "rolled-back", turns=6000)
         assert "pytest" in manager.status().reason
         assert "as expected" in manager.status().reason
+
+
+async def test_the_terminal_shows_both_versions_side_by_side(pair: Any, until: Any) -> None:
+    from rich.console import Console
+
+    from deia_hardening.cli.sidebyside import side_by_side
+    from deia_hardening.control.codec import plain
+
+    async with pair.up() as live:
+        manager: MigrationManager = live.service(MigrationManager)
+        await manager.start("v2", plan=FAST)
+        await until(lambda: manager.status().weight == 0.5, "the first step")
+        for user in range(20):
+            await live.post("/", headers=[(b"x-user", str(user).encode())])
+        await until(lambda: sum(manager.status().requests[name] for name in ("old", "new")) == 20)
+        console = Console(width=100, record=True, file=io.StringIO())
+        console.print(side_by_side(plain(manager.status())))
+        shown = console.export_text()
+        for word in (
+            "old: app",
+            "new: v2",
+            "50%",
+            "requests",
+            "p99",
+            " ms",
+            "ramping, step 1 of 1",
+            "rolls back at 100",
+        ):
+            assert word in shown, shown
+        counts = manager.status().requests
+        assert counts["new_p99"] > 0
+        assert f" {counts['old']} " in shown
+        await manager.rollback(reason="users \x1b[31mcomplain")
+        console.print(side_by_side(plain(manager.status())))
+        assert "\x1b" not in console.export_text()
 
 
 def test_equal_code_has_one_digest_and_one_copy(tmp_path: Path) -> None:
