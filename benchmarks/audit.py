@@ -220,9 +220,9 @@ def bench_verify(layout: Layout) -> None:
     spent = own + after.ru_utime + after.ru_stime - children.ru_utime - children.ru_stime
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(
-        f"verify: {report.verdict} {report.records} records of {size / report.records:.0f} bytes in {seconds:.2f} s: "
-        f"{report.records / seconds:,.0f} records/s on {os.cpu_count()} cores, {spent / report.records * 1e6:.2f} µs CPU "
-        f"a record (peak {peak:.0f} MiB)"
+        f"verify: {report.verdict} {report.records} records of {size / report.records:.0f} bytes in {seconds:.2f} s, "
+        f"{report.records / seconds:,.0f} records/s on {os.cpu_count()} cores, "
+        f"{spent / report.records * 1e6:.2f} µs of CPU a record (peak {peak:.0f} MiB)"
     )
     assert report.verdict.ok, report
 

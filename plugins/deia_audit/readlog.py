@@ -67,6 +67,7 @@ class LogReading:
         self.chain: SealChain | None = None
         self.witnessed = 0
         self.header_origin = ""
+        self.listed: list[Segment] = []
 
     @property
     def signed(self) -> int:
@@ -75,7 +76,7 @@ class LogReading:
     # -- the log --
 
     def _read_log(self) -> RebuiltTree:
-        segments = self.reader.segments()
+        segments = self.listed = self.reader.segments()
         if not segments:
             if self.signed:
                 raise Found(Verdict.TRUNCATED, f"the log is gone; {self.signed} records were signed", 0)
@@ -101,10 +102,15 @@ class LogReading:
                     break
         finally:
             pieces.close()  # type: ignore[attr-defined]
-        if failed:
+        if failed and (self.through is None or self.next < self.through):
             segment, why = failed[0]
             raise Found(Verdict.ALTERED, f"segment {segment.path.name} can't be read: {why}", self.next)
         return tree
+
+    def moved(self) -> bool:
+        """Whether segments came, were renamed or went since the log was listed: what is missing may be elsewhere."""
+        listed = [(one.number, one.path) for one in self.listed]
+        return [(one.number, one.path) for one in self.reader.segments()] != listed
 
     def _find(self, segment: Segment) -> Segment:
         """Return a segment as it is now: a running service seals and compresses while it is read."""

@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from queue import Queue
 
@@ -27,6 +28,9 @@ RANGE = 8 << 20
 SMALL = 32 << 20
 """A log below this many bytes is read by this process alone."""
 _LOOK = 1 << 17
+_LOOKS = 10
+_LOOK_AGAIN = 0.02
+"""Seconds between two looks for a segment that a rotation or compression is just renaming."""
 
 
 @attrs.frozen
@@ -169,8 +173,15 @@ def _scanned(
 
 def _pieces(segments: list[Segment], find: Find, on_error: Callable[[Segment, str], None]) -> Iterator[Piece]:
     for segment in segments:
-        try:
-            yield from pieces_of(find(segment))
-        except (OSError, ValueError) as error:
-            on_error(segment, str(error) or type(error).__name__)
-            return
+        for left in reversed(range(_LOOKS)):
+            try:
+                yield from pieces_of(find(segment))
+                break
+            except FileNotFoundError as error:  # told as it is opened: it may just be getting its other name
+                if not left:
+                    on_error(segment, str(error))
+                    return
+                time.sleep(_LOOK_AGAIN)
+            except (OSError, ValueError) as error:
+                on_error(segment, str(error) or type(error).__name__)
+                return

@@ -6,6 +6,7 @@ import contextlib
 import json
 import random
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from deia_audit.query.grammar import Cursor, QueryError, parse_query
 from deia_audit.query.index import build, index_path, sound
 from deia_audit.query.search import Page, Search
 from deia_hardening import current, harden
-from deia_hardening.journal import JournalSettings
+from deia_hardening.journal import JournalReader, JournalSettings
 from deia_hardening.settings import Bytes
 
 NOW = 1_800_000_000_000_000_000
@@ -253,3 +254,16 @@ def test_the_trail_is_read_over_http_with_a_token(tmp_path: Path, caplog: pytest
         reads = client.get("/api/audit/logs?action=GET%20/api/audit/logs", headers=headers).json()["records"]
         assert [one["http"]["status"] for one in reads] == [400, 200, 401]
         assert reads[1]["actor"]["id"]
+
+
+def test_two_builders_of_one_index_do_not_spoil_it(make_trail: Callable[..., Any]) -> None:
+    trail = make_trail()
+    trail.add(300)
+    trail.journal.seal()
+    segment = next(one for one in JournalReader(trail.layout.log).segments() if not one.live)
+    with ThreadPoolExecutor(4) as pool:
+        for _round in range(5):
+            index_path(trail.layout.index, segment).unlink(missing_ok=True)
+            built = [pool.submit(build, segment, trail.layout.index) for _ in range(4)]
+            for one in built:
+                assert sound(one.result())

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from starlette.applications import Starlette
+from starlette.testclient import TestClient
 
 from deia_audit import AuditLogger
 from deia_audit.operation_types import ProveInput, QueryInput
+from deia_hardening import harden
 from deia_hardening.context import Actor
 from deia_hardening.plugin import Call
 from deia_hardening.runtime import runtime
@@ -74,3 +78,17 @@ async def test_turning_the_plugin_off_is_the_trails_last_word(tmp_path: Path, re
     assert "audit.switched-off" in actions
     assert "audit.stopped" not in actions
     assert actions.count("GET (unmatched)") == 1
+
+
+def test_an_app_that_is_dropped_ends_its_trail_without_a_complaint(
+    tmp_path: Path, read_trail: Read, caplog: pytest.LogCaptureFixture
+) -> None:
+    app = harden(Starlette(), {"home": str(tmp_path), "audit": {}})
+    TestClient(app).get("/missing")
+    del app
+    deadline = time.monotonic() + 30
+    while "audit.stopped" not in [one.get("action") for one in read_trail(tmp_path)]:
+        gc.collect()
+        assert time.monotonic() < deadline, "the trail was not ended"
+        time.sleep(0.05)
+    assert "ended by itself" not in caplog.text

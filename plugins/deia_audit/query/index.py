@@ -6,6 +6,8 @@ made anew from the segment. What it offers is read again from the log and checke
 
 from __future__ import annotations
 
+import fcntl
+import os
 import sqlite3
 from collections.abc import Iterable, Iterator
 from hashlib import sha256
@@ -127,9 +129,25 @@ def index_path(folder: Path, segment: Segment) -> Path:
 
 
 def build(segment: Segment, folder: Path) -> Path:
-    """Make the index of a sealed segment, durable, with its digest beside it; an old one is replaced."""
+    """Make the index of a sealed segment, durable, with its digest beside it, unless a usable one is there.
+
+    One builder at a time in a folder: a query may want the index that is just being made after a seal.
+    """
     make_folders(folder)
     target = index_path(folder, segment)
+    lock = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            SegmentIndex.open(target, segment.first).close()
+        except IndexDamaged:
+            _build(segment, target)
+    finally:
+        os.close(lock)
+    return target
+
+
+def _build(segment: Segment, target: Path) -> None:
     beside = target.with_suffix(".new")
     beside.unlink(missing_ok=True)
     connection = sqlite3.connect(beside, isolation_level="DEFERRED")
@@ -147,9 +165,9 @@ def build(segment: Segment, folder: Path) -> Path:
     with beside.open("rb+") as file:
         digest = sha256(file.read()).hexdigest()
         sync_file(file.fileno())
-    beside.rename(target)
+    target.unlink(missing_ok=True)  # at no moment an index stands beside another one's digest
     replace_file(target.with_suffix(".digest"), f"{digest}\n".encode())
-    return target
+    beside.rename(target)
 
 
 def sound(path: Path) -> bool:
