@@ -6,7 +6,7 @@ an event. Silence is never read as health: `status` says how old each proof is.
 
 from __future__ import annotations
 
-import shutil
+import datetime as dt
 import sqlite3
 import subprocess
 import sys
@@ -16,19 +16,20 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import msgspec
 
+from deia_recovery.backup.compaction import compact
 from deia_recovery.backup.manifest import Manifest, manifest_name
 from deia_recovery.backup.prune import prune
+from deia_recovery.backup.reinstating import Reinstating
 from deia_recovery.backup.restore import Catalog, Plan, choose, fill, recomputed_names
-from deia_recovery.backup.restoring import Restoring
 from deia_recovery.backup.retention import Rules
 from deia_recovery.backup.shipping import Shipper
 from deia_recovery.backup.snapshot import FileJob, Job, Result
 from deia_recovery.backup.vault import Vault
-from deia_recovery.engine.files import write_whole
+from deia_recovery.engine.files import make_folder, write_whole
 from deia_recovery.engine.generation import build
 from deia_recovery.errors import BackupError, StateError, StateUnavailable
 from deia_recovery.events import ProofDone, SnapshotTaken
-from deia_recovery.opening import Found
+from deia_recovery.objects import keep_objects
 
 if TYPE_CHECKING:
     from deia_recovery.service import DisasterRecovery
@@ -48,7 +49,7 @@ class Proofs:
         return max(self.rehearsed.values(), default=0.0)
 
 
-class Backups(Restoring):
+class Backups(Reinstating):
     """Everything about backups that one home does."""
 
     def __init__(self, recovery: DisasterRecovery) -> None:
@@ -65,7 +66,7 @@ class Backups(Restoring):
     def take(self, what: tuple[str, ...] = ("all",)) -> Result:
         """Take a snapshot now. Blocks while its process works. Raises BackupError; then there is no snapshot."""
         generation = self._generation()
-        self._recovery.keep_objects()
+        keep_objects(self._recovery)
         if "all" in what or set(what) & {"registry", "assignments", "tasks", "objects"}:
             self.ship(wait=True)
         job = Job(
@@ -133,8 +134,11 @@ class Backups(Restoring):
 
     # -- shipping ----------------------------------------------------------------------------------------------
 
-    def ship(self, *, wait: bool = False, trim: bool = True) -> None:
-        """Ship what was committed. Failures are kept in `problems` and tried again at the next call."""
+    def ship(self, *, wait: bool = False, trim: bool = True, mirror: bool = True) -> None:
+        """Ship what was committed, also off the machine where that is configured and `mirror`.
+
+        Failures are kept in `problems` and tried again at the next call.
+        """
         generation = self._generation()
         with self._lock:
             shipper = self._shipper
@@ -149,7 +153,8 @@ class Backups(Restoring):
             if last is not None and last.position != before:
                 if trim:
                     shipper.trim()
-                self._mirrored(segments_only=True)
+                if mirror:
+                    self._mirrored(segments_only=True)
         except (OSError, StateError) as error:
             self._failed("shipping", str(error))
         else:
@@ -201,6 +206,7 @@ class Backups(Restoring):
             proofs = attrs.evolve(old, **merged)
             for snapshot in news.get("verified", ()):
                 proofs.failed.pop(snapshot, None)
+            make_folder(self._recovery.root)
             write_whole(self._recovery.root / "proofs.json", msgspec.json.encode(proofs))
             self.known_proofs = proofs
 
@@ -231,19 +237,15 @@ class Backups(Restoring):
         catalog = self.catalog()
         plan = choose(catalog, snapshot=snapshot)
         manifest = plan.snapshot
-        scratch = self._recovery.root / "rehearsal"
-        if scratch.exists():
-            shutil.rmtree(scratch)
         try:
-            rows = self._rehearsed(catalog, manifest, scratch)
-            self._rehearse_to_the_end(catalog, plan, scratch)
+            with self.scratch("rehearsal") as scratch:
+                rows = self._rehearsed(catalog, manifest, scratch)
+                self._rehearse_to_the_end(catalog, plan, scratch)
         except (BackupError, sqlite3.Error, OSError, ValueError) as error:
             self._prove(failed={manifest.id: str(error)})
             self._failed("rehearsal", str(error))
             self._recovery.host.events.emit(ProofDone(what="rehearsal", outcome="failure", reason=str(error)))
             raise BackupError(f"the rehearsal of snapshot {manifest.id} failed: {error}") from error
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
         now = self._recovery.host.clock.wall()
         self._prove(rehearsed={manifest.id: now}, verified={manifest.id: now})
         self._succeeded("rehearsal")
@@ -290,57 +292,23 @@ class Backups(Restoring):
     # -- keeping -----------------------------------------------------------------------------------------------
 
     def prune(self) -> dict[str, int]:
-        """Remove what retention lets go, and chunks that nothing has referred to for the grace period."""
+        """Remove what retention lets go, and chunks that nothing has referred to for the grace period.
+
+        Small shipped segments are made few.
+        """
         rules = self.settings.retention
+        catalog = self.catalog()
         found = prune(
-            self.catalog(),
+            catalog,
             Rules(rules.last, rules.hourly, rules.daily, rules.weekly, rules.monthly),
             proven=self.proofs(),
             grace=float(rules.grace),
             now=self._recovery.host.clock.wall(),
         )
+        found["compacted"] = compact(catalog.vault, catalog.keys, self._generation().store)
         if any(found.values()):
             self._recovery.journal({"kind": "recovery.pruned", **found})
         return found
-
-    # -- restoring while serving ---------------------------------------------------------------------------------
-
-    def restore_now(
-        self, *, snapshot: str | None = None, until: float | None = None, dry_run: bool = False, take_over: bool = False
-    ) -> dict[str, Any]:
-        """Restore while serving: writers are refused and drained, then the restored generation is put in force."""
-        recovery = self._recovery
-        self._generation()
-        self.ship(wait=True)
-        catalog = self.catalog()
-        plan = choose(catalog, snapshot=snapshot, until=until)
-        if not plan.snapshot.whole:
-            raise BackupError(
-                f"snapshot {plan.snapshot.id} holds only {', '.join(plan.snapshot.what)}: choose a whole one"
-            )
-        report = {
-            "snapshot": plan.snapshot.id,
-            "position": plan.position,
-            "at": plan.at,
-            "rows": plan.snapshot.rows,
-            "skipped": list(plan.skipped),
-            "dry_run": dry_run,
-        }
-        if dry_run:
-            return report
-        recovery.state.closed_for = "a restore is going on: nothing was accepted; retry in some seconds"
-        try:
-            with recovery.engine.turn():
-                self.ship(wait=True, trim=False)
-                live = recovery.engine.peek()
-                found = Found(recovery.root, "asked for by an operator", recovery.engine.folder, live)
-                generation = self._restore(found, catalog, plan, until, take_over=take_over)
-                recovery.engine.page.position = 1 << 62  # every worker's memory of the old generation ends here
-            recovery.adopt()
-        finally:
-            recovery.state.closed_for = ""
-        self.take(("all",))
-        return {**report, "generation": generation.number}
 
     # -- telling -----------------------------------------------------------------------------------------------
 
@@ -352,6 +320,7 @@ class Backups(Restoring):
             {
                 "id": one.id,
                 "taken": one.taken,
+                "at": _moment(one.at),
                 "what": list(one.what),
                 "generation": one.generation,
                 "position": one.position,
@@ -366,6 +335,11 @@ class Backups(Restoring):
         found.sort(key=lambda one: one["taken"], reverse=True)
         found.extend({"id": "", "problem": text} for text in catalog.refused)
         return found
+
+
+def _moment(at: float) -> str:
+    """Unix seconds as `restore --at` takes them."""
+    return dt.datetime.fromtimestamp(at, dt.UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 __all__ = ["Backups", "Proofs", "Vault", "manifest_name"]

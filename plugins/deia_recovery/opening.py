@@ -6,9 +6,10 @@ beside it and switches. Where backups exist and the state is gone, an empty stat
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import attrs
@@ -59,6 +60,16 @@ class StateHome:
     def exists(self) -> bool:
         """Whether there is, or was, a state here."""
         return (self.root / "current").exists() or newest_number(self.root) > 0
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[bool]:
+        """Keep every process from opening the state; gives False, and keeps nobody away, where one has it open."""
+        make_folder(self.root)
+        alone = self._use.try_acquire()
+        try:
+            yield alone
+        finally:
+            self._use.close()
 
     def open(self, now: float, *, lifespan: bool, restore: Restorer, automatic: bool = True) -> Opened:
         """Find, check and if need be restore or create the state; afterwards the engine may open it.

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Any
 
 import attrs
 
 from deia_hardening.plugin import Call, NoInput, Operation, Problem, Progress, Role
 from deia_hardening.settings import setting
-from deia_recovery.errors import BackupError, StartRefused, StateError, WrongKey
+from deia_recovery.backup.reinstating import Asked
+from deia_recovery.backup.selection import PARTS
+from deia_recovery.errors import BackupError, NoBackups, StartRefused, StateError, WrongKey
 from deia_recovery.settings import SELECTABLE
 
 if TYPE_CHECKING:
@@ -36,6 +39,9 @@ class RestoreInput:
     """What to restore, and how far."""
 
     snapshot: str = setting("", "the snapshot's id; empty: the newest that verifies")
+    what: tuple[str, ...] = setting(
+        (), f"bring only these parts back into the present state: {', '.join(PARTS)}; none: all, as a new generation"
+    )
     at: str = setting("", "a point in time as 2026-11-22T10:00Z; empty: everything that was shipped")
     dry_run: bool = setting(False, "only say what would be restored")
     take_over: bool = setting(False, "become the writer of remote backups that another machine wrote")
@@ -74,17 +80,19 @@ def parse_time(text: str) -> float:
     return found.timestamp()
 
 
-def operations(service: Callable[[], DisasterRecovery]) -> Sequence[Operation]:
-    """The operations over one home; `service` gives the running one, or raises NotEnabled."""
+def operations(service: Callable[[], AbstractAsyncContextManager[DisasterRecovery]]) -> Sequence[Operation]:
+    """The operations over one home; `service` lends the running one, or one made for the call where none runs."""
 
     async def do(work: Callable[[DisasterRecovery], Any]) -> Any:
-        recovery = service()
         try:
-            return await recovery.host.blocking(work, recovery)
+            async with service() as recovery:
+                return await recovery.host.blocking(work, recovery)
         except WrongKey as error:
             raise Problem(409, str(error)) from error
         except (BackupError, StartRefused) as error:
             raise Problem(422, str(error)) from error
+        except NoBackups as error:
+            raise Problem(404, f"{error}: `recovery take` makes the first one") from error
         except StateError as error:
             raise Problem(507, str(error)) from error
 
@@ -92,6 +100,11 @@ def operations(service: Callable[[], DisasterRecovery]) -> Sequence[Operation]:
         return SnapshotList(tuple(await do(lambda r: r.backups.list())))
 
     async def take(given: WhatToTake, call: Call) -> AsyncIterator[Any]:
+        unknown = [part for part in given.what if part not in SELECTABLE]
+        if unknown or not given.what:
+            raise Problem(
+                400, f"what: {', '.join(unknown) or 'nothing'} is no part: choose from {', '.join(SELECTABLE)}"
+            )
         yield Progress("a process of its own reads and stores the state")
         yield Report(attrs.asdict(await do(lambda r: r.backups.take(given.what))))
 
@@ -111,12 +124,10 @@ def operations(service: Callable[[], DisasterRecovery]) -> Sequence[Operation]:
     async def restore(given: RestoreInput, call: Call) -> AsyncIterator[Any]:
         until = parse_time(given.at) if given.at else None
         yield Progress("writers are drained and the next generation is built")
-        report = await do(
-            lambda r: r.backups.restore_now(
-                snapshot=given.snapshot or None, until=until, dry_run=given.dry_run, take_over=given.take_over
-            )
+        asked = Asked(given.snapshot or None, until, given.what, given.dry_run, given.take_over)
+        yield Report(
+            await do(lambda r: r.backups.restore_offline(asked) if r.offline else r.backups.restore_now(asked))
         )
-        yield Report(report)
 
     async def status(given: NoInput, call: Call) -> Report:
         return Report(await do(lambda r: r.status()))
@@ -124,6 +135,7 @@ def operations(service: Callable[[], DisasterRecovery]) -> Sequence[Operation]:
     return (
         Operation(
             name="recovery.list",
+            offline=True,
             summary="Snapshots, newest first, with their proofs",
             role=Role.VIEWER,
             handler=list_snapshots,
@@ -132,6 +144,7 @@ def operations(service: Callable[[], DisasterRecovery]) -> Sequence[Operation]:
         ),
         Operation(
             name="recovery.status",
+            offline=True,
             summary="How the last run ended, how far backups reach, how old each proof is",
             role=Role.VIEWER,
             handler=status,
@@ -140,6 +153,7 @@ def operations(service: Callable[[], DisasterRecovery]) -> Sequence[Operation]:
         ),
         Operation(
             name="recovery.take",
+            offline=True,
             summary="Take a snapshot now",
             role=Role.OPERATOR,
             handler=take,
@@ -148,6 +162,7 @@ def operations(service: Callable[[], DisasterRecovery]) -> Sequence[Operation]:
         ),
         Operation(
             name="recovery.verify",
+            offline=True,
             summary="Open every chunk of one snapshot or all",
             role=Role.OPERATOR,
             handler=verify,
@@ -156,6 +171,7 @@ def operations(service: Callable[[], DisasterRecovery]) -> Sequence[Operation]:
         ),
         Operation(
             name="recovery.rehearse",
+            offline=True,
             summary="Restore into a scratch place and compare",
             role=Role.OPERATOR,
             handler=rehearse,
@@ -171,6 +187,7 @@ def operations(service: Callable[[], DisasterRecovery]) -> Sequence[Operation]:
         ),
         Operation(
             name="recovery.restore",
+            offline=True,
             summary="Restore a snapshot and what was shipped since, into a new generation",
             role=Role.ADMIN,
             handler=restore,

@@ -171,13 +171,21 @@ class RecoveryPlugin(Plugin[RecoverySettings]):
         return tasks
 
     def operations(self) -> Sequence[Operation]:
-        return operations(self._service)
+        return operations(self._lend)
 
-    def _service(self) -> DisasterRecovery:
-        recovery = self._recovery
-        if recovery is None:
-            raise NotEnabled("recovery is not running")
-        return recovery
+    @asynccontextmanager
+    async def _lend(self) -> AsyncIterator[DisasterRecovery]:
+        """The running service, or, on a command line with no service up, one for this call."""
+        if self._recovery is not None:
+            yield self._recovery
+            return
+        blocking = self.host.blocking
+        recovery = DisasterRecovery(self.host, self._settings(), offline=True)
+        try:
+            yield recovery
+        finally:
+            await blocking(recovery.stop)
+            await blocking(self.host.journal("disaster-recovery").drain, 5.0)
 
     def health(self) -> Health:
         recovery = self._recovery

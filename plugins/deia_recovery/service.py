@@ -18,19 +18,18 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from deia_hardening.events import BotChanged
-from deia_hardening.protection import protected
 from deia_hardening.services import NoSplit, VersionSplit
-from deia_recovery.backup.shipping import read_shipped
 from deia_recovery.backups import Backups
 from deia_recovery.crash import Verdict
 from deia_recovery.engine.engine import Engine
 from deia_recovery.engine.files import FileLock
 from deia_recovery.engine.generation import Generation, folder_name
-from deia_recovery.engine.transaction import Tx
 from deia_recovery.events import StateOpened
 from deia_recovery.inbox.replay import Replayer
 from deia_recovery.measures import Measures
+from deia_recovery.objects import load_objects
 from deia_recovery.opening import Opened, StateHome, in_doubt
+from deia_recovery.reporting import Reporting
 from deia_recovery.settings import RecoverySettings
 from deia_recovery.stores import steps
 from deia_recovery.stores.assignments import Assignments
@@ -64,17 +63,19 @@ _lock = threading.Lock()
 _shared: dict[Path, Shared] = {}
 
 
-class DisasterRecovery:
+class DisasterRecovery(Reporting):
     """Durable state and its backups. `current(DisasterRecovery)` finds it; registries and queues use it by themselves.
 
     Attributes:
         state: what bound handles work on: `Registry("bots", Bot, state=recovery.state)`.
         backups: taking, proving and restoring snapshots.
         opened: how the state was found at the start (None before anything needed it).
+        offline: whether it was made for one command, with no service up.
     """
 
-    def __init__(self, host: Host, settings: RecoverySettings) -> None:
+    def __init__(self, host: Host, settings: RecoverySettings, *, offline: bool = False) -> None:
         self._host = host
+        self.offline = offline
         self.settings = settings
         self.root = host.home / "state" / "recovery"
         with _lock:
@@ -137,42 +138,6 @@ class DisasterRecovery:
     def _confirm(self, position: int) -> None:
         self.backups.confirm(position)
 
-    # -- protected objects ----------------------------------------------------------------------------------------
-
-    def keep_objects(self) -> None:
-        """Write down what `protect()`ed objects dump, where it changed. Blocks."""
-        for name, one in protected().items():
-            try:
-                data = bytes(one.dump())
-            except Exception as error:
-                self.backups.problems[f"object {name}"] = f"its dump failed: {error!r}"
-                self.journal({"kind": "recovery.problem", "what": f"object {name}", "detail": repr(error)[:500]})
-                continue
-            self.backups.problems.pop(f"object {name}", None)
-
-            def write(tx: Tx, name: str = name, data: bytes = data) -> None:
-                row = tx.one("SELECT value FROM object WHERE name = ?", name)
-                if row is None or row[0] != data:
-                    tx.put("object", (name,), {"value": data, "at": tx.now})
-
-            self.engine.write(write).result(_PURGE_WAIT)
-
-    def load_objects(self) -> None:
-        """Give protected objects back what was written down. Blocks."""
-        wanted = protected()
-        if not wanted:
-            return
-        rows = self.engine.read_here(lambda connection: connection.execute("SELECT name, value FROM object").fetchall())
-        for name, data in rows:
-            one = wanted.get(name)
-            if one is not None:
-                try:
-                    one.load(data)
-                except Exception as error:
-                    detail = f"its load failed and its stored state was kept: {error!r}"
-                    self.backups.problems[f"object {name}"] = detail
-                    self.journal({"kind": "recovery.problem", "what": f"object {name}", "detail": detail[:500]})
-
     def start(self) -> Opened | None:
         """Open what is there, with owner lock and verdict. Blocks. None where there is nothing yet to be opened."""
         if self.engine.opener is None:
@@ -191,7 +156,7 @@ class DisasterRecovery:
             if in_doubt(opened.verdict) or opened.restored:
                 released = self.engine.write(steps.release_all, grows=False, guarded=True).result(_PURGE_WAIT)
             self._say(opened, released)
-            self.load_objects()
+            load_objects(self)
         return opened
 
     def _open(self) -> None:
@@ -250,6 +215,8 @@ class DisasterRecovery:
         if not last:
             return
         if self._shared.opened is not None:
+            if self.engine.peek() >= 0:
+                self.backups.ship(wait=True, trim=False, mirror="remote" not in self.backups.problems)
             try:
                 self.engine.checkpoints.run()
             except Exception as error:
@@ -338,7 +305,7 @@ class DisasterRecovery:
         return [subscription.cancel]
 
     async def _bot_changed(self, event: BotChanged) -> None:
-        if event.state in ("ejected", "removed") and self.generation is not None:
+        if event.state in ("ejected", "drained", "removed") and self.generation is not None:
             await self.engine.write(lambda tx: steps.release_bot(tx, event.bot), grows=False, guarded=True)
 
     # -- telling ---------------------------------------------------------------------------------------------------
@@ -355,67 +322,6 @@ class DisasterRecovery:
     @property
     def host(self) -> Host:
         return self._host
-
-    def complaints(self) -> list[str]:
-        """What is wrong, in sentences; nothing: nothing is known to be wrong, and proofs are young enough."""
-        found = []
-        if self.engine.failure:
-            found.append(f"the last write failed: {self.engine.failure}")
-        if self.engine.low_on_space:
-            found.append("disk space is low: new entries and tasks get 507")
-        found.extend(f"{what}: {why}" for what, why in sorted(self.backups.problems.items()))
-        found.extend(f"{one.file} page {one.page} {one.detail}" for one in self.engine.checkpoints.problems[:3])
-        if self.replayer.waiting:
-            found.append(self.replayer.waiting)
-        if self.problem:
-            found.append(self.problem)
-        if self.generation is not None and self._old(self._proven_at()):
-            found.append("no restore was proven for longer than recovery.proven_limit")
-        return found
-
-    def proven_age(self) -> float:
-        """Seconds since a restore was proven last, -1 without any."""
-        proven = self._proven_at()
-        return self._host.clock.wall() - proven if proven else -1.0
-
-    def _proven_at(self) -> float:
-        return self.backups.known_proofs.last_rehearsal
-
-    def _old(self, proven: float) -> bool:
-        limit = float(self.settings.proven_limit)
-        now = self._host.clock.wall()
-        return now - max(proven, self._started) > limit
-
-    def figures(self) -> dict[str, Any]:
-        """Numbers for health and metrics."""
-        proven = self._proven_at() if self.generation is not None else 0.0
-        now = self._host.clock.wall()
-        return {
-            "position": self.engine.peek(),
-            "commits": self.engine.groups,
-            "writes": self.engine.writes,
-            "proven_restore_age": now - proven if proven else None,
-        }
-
-    def status(self) -> dict[str, Any]:
-        """Everything that `recovery status` shows. Blocks."""
-        opened = self._shared.opened
-        generation = self.generation
-        shipped = read_shipped(self.root)
-        proofs = self.backups.proofs()
-        return {
-            "verdict": None if opened is None else opened.verdict.kind,
-            "evidence": "" if opened is None else opened.verdict.evidence,
-            "restored_at_start": bool(opened and opened.restored),
-            "generation": None if generation is None else generation.number,
-            "store": None if generation is None else generation.store,
-            "position": self.engine.peek(),
-            "shipped": None if shipped is None else shipped.position,
-            "snapshots": len(self.backups.catalog().ids()) if generation is not None else 0,
-            "proven_restore": proofs.last_rehearsal or None,
-            "scrubbed": proofs.scrubbed or None,
-            "problems": self.complaints(),
-        }
 
     @property
     def verdict(self) -> Verdict | None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 
+import anyio
 import attrs
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from deia_hardening.testing import FakeClock
+from deia_hardening.events import BotChanged
+from deia_hardening.testing import FakeClock, running
 from deia_recovery.errors import LeaseLost, StateError, StateUnavailable, UnknownTask
 from deia_recovery.stores.state import State
 from deia_recovery.stores.tasks import TaskQueue
@@ -213,6 +216,24 @@ async def test_an_ejected_bots_leases_are_released(state: State, jobs: TaskQueue
     assert (await jobs.stats()).ready == 2
     with pytest.raises(LeaseLost):
         await mine[0].complete()
+
+
+@pytest.mark.parametrize("word", ["ejected", "drained", "removed"])
+async def test_a_bot_that_leaves_its_pool_gives_its_tasks_back(home: Path, word: str) -> None:
+    async def app(scope: object, receive: object, send: object) -> None:
+        return None
+
+    async with running(app, {"home": str(home), "recovery": {"reserve": "0", "snapshots": []}}) as up:
+        queue: TaskQueue[int] = TaskQueue("jobs", int)
+        await queue.submit(1)
+        task = await queue.claim("w", bot="b1")
+        assert task is not None
+        up.core.events.emit(BotChanged(pool="p", bot="b1", state=word))
+        with anyio.fail_after(20):
+            while (await queue.get(task.id)).state != "ready":
+                await anyio.sleep(0.01)
+        with pytest.raises(LeaseLost):
+            await task.complete()
 
 
 async def test_a_waiting_claim_is_woken_by_a_submission(jobs: TaskQueue) -> None:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import shutil
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deia_recovery.backup.keys import KeyRing, load_key
 from deia_recovery.backup.mirror import Mirror
 from deia_recovery.backup.restore import Catalog
+from deia_recovery.backup.shipping import read_shipped
 from deia_recovery.backup.vault import FolderVault
-from deia_recovery.engine.generation import Generation
-from deia_recovery.errors import StateError
+from deia_recovery.engine.files import FileLock, make_folder
+from deia_recovery.engine.generation import Generation, read_current
+from deia_recovery.errors import NoBackups, StartRefused, StateError
 
 if TYPE_CHECKING:
     from deia_recovery.service import DisasterRecovery
@@ -55,9 +60,63 @@ class Places:
         return FolderVault(self.folder / store)
 
     def catalog(self) -> Catalog:
-        """The local backups of the state in force."""
-        generation = self._generation()
-        return Catalog(self.vault(generation.store), self.keys(), generation.store)
+        """The backups of the state in force; where none was opened, of the one that would be. Opens no state.
+
+        The local ones, or those off the machine where there are no others. Raises NoBackups where there are none.
+        """
+        generation = self._recovery.generation
+        if generation is not None:
+            return Catalog(self.vault(generation.store), self.keys(), generation.store)
+        found = self._catalogs(self.known_store())
+        if not found:
+            raise NoBackups(f"there are no backups in {self.folder} yet, and no state")
+        return found[0]
+
+    @contextlib.contextmanager
+    def scratch(self, name: str) -> Iterator[Path]:
+        """A folder of one's own while the block runs; who wants the same one, in any process, waits. Blocks."""
+        root = self._recovery.root
+        make_folder(root)
+        lock, folder = FileLock(root / f"{name}.scratch.lock"), root / name
+        lock.acquire()
+        try:
+            shutil.rmtree(folder, ignore_errors=True)  # what a killed one left
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+            lock.close()
+
+    def known_store(self) -> str | None:
+        """The id of this home's state as far as its files tell, though none was opened."""
+        root = self._recovery.root
+        with contextlib.suppress(StateError):
+            current = read_current(root)
+            if current is not None:
+                return current.store
+        shipped = read_shipped(root)
+        return None if shipped is None else shipped.store
+
+    def _catalogs(self, store: str | None) -> list[Catalog]:
+        """The backups of a state (None: of the only one there is), local ones first. Raises StartRefused."""
+        local = self.stores()
+        if store is not None:
+            local = [one for one in local if one == store]
+        if len(local) > 1:
+            raise StartRefused(
+                f"there is no state, and {self.folder} holds the backups of several ({', '.join(local)}): move away "
+                "all but the one that is to be restored"
+            )
+        catalogs = [Catalog(self.vault(one), self.keys(make=False), one) for one in local]
+        mirror = self.mirror()
+        if mirror is not None:
+            remote = [one for one in mirror.stores() if store is None or one == store]
+            if len(remote) > 1 and not local:
+                raise StartRefused(
+                    f"there is no state, and {self.settings.remote.url} holds the backups of several "
+                    f"({', '.join(remote)}): give each home a prefix of its own"
+                )
+            catalogs += [Catalog(mirror.vault(one), self.keys(make=False), one) for one in remote]
+        return catalogs
 
     def _generation(self) -> Generation:
         generation = self._recovery.generation

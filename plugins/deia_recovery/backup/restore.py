@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Container, Iterable, Iterator
 from pathlib import Path
 
 import attrs
@@ -193,17 +193,28 @@ class Catalog:
 
 
 def choose(
-    catalog: Catalog, *, snapshot: str | None = None, until: float | None = None, floor: int | None = None
+    catalog: Catalog,
+    *,
+    snapshot: str | None = None,
+    until: float | None = None,
+    floor: int | None = None,
+    tables: Iterable[str] | None = None,
 ) -> Plan:
-    """Which snapshot and how far. `until`: Unix seconds to restore to; `floor`: a position known to be in the backups.
+    """Which snapshot and how far. `until`: Unix seconds to restore to; `floor`: a position known to be in the backups;
+    `tables`: what the snapshot must hold, if not all.
 
     Raises BackupError when nothing fits, WrongKey when all there is was made with another key.
     """
     skipped: list[str] = []
+    needed = None if tables is None else set(tables)
+
+    def fits(one: Manifest) -> bool:
+        return one.whole if needed is None else needed <= one.tables.keys()
+
     if snapshot is not None:
         manifests = [catalog.manifest(snapshot)]
     else:
-        manifests = [one for one in catalog.manifests() if one.whole and (until is None or one.at <= until)]
+        manifests = [one for one in catalog.manifests() if fits(one) and (until is None or one.at <= until)]
         skipped.extend(catalog.refused)
     for manifest in manifests:
         problems = catalog.check(manifest)
@@ -245,9 +256,13 @@ def fill(connection: sqlite3.Connection, catalog: Catalog, plan: Plan, until: fl
     connection.execute("INSERT INTO changes(position, at, ops) VALUES(?, ?, ?)", (position, at, encode_ops([])))
 
 
-def load_tables(connection: sqlite3.Connection, catalog: Catalog, manifest: Manifest) -> None:
-    """Insert a snapshot's rows and compare their number with the manifest's."""
+def load_tables(
+    connection: sqlite3.Connection, catalog: Catalog, manifest: Manifest, only: Container[str] | None = None
+) -> None:
+    """Insert a snapshot's rows (of all tables, or `only` some) and compare their number with the manifest's."""
     for name, part in manifest.tables.items():
+        if only is not None and name not in only:
+            continue
         if name not in TABLE:
             raise BackupError(f"snapshot {manifest.id} has a table {name!r} that this release does not know")
         rows = 0

@@ -43,27 +43,6 @@ class Restoring(Places):
             "key or folder, or set recovery.start_empty to begin with an empty state"
         )
 
-    def _catalogs(self, store: str | None) -> list[Catalog]:
-        local = self.stores()
-        if store is not None:
-            local = [one for one in local if one == store]
-        if len(local) > 1:
-            raise StartRefused(
-                f"there is no state, and {self.folder} holds the backups of several ({', '.join(local)}): move away "
-                "all but the one that is to be restored"
-            )
-        catalogs = [Catalog(self.vault(one), self.keys(make=False), one) for one in local]
-        mirror = self.mirror()
-        if mirror is not None:
-            remote = [one for one in mirror.stores() if store is None or one == store]
-            if len(remote) > 1 and not local:
-                raise StartRefused(
-                    f"there is no state, and {self.settings.remote.url} holds the backups of several "
-                    f"({', '.join(remote)}): give each home a prefix of its own"
-                )
-            catalogs += [Catalog(mirror.vault(one), self.keys(make=False), one) for one in remote]
-        return catalogs
-
     def _restore(
         self, found: Found, catalog: Catalog, plan: Plan, until: float | None = None, *, take_over: bool
     ) -> Generation:

@@ -23,7 +23,8 @@ _entries = msgspec.msgpack.Decoder(list[Entry]).decode
 
 @attrs.frozen
 class SegmentHead:
-    """What a segment says of itself. `before` is the digest of the one it follows ("" at a generation's begin)."""
+    """What a segment says of itself. `before` is the digest of the one it follows ("" at a generation's begin);
+    `stands_for`, of a compacted one, that of the last one it replaces."""
 
     store: str
     generation: int
@@ -35,6 +36,7 @@ class SegmentHead:
     body: str
     key_id: str
     format: int = 1
+    stands_for: str = ""
 
 
 @attrs.frozen
@@ -62,11 +64,21 @@ def span_of(name: str) -> tuple[int, int, int] | None:
         return None
 
 
-def write_segment(store: str, generation: int, before: str, after: int, entries: list[Entry], keys: KeyRing) -> bytes:
+def write_segment(
+    store: str,
+    generation: int,
+    before: str,
+    after: int,
+    entries: list[Entry],
+    keys: KeyRing,
+    *,
+    stands_for: str = "",
+) -> bytes:
     """The bytes of a segment: head, MAC over head and body, body."""
     name, body = pack(msgspec.msgpack.encode(entries), keys)
+    first, last = entries[0], entries[-1]
     head = msgspec.json.encode(
-        SegmentHead(store, generation, after, entries[-1][0], entries[0][1], entries[-1][1], before, name, keys.id)
+        SegmentHead(store, generation, after, last[0], first[1], last[1], before, name, keys.id, stands_for=stands_for)
     )
     mac = keys.mac(head + b"\n" + body).encode()
     return head + b"\n" + mac + b"\n" + body
@@ -94,4 +106,4 @@ def read_segment(data: bytes, keys: KeyRing, where: str) -> Segment:
         raise BackupError(f"{where}: {error}") from error
     if not entries or entries[-1][0] != head.last:
         raise BackupError(f"{where} contradicts itself")
-    return Segment(head, entries, digest_of(data))
+    return Segment(head, entries, head.stands_for or digest_of(data))
