@@ -93,9 +93,9 @@ def transparency(session: nox.Session) -> None:
 @nox.session
 def frameworks(session: nox.Session) -> None:
     """Other frameworks and session protocols, bare and hardened, through their own clients."""
-    others = ["quart", "sanic", "python-socketio", "aiohttp", "sse-starlette", "mcp", "httpx", "gradio"]
+    others = ["quart", "sanic", "python-socketio", "aiohttp", "sse-starlette", "mcp", "httpx", "gradio", "hypercorn"]
     session.install("-e", ".[test]", *others)
-    _pytest(session, "-q", "tests/frameworks", "tests/transparency")
+    _pytest(session, "-q", "tests/frameworks", "tests/transparency", "tests/servers/test_wire.py")
 
 
 @nox.session

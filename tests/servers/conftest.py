@@ -32,13 +32,13 @@ class Server:
                 command, cwd=folder, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
             )
 
-    def wait_up(self, seconds: float = 30) -> None:
+    def wait_up(self, path: str = "/", seconds: float = 30) -> None:
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             if self.process.poll() is not None:
                 break
             with contextlib.suppress(OSError, http.client.HTTPException):
-                self.get("/")
+                self.get(path)
                 return
             time.sleep(0.05)
         raise AssertionError(f"the server did not come up:\n{self.log.read_text()}")
@@ -69,7 +69,7 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., Server]]:
     """`serve("uvicorn", "apps:app", "--port", "{port}")` starts a server in a folder with settings and waits for it."""
     servers: list[Server] = []
 
-    def start(*command: str, settings: str = "", **environment: str) -> Server:
+    def start(*command: str, settings: str = "", path: str = "/", **environment: str) -> Server:
         config = tmp_path / "config"
         config.mkdir(exist_ok=True)
         (config / "hardening.yaml").write_text(f"home: {tmp_path / 'home'}\n{settings}")
@@ -83,7 +83,7 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., Server]]:
         }  # fmt: skip
         server = Server([part.format(port=port) for part in command], port, tmp_path, full)
         servers.append(server)
-        server.wait_up()
+        server.wait_up(path)
         return server
 
     yield start
