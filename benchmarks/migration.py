@@ -29,6 +29,7 @@ from switching import APP, Load, free_port, get, server, up
 
 from deia_hardening.context import Exchange, RequestContext
 from deia_hardening.control.client import Client, NotRunning
+from deia_hardening.problem import Problem
 from deia_hardening.routing import Routes
 from deia_migration.choose import Chooser
 from deia_migration.middleware import Rules, SplitLayer
@@ -166,10 +167,15 @@ async def loaded(port: int, name: str, switches: int, tally: Path | None) -> Asy
     load = Load(port)
     running = asyncio.create_task(load.run())
     began = time.monotonic()
-    yield
-    load.stop()
-    await running
-    load.report(name, switches, time.monotonic() - began, tally)
+    try:
+        yield
+    except BaseException:
+        switches = 0  # what was lost until a switchover failed counts all the same
+        raise
+    finally:
+        load.stop()
+        await running
+        load.report(name, switches, time.monotonic() - began, tally)
 
 
 async def ours(switchovers: int, rolls: int, seconds: float, tally: Path | None) -> None:
@@ -192,12 +198,20 @@ async def ours(switchovers: int, rolls: int, seconds: float, tally: Path | None)
 
 
 async def migrate(client: Client, to: str, port: int) -> None:
-    for _ in range(200):  # its owner may just be replaced: another worker answers at the socket a moment later
+    asked = 0
+    while True:  # the socket's owner may just be replaced: another worker answers there a moment later
+        asked += 1
         try:
             await asyncio.to_thread(client.call, "migration.start", {"version": to}, changes=True, reason="bench")
             break
         except NotRunning:
+            if asked > 200:
+                raise
             await asyncio.sleep(0.05)
+        except Problem:
+            if asked == 1:
+                raise
+            break  # the one before had begun it, and its answer was lost
     status: Any = {"phase": ""}
     for _ in range(1_200):
         with contextlib.suppress(NotRunning):

@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any
 
 from deia_hardening.plugin import Host
-from deia_migration.book import FIELD, Book
+from deia_migration.book import FIELD, Book, base_of
 from deia_migration.code import prune
 from deia_migration.crew import Crew
 from deia_migration.driver import Driver
@@ -272,7 +272,9 @@ class Engine:
             else:
                 self.router.set_weight(float(field.get("weight", 0.0)))
         self.poke_from_anywhere()
-        if live is None and field.get("rollout") and not field.get("over"):
+        known = self.rollout
+        missed = not field.get("over") or known is None or known.id != field.get("rollout")
+        if live is None and field.get("rollout") and missed:
             self.host.runtime.submit(self._catch_up)
 
     async def _catch_up(self) -> None:
@@ -291,8 +293,33 @@ class Engine:
             self.rollout = state
             if state.phase is not before.phase:
                 await self.entered(state)
-        elif not state.phase.over:
+        elif state.phase.over:
+            await self._pass_over(state)
+        else:
             await self.attach(state)
+
+    async def _pass_over(self, state: Rollout) -> None:
+        """A rollout has begun and ended unseen by this worker (it slept, it was starting): take up what it came to."""
+        self.base = base_of(state)
+        serves = self.hosts.get(self.base.name)
+        same = serves is not None and (serves.version.target, serves.version.digest) == (
+            self.base.target,
+            self.base.digest,
+        )
+        if not _promoted(self.base):
+            self.router.base = self.router.app
+        elif serves is not None and same:
+            self.router.base = serves.version
+        else:
+            await self._host_base()
+        self.router.live = None
+        self.rollout = state  # it is over for this worker once it serves what the others serve
+        for name, hosted in list(self.hosts.items()):
+            if hosted.version is not self.router.base:
+                del self.hosts[name]
+                await hosted.stop()
+        if serves is not None and not same:
+            await serves.stop()  # of the same name, but other code
 
     async def entered(self, state: Rollout) -> None:
         """A phase was entered: what follows from it in this process."""

@@ -59,6 +59,8 @@ WORKER = textwrap.dedent(
                 try:
                     if verb == "start":
                         await manager.start("v2", plan=plan)
+                    elif verb == "back":
+                        await manager.start("app", plan=plan)
                     elif verb == "rollback":
                         await manager.rollback()
                     elif verb == "promote":
@@ -165,3 +167,21 @@ def test_failures_that_only_a_follower_sees_are_judged_by_the_leader(workers: li
     for worker in workers:
         assert worker.ask("hit 0 100")["new"] == 0
         worker.until("phase", "rolled-back")
+
+
+@pytest.mark.fault
+def test_a_worker_that_slept_through_a_whole_rollout_serves_what_it_came_to(workers: list[Worker]) -> None:
+    one, two = workers
+    for verb, serves in (("start", "new"), ("back", "old")):
+        os.kill(two.process.pid, signal.SIGSTOP)
+        try:
+            one.ask(verb)
+            one.until("weight", 0.2)
+            one.ask("promote")
+            one.until("phase", "done")
+        finally:
+            os.kill(two.process.pid, signal.SIGCONT)
+        two.until("phase", "done")
+        for worker in workers:
+            assert worker.ask("hit 0 50")[serves] == 50
+        assert two.ask(verb)["problem"] == 409  # it serves already, and this worker knows
