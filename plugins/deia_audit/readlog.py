@@ -76,6 +76,8 @@ class LogReading:
     # -- the log --
 
     def _read_log(self) -> RebuiltTree:
+        if self.through is not None:  # a newer checkpoint may have been signed since the caller looked
+            self.through = max(self.through, self.signed)
         segments = self.listed = self.reader.segments()
         if not segments:
             if self.signed:

@@ -167,27 +167,23 @@ def test_a_pruned_trail_still_verifies_and_an_unannounced_loss_does_not(make_tra
 def test_a_log_that_is_written_sealed_and_compressed_meanwhile_verifies(make_trail: Callable[..., Any]) -> None:
     settings = JournalSettings(durability="sync", segment_bytes=Bytes("16KiB"))
     trail = make_trail(settings=settings)
-    stop = threading.Event()
     failed: list[BaseException] = []
 
     def writing() -> None:
-        start = 0
         try:
-            while not stop.is_set():
-                trail.add(37, start)
-                start += 37
+            for number in range(60):
+                trail.add(37, number * 37)
         except BaseException as error:
             failed.append(error)
 
     thread = threading.Thread(target=writing)
     thread.start()
-    try:
-        for _ in range(40):
-            through = trail.sealer.checkpoint.head.size
-            report = verify(trail.layout, through=through)
-            assert report.verdict is Verdict.OK_LOCAL_ONLY, report
-            assert report.records >= through
-    finally:
-        stop.set()
-        thread.join()
+    looks = 0
+    while thread.is_alive() or not looks:
+        through = trail.sealer.checkpoint.head.size
+        report = verify(trail.layout, through=through)
+        assert report.verdict is Verdict.OK_LOCAL_ONLY, report
+        assert report.records >= through
+        looks += 1
+    thread.join()
     assert not failed
