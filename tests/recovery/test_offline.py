@@ -123,8 +123,7 @@ async def test_a_damaged_state_that_is_not_restored_by_itself_is_restored_on_the
 async def test_a_good_state_goes_back_in_time_and_forward_again(home: Path) -> None:
     await lived(home)
     path = home / "logs" / "disaster-recovery.jsonl"
-    records = [json.loads(line) for line in path.read_text().splitlines()]
-    at = next(one["time"] for one in records if one.get("kind") == "recovery.snapshot" and "registry" in one["what"])
+    at = next(one["at"] for one in run(home, "list")["snapshots"] if one["what"] == ["registry"])
     run(home, "restore", "--at", at, "--yes")
     found, _ = await state_of(home)
     assert found == {"a": 1, "b": 2}
