@@ -9,10 +9,10 @@ millisecond at most. On a loop that is not saturated nobody is ever due for long
 
 from __future__ import annotations
 
-import _thread
 import os
 from collections.abc import Callable
 from math import inf
+from queue import Empty, SimpleQueue
 from time import monotonic as _monotonic
 from typing import Any
 
@@ -38,7 +38,7 @@ class Turns:
         """As never used (after a fork)."""
         self._until: dict[Any, float] = {}
         self._wake: dict[Any, Callable[[], None]] = {}
-        self._door: _thread.LockType | None = None
+        self._door: SimpleQueue[None] | None = None
         self._given = 0.0
         self.due = inf
 
@@ -64,7 +64,7 @@ class Turns:
         door = self._door
         if door is not None and min(tuple(self._until.values()), default=inf) > _monotonic():
             self._door = None
-            door.release()
+            door.put(None)
 
     def give(self, now: float) -> None:
         """Stand aside for who is due. At the end of a request, on its loop; returns within `SLICE`."""
@@ -74,21 +74,21 @@ class Turns:
         if not waking:
             self.due = min(tuple(self._until.values()), default=inf)
             return
-        door = _thread.allocate_lock()
-        door.acquire()
-        self._door = door
+        self._door = door = SimpleQueue()
         for who in waking:
             wake = self._wake.pop(who, None)
             if wake is not None:
                 self._until[who] = 0.0
                 wake()
-        if door.acquire(timeout=SLICE):
-            self._given = 0.0
-            self.due = min(tuple(self._until.values()), default=inf)
-        else:
+        try:
+            door.get(timeout=SLICE)
+        except Empty:
             self._door = None
             self._given += SLICE
             self.due = _monotonic() + self._given * SHARE
+        else:
+            self._given = 0.0
+            self.due = min(tuple(self._until.values()), default=inf)
 
 
 turns = Turns()
