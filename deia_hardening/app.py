@@ -266,8 +266,33 @@ class _BuildStack:
         self._deia_core = core
         self.build = build
 
-    def __call__(self) -> Entry:
-        return Entry(self._deia_core, self.build())
+    def __call__(self) -> ASGIApp:
+        stack: ASGIApp = self.build()
+        if self.app.__dict__.get("build_middleware_stack") is self or not hasattr(stack, "app"):
+            return Entry(self._deia_core, stack)
+        # Somebody put a builder around this one after `harden()`, and may take the stack apart: OpenTelemetry's
+        # instrumentation insists on Starlette's error middleware and builds it anew. So it gets that, with the chain
+        # inside, and the chain moves outside again when the lifespan shows that the whole stack stands.
+        stack.app = _Inside(self.app, self._deia_core, stack.app)
+        return stack
+
+
+class _Inside:
+    """The chain within another's wrapper: for good where no lifespan comes, else until it comes."""
+
+    def __init__(self, app: Any, core: Core, inner: ASGIApp) -> None:
+        self.app = app
+        self.inner = inner
+        self.entry = Entry(core, inner)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        context = scope.get(SCOPE_KEY)
+        if context is not None and context.revision.services is self.entry.core.services:
+            await self.inner(scope, receive, send)
+            return
+        if scope["type"] == "lifespan" and not isinstance(self.app.middleware_stack, Entry):
+            self.app.middleware_stack = Entry(self.entry.core, self.app.middleware_stack)
+        await self.entry(scope, receive, send)
 
 
 def _refuse_twice(app: Any) -> None:
