@@ -74,7 +74,8 @@ class Turns:
         if not waking:
             self.due = min(tuple(self._until.values()), default=inf)
             return
-        self._door = door = SimpleQueue()
+        door: SimpleQueue[None] = SimpleQueue()
+        self._door = door
         for who in waking:
             wake = self._wake.pop(who, None)
             if wake is not None:

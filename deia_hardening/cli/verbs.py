@@ -101,7 +101,7 @@ def _command(operation: Operation) -> Callable[..., None]:
         kind = inspect.Parameter.POSITIONAL_OR_KEYWORD if by_place else inspect.Parameter.KEYWORD_ONLY
         default = inspect.Parameter.empty if field.required else None
         shown = Parameter(help=field.spec.doc or None, show_default=_default(field))
-        annotation: Any = Annotated.__class_getitem__((_type(field), shown))  # type: ignore[attr-defined]
+        annotation: Any = Annotated[_type(field), shown]
         parameters.append(inspect.Parameter(name, kind, default=default, annotation=annotation))
     parameters.sort(key=lambda one: one.kind)
     taken = set(fields)
