@@ -182,13 +182,15 @@ class SqliteStore:
     def lease_take(self, name: str, ttl: float, holder: str) -> Grant | None:
         """Take the lease, or None when somebody holds it. `ttl` in seconds."""
         check_key(name)
-        now, boot = self._clock.monotonic(), boot_id()
-        return self._commit(lambda transaction: transaction.lease_take(name, ttl, holder, now, boot))
+        boot, now = boot_id(), self._clock.monotonic
+        # The time is taken when it is this commit's turn: one taken before waiting would call a lease dead that
+        # another process took meanwhile.
+        return self._commit(lambda transaction: transaction.lease_take(name, ttl, holder, now(), boot))
 
     def lease_renew(self, grant: Grant, ttl: float) -> bool:
         """Extend a lease; False when it was lost."""
-        now, boot = self._clock.monotonic(), boot_id()
-        return self._commit(lambda transaction: transaction.lease_renew(grant, ttl, now, boot))
+        boot, now = boot_id(), self._clock.monotonic
+        return self._commit(lambda transaction: transaction.lease_renew(grant, ttl, now(), boot))
 
     def lease_release(self, grant: Grant) -> None:
         """Give a lease back; harmless when it was lost."""

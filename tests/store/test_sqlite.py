@@ -30,7 +30,6 @@ from deia_hardening.store import (
 )
 from deia_hardening.store.filesystem import file_system_of
 from deia_hardening.store.sqlite import SqliteStore
-from deia_hardening.store.transaction import lease_is_live
 
 
 def run(program: str, *arguments: object, **options: Any) -> subprocess.Popen[str]:
@@ -378,35 +377,6 @@ def test_a_fork_takes_no_connection_along_and_both_sides_go_on(tmp_path: Path) -
     child = run(program, tmp_path / "store.db")
     out, error = child.communicate(timeout=120)
     assert out.strip() == "[0, 0, 0, 0, 0] 25 5", error
-
-
-def test_a_lease_whose_holder_was_killed_is_free_after_its_time(sqlite: SqliteStore, clock: Any) -> None:
-    dead = sqlite.lease_take("backup", 30, "dead")
-    assert dead is not None and sqlite.lease_take("backup", 30, "next") is None
-    clock.now += 29.9
-    assert sqlite.lease_take("backup", 30, "next") is None
-    clock.now += 0.2
-    grant = sqlite.lease_take("backup", 30, "next")
-    assert grant is not None and grant.token > dead.token
-    assert sqlite.lease_renew(dead, 30) is False
-
-
-def test_a_lease_of_another_boot_does_not_count() -> None:
-    assert lease_is_live(130, 30, "b", now=101, now_boot="b")
-    assert not lease_is_live(130, 30, "b", now=131, now_boot="b")
-    assert not lease_is_live(130, 30, "b", now=101, now_boot="c")
-    assert not lease_is_live(99_130, 30, "", now=101, now_boot="")
-
-
-async def test_a_holder_whose_store_is_away_stops_believing_in_time(
-    sqlite: SqliteStore, blocking: Any, clock: Any
-) -> None:
-    store = SharedStore(sqlite, HomePage(sqlite.path.parent / "page"), StoreSettings(), blocking, clock)
-    async with store.lease("a", 30) as lease:
-        assert not lease.lost
-        clock.now += 31
-        assert lease.lost
-        await lease.wait_lost()
 
 
 @pytest.mark.blocking
