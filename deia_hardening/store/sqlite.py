@@ -49,6 +49,8 @@ T = TypeVar("T")
 Rows: TypeAlias = list[Any]
 
 _FIXED_IN: Final = (3, 51, 3)
+_TOLD_FOR: Final = 86_400.0
+"""Seconds for which health tells of a rebuilt store."""
 
 
 class _Job:
@@ -261,8 +263,10 @@ class SqliteStore:
     # ---- the paths that the methods above share
 
     def _open(self) -> Opened:
-        opened = open_file(self.path, self._settings, self._clock, check=self._suspect or not self._checked)
+        check = self._suspect or not self._checked
+        opened = open_file(self.path, self._settings, self._clock, check=check, above=self._highest_seen)
         self._suspect, self._checked = False, True
+        self._tell_rebuilt(opened.rebuilt)
         if sqlite3.sqlite_version_info < _FIXED_IN:
             self._notes["sqlite"] = (
                 f"SQLite {sqlite3.sqlite_version} can corrupt a file that is written and checkpointed at once "
@@ -271,6 +275,15 @@ class SqliteStore:
         if not reaper.watch(self):
             self._notes["exit"] = "the interpreter is ending: connections stay open until it has"
         return opened
+
+    def _tell_rebuilt(self, done: Rebuilt | None) -> None:
+        if done is not None and self._clock.wall() - done.at < _TOLD_FOR:
+            kept = f"it was kept as {done.set_aside} and" if done.set_aside else "it was"
+            self._notes["rebuilt"] = (
+                f"the store was damaged ({done.why}); {kept} begun anew: leases, pins and tokens that it held are gone"
+            )
+        else:
+            self._notes.pop("rebuilt", None)
 
     def _read(self, statement: str, *arguments: object) -> Rows:
         with self._read_lock:
@@ -407,14 +420,16 @@ class SqliteStore:
             self._sync_failed = False
             return self._open()
         except StoreDamaged as damage:
-            counters = self._page.counters() if self._page is not None else 0
-            done = set_aside(self.path, self._settings, self._clock, why=str(damage), above=counters)
-            if done is not None:
-                self._notes["rebuilt"] = (
-                    f"the store was damaged ({done.why}); it was kept as {done.set_aside} and begun anew: "
-                    "leases, pins and tokens that it held are gone"
-                )
+            set_aside(self.path, self._settings, self._clock, why=str(damage), above=self._highest_seen())
             return self._open()
+
+    def _highest_seen(self) -> int:
+        """The highest revision that the home's page shows: it outlives the file."""
+        if self._page is None:
+            return 0
+        with contextlib.suppress(OSError):
+            self._page.open()
+        return self._page.counters()
 
     def _explained(self, error: sqlite3.Error, drop: Callable[[], None]) -> StoreError:
         """Our error for SQLite's; closes what can't be trusted after it."""

@@ -14,9 +14,9 @@ import secrets
 import sqlite3
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import attrs
 import msgspec
@@ -49,6 +49,7 @@ class Opened:
     inode: tuple[int, int]
     lock: int
     identity: str
+    rebuilt: Rebuilt | None = None
 
     def replaced(self) -> bool:
         """Whether the file under our name is no longer the one that is open (set aside, deleted)."""
@@ -100,26 +101,30 @@ def _flock(descriptor: int, path: Path, timeout: float) -> None:
         pause = min(pause * 1.5, 0.01)
 
 
-def open_file(path: Path, settings: StoreSettings, clock: Clock, *, check: bool) -> Opened:
+def open_file(
+    path: Path, settings: StoreSettings, clock: Clock, *, check: bool, above: Callable[[], int] = lambda: 0
+) -> Opened:
     """Open the store's file, making it when it is not there.
 
-    `check` reads all of it. Raises StoreDamaged for a file that is not whole, StoreError for one that can't be used.
+    `check` reads all of it. `above` tells the highest revision that the home has seen, 0 where it never had a store.
+    Raises StoreDamaged for a file that is not whole, StoreError for one that can't be used.
     """
     lock = _open_lock(path, settings)
     try:
         # Under the lock, so that no other process sets the file aside between two of these steps.
         _flock(lock, path, settings.busy_timeout)
         if not path.exists():
-            _create(path, clock, settings, rebuilt=None, above=0)
+            _create_missing(path, clock, settings, above())
         connection = _connect(path, settings)
         try:
-            identity = _verify(connection, path, check=check)
+            head = _verify(connection, path, check=check)
             status = path.stat()
         except BaseException:
             connection.close()
             raise
         fcntl.flock(lock, fcntl.LOCK_UN)
-        return Opened(path, connection, (status.st_dev, status.st_ino), lock, identity)
+        rebuilt = msgspec.json.decode(head["rebuilt"], type=Rebuilt) if "rebuilt" in head else None
+        return Opened(path, connection, (status.st_dev, status.st_ino), lock, str(head["identity"]), rebuilt)
     except BaseException:
         os.close(lock)
         raise
@@ -181,6 +186,18 @@ def _open_lock(path: Path, settings: StoreSettings) -> int:
         return os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     except OSError as error:
         raise StoreUnavailable(f"{path}: {error.strerror or error}") from error
+
+
+def _create_missing(path: Path, clock: Clock, settings: StoreSettings, above: int) -> None:
+    """Make the file that is not there; where there was one, it counts as a damaged one. The caller holds the lock."""
+    now = clock.wall()
+    kept = ""
+    if any(Path(f"{path}{suffix}").exists() for suffix in ("-wal", "-shm")):
+        # SQLite would read the log of the lost file into the new one (howtocorrupt.html, section 1.4)
+        kept = str(_move_aside(path, f"damaged-{_stamp(now)}"))
+        _sync(path.parent)
+    rebuilt = Rebuilt(now, kept, "the file was gone") if kept or above else None
+    _create(path, clock, settings, rebuilt=rebuilt, above=above)
 
 
 def _create(path: Path, clock: Clock, settings: StoreSettings, *, rebuilt: Rebuilt | None, above: int) -> None:
@@ -275,8 +292,8 @@ def _connect(path: Path, settings: StoreSettings) -> sqlite3.Connection:
     return connection
 
 
-def _verify(connection: sqlite3.Connection, path: Path, *, check: bool) -> str:
-    """The identity of a file that is whole and ours; raises StoreDamaged, StoreError or StoreUnavailable."""
+def _verify(connection: sqlite3.Connection, path: Path, *, check: bool) -> dict[str, Any]:
+    """The head of a file that is whole and ours; raises StoreDamaged, StoreError or StoreUnavailable."""
     try:
         (application,) = connection.execute("PRAGMA application_id").fetchone()
         tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")}
@@ -295,7 +312,7 @@ def _verify(connection: sqlite3.Connection, path: Path, *, check: bool) -> str:
             (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
             if verdict != "ok":
                 raise StoreDamaged(str(verdict)[:200])
-        return str(values["identity"])
+        return values
     except sqlite3.DatabaseError as error:
         raise _damage(path, error) from error
 

@@ -167,6 +167,38 @@ async def _append(told: list[Any], rebuilt: Any) -> None:
     told.append(rebuilt)
 
 
+@pytest.mark.parametrize("folded", [False, True], ids=["with its log left", "folded"])
+def test_a_file_that_was_deleted_counts_as_damaged(sqlite: SqliteStore, clock: Any, folded: bool) -> None:
+    for number in range(20):
+        last = sqlite.put(f"tokens/{number}", bytes(3000))
+    token = sqlite.lease_take("backup", 1000, "x")
+    assert token is not None
+    log = Path(f"{sqlite.path}-wal").read_bytes()
+    sqlite.close()
+    sqlite.path.unlink()
+    if not folded:  # its process was killed: SQLite would read the log into the new file
+        Path(f"{sqlite.path}-wal").write_bytes(log)
+    clock.now -= 7200
+    fresh = SqliteStore(sqlite.path, HomePage(sqlite.path.parent / "page"), clock=clock)
+    assert fresh.list("") == []
+    rebuilt = fresh.rebuilt()
+    assert rebuilt is not None
+    assert rebuilt.why == "the file was gone"
+    assert bool(rebuilt.set_aside) is not folded
+    again = fresh.lease_take("backup", 1000, "y")
+    assert again is not None
+    assert again.token > max(token.token, last)
+    other = SqliteStore(sqlite.path, clock=clock)  # another worker's health tells it too
+    other.start()
+    assert any("begun anew" in note for note in other.health())
+    clock.now += 90_000
+    fresh.close()
+    fresh.start()
+    assert not any("begun anew" in note for note in fresh.health())
+    other.close()
+    fresh.close()
+
+
 def test_damage_while_serving_is_noticed_and_healed_at_the_next_use(sqlite: SqliteStore) -> None:
     for number in range(50):
         sqlite.put(f"k/{number}", bytes(500))
