@@ -1,9 +1,12 @@
 """The journal beside the alternatives, on this disk: CPU per record, durable records a second, memory, start-up.
 
-    python benchmarks/journal.py [--quick] [--folder DIR]
+    python benchmarks/journal.py [--quick] [--folder DIR] [--slower MS]
 
 Durable throughput is set against the bare `write` + `fdatasync` of batches of the same size on the same file
-system in the same run: each line prints both. Alternatives that are not installed are named and left out.
+system in the same run: each line prints both, and the CPU that a record took. A batch is whole when its last record
+was numbered, hashed and queued, so with N in flight the share of the ceiling ends at sync / (sync + N x CPU):
+`--slower` adds a pause to every fdatasync of both sides, as a disk of another machine would.
+Alternatives that are not installed are named and left out.
 """
 
 from __future__ import annotations
@@ -29,7 +32,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from deia_hardening.journal import Journal, JournalReader, JournalSettings, encode_event, open_journal
+from deia_hardening.journal import Journal, JournalReader, JournalSettings, encode_event, live, open_journal
 
 EVENT = {
     "kind": "http", "action": "POST /bots/{bot_id}/tasks", "actor": {"type": "user", "id": "u-20391", "auth": "token"},
@@ -54,6 +57,16 @@ def file_system(folder: Path) -> str:
     return best[0]
 
 
+def synced(descriptor: int) -> None:
+    """fdatasync, and the pause of `--slower`."""
+    os.fdatasync(descriptor)
+    if slower:
+        time.sleep(slower)
+
+
+slower = 0.0
+
+
 def bare(folder: Path, size: int, seconds: float) -> list[float]:
     """Seconds of each write of `size` bytes + fdatasync, appended to a file of its own."""
     path = folder / "bare"
@@ -64,7 +77,7 @@ def bare(folder: Path, size: int, seconds: float) -> list[float]:
     while time.perf_counter() < end:
         start = time.perf_counter()
         os.write(descriptor, data)
-        os.fdatasync(descriptor)
+        synced(descriptor)
         times.append(time.perf_counter() - start)
     os.close(descriptor)
     path.unlink()
@@ -187,14 +200,15 @@ def durable_table(folder: Path, seconds: float) -> None:
                 folder / f"{how}-{flight}.jsonl", JournalSettings(durability="sync", reserve=0, segment_bytes=1 << 33)
             )
             journal.append_body(BODY).wait()
-            rates, ceilings, syncs, batches = [], [], [], []
+            rates, ceilings, syncs, batches, costs = [], [], [], [], []
             slices = max(3, round(seconds / 0.25))
             for _ in range(slices):
-                before, start = journal.stats(), time.perf_counter()
+                before, start, used = journal.stats(), time.perf_counter(), time.process_time()
                 done = (
                     asyncio.run(in_flight(journal, flight, 0.25)) if how == "tasks" else windowed(journal, flight, 0.25)
                 )
                 rates.append(done / (time.perf_counter() - start))
+                costs.append((time.process_time() - used) / done)
                 after = journal.stats()
                 batch = (after.records - before.records) / max(1, after.syncs - before.syncs)
                 batches.append(batch)
@@ -205,7 +219,7 @@ def durable_table(folder: Path, seconds: float) -> None:
             print(
                 f"  {flight:4} in flight, {how:<6} {rate:10,.0f}/s  batch {statistics.median(batches):6.1f}"
                 f"  ceiling {ceiling:10,.0f}/s  {rate / ceiling:6.1%}  write+fdatasync p50"
-                f" {statistics.median(syncs) * 1e6:6.0f} µs"
+                f" {statistics.median(syncs) * 1e6:6.0f} µs  CPU {statistics.median(costs) * 1e6:5.1f} µs"
             )
             journal.close()
 
@@ -296,7 +310,12 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a tenth of the work")
     parser.add_argument("--only", default="cpu,durable,second,memory,startup", help="which parts, by comma")
     parser.add_argument("--folder", type=Path, help="where to write (default: a temporary folder here)")
+    parser.add_argument("--slower", type=float, default=0.0, help="milliseconds added to every fdatasync, both sides")
     options = parser.parse_args()
+    global slower
+    if options.slower:
+        slower = options.slower / 1000
+        live.sync_file = synced
     records = 30_000 if options.quick else 200_000
     seconds = 0.5 if options.quick else 3.0
     folder = Path(tempfile.mkdtemp(prefix="journal-bench-", dir=options.folder))
