@@ -25,12 +25,17 @@ class Role(enum.IntEnum):
 
 @attrs.frozen
 class Call:
-    """Who calls an operation, and why. `local` is true for the control socket of the same uid."""
+    """Who calls an operation, and why. `local` is true for the control socket of the same uid.
+
+    `stepwise` is false for a caller who takes one JSON answer: they see no `Progress`, so an operation that would go on
+    for as long as somebody listens ends with what there is.
+    """
 
     actor: Actor
     reason: str = ""
     local: bool = False
     if_revision: int | None = None
+    stepwise: bool = True
 
 
 @attrs.frozen

@@ -186,14 +186,16 @@ class Api:
             value = codec.read_body(operation.input, request.body)
         else:
             value = codec.read_query(operation.input, request.query)
+        stepwise = _SSE in request.headers.get("accept", "") and request.method != "HEAD"
         call = Call(
             actor=caller.actor,
             reason=_reason(request.headers),
             local=caller.local,
             if_revision=_revision(request.headers),
+            stepwise=stepwise,
         )
         steps = self.surface.invoke(operation.name, value, call)
-        if _SSE in request.headers.get("accept", "") and request.method != "HEAD":
+        if stepwise:
             return Response(200, [("content-type", _SSE), *_STREAM_HEADERS], stream=self._events(operation, steps))
         output = None
         async for step in steps:

@@ -15,7 +15,7 @@ class QueryInput:
 
     filter: str = setting("", "filters as in GET /api/audit/logs: actor=alice&status=500..599")
     limit: int = setting(100, "most records", ge=1, le=10_000)
-    follow: bool = setting(False, "go on with what comes")
+    follow: bool = setting(False, "go on with what comes; over HTTP for those who accept text/event-stream")
 
 
 @attrs.frozen

@@ -134,8 +134,9 @@ class Handlers:
         limit = "" if "limit=" in value.filter else f"&limit={value.limit}"
         try:
             page = await self._plugin.logger.query(f"{value.filter}{limit}".lstrip("&"))
-            self._read(call, "query", followed=value.follow)
-            if value.follow:
+            following = value.follow and call.stepwise  # one JSON answer would never come
+            self._read(call, "query", followed=following)
+            if following:
                 async for row in follow(self._plugin.logger.query, value.filter, value.limit, self._pause):
                     yield Progress(row.line.decode())
         except QueryError as error:

@@ -41,8 +41,8 @@ def campaign(document: dict[str, Any], base: str, token: Callable[[], str], exam
     return calls
 
 
-async def attack(service: Any, examples: int) -> None:
-    token = await service.token("admin", "schemathesis")
+async def attack(service: Any, examples: int, role: str = "admin") -> None:
+    token = await service.token(role, f"schemathesis-{role}")
     document = (await service.ask("GET", "/deia/openapi.json", port=service.port, headers=bearer(token))).json
     for path, entry in list(document["paths"].items()):
         if path.endswith(("/boom", "/deploy-slowly")):  # they fail and wait on purpose
@@ -74,3 +74,18 @@ async def test_a_long_campaign_of_generated_requests(attacked: Any) -> None:
 @pytest.mark.blocking
 async def test_all_five_plugins_answer_as_they_say(whole: Any) -> None:
     await attack(whole, 4)
+
+
+@pytest.mark.blocking
+async def test_whoever_takes_one_answer_gets_it_also_when_told_to_follow(whole: Any) -> None:
+    token = await whole.token("viewer")
+    for method in ("GET", "HEAD"):
+        answer = await whole.ask(method, "/deia/audit/query?follow=true", port=whole.port, headers=bearer(token))
+        assert answer.status == 200
+
+
+@pytest.mark.slow
+@pytest.mark.blocking
+@pytest.mark.parametrize("role", ["viewer", "operator", "admin"])
+async def test_a_long_campaign_against_all_five_plugins(whole: Any, role: str) -> None:
+    await attack(whole, 60, role)
