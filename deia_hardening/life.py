@@ -41,7 +41,9 @@ class Life:
             if isinstance(error, asyncio.CancelledError) and self._stop.is_set():
                 raise
             logger.error("plugin '%s' ended by itself", self.plugin.name, exc_info=error)
-            self._failures[self.plugin.name] = Health(HealthState.FAILED, f"it ended by itself: {error!r}", time.time())
+            # Not FAILED: its layers go on, and one fault in every worker must not take the whole service out of balance.
+            why = f"it ended by itself: {error!r}; the rest goes on without its background work"
+            self._failures[self.plugin.name] = Health(HealthState.DEGRADED, why, time.time())
 
     async def started(self, timeout: float) -> None:
         try:

@@ -204,15 +204,16 @@ async def test_a_plugin_turned_off_lives_until_its_last_request_has_left(home: P
         assert "probe down" in LOG
 
 
-async def test_a_plugin_that_ends_by_itself_shows_in_health(home: Path) -> None:
+async def test_a_plugin_that_ends_by_itself_shows_in_health_and_the_service_stays_ready(home: Path) -> None:
     async with running(app, {"home": str(home), "probe": PROBE}) as service:
         life = service.core.lives["probe"]
         runtime().loop.call_soon_threadsafe(life._task.cancel)
         for _ in range(1000):
-            if service.core.health()["probe"].state is HealthState.FAILED:
+            if service.core.health()["probe"].state is HealthState.DEGRADED:
                 break
             await asyncio.sleep(0.005)
         assert "ended by itself" in service.core.health()["probe"].detail
+        assert (await service.call("GET", "/deia/readyz")).status == 200
 
 
 async def test_start_and_stop_are_events(home: Path) -> None:

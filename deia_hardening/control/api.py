@@ -20,6 +20,7 @@ import msgspec
 from deia_hardening.control import codec, console, openapi
 from deia_hardening.control.auth import Authentication, Caller, require
 from deia_hardening.control.http import SAFE_HEADERS, Request, Response, Way, json_response, problem_response
+from deia_hardening.control.openapi import LONGEST_REASON
 from deia_hardening.control.settings import ControlSettings
 from deia_hardening.errors import NotEnabled, NotStarted, ReloadRefused, SettingsError
 from deia_hardening.ids import uuid7
@@ -294,15 +295,20 @@ def explained(error: Exception) -> Problem:
 
 
 def _reason(headers: Mapping[str, str]) -> str:
-    text = unquote(headers.get("deia-reason", "")[: _LONGEST_REASON * 9], errors="replace")
+    given = headers.get("deia-reason", "")
+    if len(given) > LONGEST_REASON or not (given.isascii() and given.isprintable()):
+        raise Problem(
+            400, f"Deia-Reason takes percent-encoded UTF-8, at most {LONGEST_REASON} characters; nothing was done"
+        )
+    text = unquote(given, errors="replace")
     return "".join(character if character.isprintable() else " " for character in text[:_LONGEST_REASON])
 
 
 def _revision(headers: Mapping[str, str]) -> int | None:
-    text = headers.get("if-match", "").strip()
-    if not text or text == "*":
+    text = headers.get("if-match", "*").strip()
+    if text == "*":
         return None
     inner = text.removeprefix('"').removesuffix('"')
     if not inner.isascii() or not inner.isdigit() or len(inner) > 18:
-        raise Problem(400, 'If-Match takes one revision as the answer\'s ETag gave it: "17"')
+        raise Problem(400, 'If-Match takes one revision as the answer\'s ETag gave it: "17"; nothing was done')
     return int(inner)

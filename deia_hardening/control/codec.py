@@ -39,6 +39,7 @@ _BODY: Final = "<body>"
 _QUERY: Final = "<query>"
 _MOST_FIELDS: Final = 256
 _LONGEST_NUMBER: Final = 64
+_WHOLE: Final = 2.0**53  # below it every whole number is exact as a float
 
 
 def read_body(kind: type, body: bytes) -> Any:
@@ -87,9 +88,12 @@ def read_query(kind: type, query: str) -> Any:
 
 
 def _typed(node: Any) -> Any:
-    """Nodes of JSON without what was written: 7 is a number there, never the text '7'."""
+    """Nodes of JSON without what was written: 7 is a number there, never the text '7'; 7.0 is the same as 7."""
     if isinstance(node, Scalar):
-        return attrs.evolve(node, text=None)
+        value = node.value
+        if isinstance(value, float) and value.is_integer() and abs(value) < _WHOLE:
+            value = int(value)
+        return attrs.evolve(node, value=value, text=None)
     if isinstance(node, ListNode):
         return attrs.evolve(node, items=tuple(map(_typed, node.items)))
     entries = {name: Entry(entry.place, _typed(entry.node)) for name, entry in node.entries.items()}

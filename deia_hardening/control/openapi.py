@@ -9,6 +9,9 @@ from deia_hardening.control.codec import plain
 from deia_hardening.operations import NoInput, Operation, Role
 from deia_hardening.settings.schema import section_schema
 
+LONGEST_REASON: Final = 6000
+"""Characters of the header `Deia-Reason` as it travels: 500 of any kind, percent-encoded."""
+
 _PROBLEM: Final = {"$ref": "#/components/responses/Problem"}
 _ALWAYS: Final = ("400", "401", "403", "404", "405", "408", "413", "415", "422", "429", "431", "500", "503")
 
@@ -98,7 +101,7 @@ def _path(name: str, operation: Operation, definitions: dict[str, Any]) -> dict[
             "name": "Deia-Reason",
             "in": "header",
             "description": "Why, for the trail: percent-encoded UTF-8.",
-            "schema": {"type": "string", "maxLength": 500, "pattern": "^[!-~]*$"},
+            "schema": {"type": "string", "maxLength": LONGEST_REASON, "pattern": "^[ -~]*$"},
         }
     ]
     responses: dict[str, Any] = {

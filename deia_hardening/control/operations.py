@@ -44,7 +44,7 @@ class CreateToken:
 
     name: str = setting(attrs.NOTHING, "who or what uses it, as the trail will name it", ge=1, le=64)
     role: str = setting("viewer", "what it may do", choices=("viewer", "operator", "admin"))
-    ttl: Seconds | None = setting(None, "how long it is valid; without it, control.token_ttl")
+    ttl: Seconds | None = setting(None, "how long it is valid; without it, control.token_ttl", ge=1)
 
 
 @attrs.frozen
@@ -123,8 +123,6 @@ class TokenOperations:
         except ValueError as error:
             raise Problem(422, f"{error}; no token was made") from None
         ttl = settings.token_ttl if value.ttl is None else value.ttl
-        if ttl <= 0:
-            raise Problem(422, "a token must be valid for some time: ttl is 0; no token was made")
         present = await self._all()
         if len(present) >= settings.max_tokens:
             raise Problem(409, f"there are {len(present)} tokens, as many as control.max_tokens allows: revoke some")

@@ -7,9 +7,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 
-from deia_hardening.plugin import Health, HealthState
+from deia_hardening.control.codec import read_body
+from deia_hardening.plugin import Health, HealthState, Problem
+from deia_hardening.settings import setting
 
 
 async def test_the_probes_answer_on_the_apps_port_without_a_token(service: Any, probe: Any) -> None:
@@ -241,3 +244,32 @@ async def test_the_list_of_operations_has_what_a_command_line_needs(service: Any
     assert found["probe.write"]["input"]["properties"]["value"]["description"] == "the new value"
     assert "service.status" in found and "token.create" in found
     assert json.loads((await service.ask("GET", "/deia/openapi.json")).body)["openapi"] == "3.1.0"
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [{"deia-reason": "caf\u00e9"}, {"deia-reason": "a\x1bb"}, {"deia-reason": "a" * 6001}, {"if-match": ""}],
+)
+async def test_a_header_that_its_schema_does_not_know_is_refused_and_nothing_is_done(
+    service: Any, probe: Any, headers: dict[str, str]
+) -> None:
+    answer = await service.post("/deia/probe/write", {"value": "x"}, headers)
+    assert answer.status == 400
+    assert probe.done == []
+
+
+def test_a_whole_number_may_be_written_as_json_may_write_it() -> None:
+    @attrs.frozen
+    class Page:
+        """A part of a list."""
+
+        first: int = setting(0, "first one", ge=0)
+
+    assert read_body(Page, b'{"first": 2.0}').first == 2
+    for body in (b'{"first": 2.5}', b'{"first": 1e300}', b'{"first": "2"}'):
+        with pytest.raises(Problem):
+            read_body(Page, body)
+
+
+async def test_a_token_is_valid_for_some_time(service: Any) -> None:
+    assert (await service.post("/deia/token/create", {"name": "m", "ttl": "0s"})).status == 422
