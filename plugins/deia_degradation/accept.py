@@ -1,13 +1,17 @@
 """Accept and queue, where a pool's settings ask for it: a POST that can't be served now becomes a durable task.
 
 The client gets 202 with a link to the task's status, which only the same actor may read. What carries credentials
-(authorization, cookies) is not stored: the task runs on the actor's name alone.
+by its name (authorization, cookies, keys and tokens in headers and query) is not stored: the task runs on the actor's
+name alone.
 """
 
 from __future__ import annotations
 
 import base64
+import re
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
+from urllib.parse import unquote_plus
 
 import msgspec
 
@@ -16,10 +20,24 @@ from deia_hardening.plugin import Receive, RequestContext, Scope, Send, TaskSink
 if TYPE_CHECKING:
     from deia_degradation.service import DegradationManager
 
-_SECRET = frozenset(
-    {b"authorization", b"proxy-authorization", b"cookie", b"x-api-key", b"x-auth-token", b"x-csrf-token"}
+_SECRET = re.compile(
+    r"(?:^|[-_.])(?:auth(?:n|z|orization|entication)?|cookie2?|\w*key|\w*token|\w*secret|passw\w*|credentials?|session(?:id)?|sid|signature|sig|jwt"
+    r"|csrf|xsrf)(?:$|[-_.])",
+    re.IGNORECASE,
 )
+"""Names of headers and query parameters that may hold a credential."""
+_KEPT = frozenset({"idempotency-key", "x-idempotency-key"})
 _LIMIT = 1 << 20
+
+
+def _stored_headers(headers: Iterable[tuple[bytes, bytes]]) -> list[list[str]]:
+    found = ([name.decode("latin-1"), value.decode("latin-1")] for name, value in headers)
+    return [pair for pair in found if pair[0] in _KEPT or not _SECRET.search(pair[0])]
+
+
+def _stored_query(query: bytes) -> str:
+    parts = query.decode("latin-1").split("&")
+    return "&".join(part for part in parts if not _SECRET.search(unquote_plus(part.partition("=")[0])))
 
 
 async def accept_task(
@@ -43,14 +61,11 @@ async def accept_task(
         if len(body) > _LIMIT:
             return False
         more = message.get("more_body", False)
-    headers = [
-        [name.decode("latin-1"), value.decode("latin-1")] for name, value in scope["headers"] if name not in _SECRET
-    ]
     request = {
         "method": "POST",
         "path": scope["path"],
-        "query": scope.get("query_string", b"").decode("latin-1"),
-        "headers": headers,
+        "query": _stored_query(scope.get("query_string", b"")),
+        "headers": _stored_headers(scope["headers"]),
         "body": base64.b64encode(body).decode("ascii"),
     }
     task = await sink.accept(request, key=actor.id, actor=actor.id)

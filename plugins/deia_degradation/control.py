@@ -127,14 +127,14 @@ class ModeControl:
             logger.exception("the home's page can't be read; the mode stays %s", self.mode.value)
         self.evaluate(journaled=told)
 
-    def evaluate(self, *, journaled: bool = False) -> None:
-        """Look at pins, schedule and leases now; signals count at ticks only.
+    def evaluate(self, readings: Iterable[Reading] = (), *, journaled: bool = False) -> None:
+        """Look at pins, schedule and leases now, and at `readings` that act at once; others count at ticks only.
 
         A higher mode is in force once its record is durable, some milliseconds later, unless its cause is `journaled`.
         """
         now = self.host.clock.monotonic()
         with self._lock:
-            found = self._step(now, (), tick=False)
+            found = self._step(now, tuple(readings), tick=False)
             if found is None:
                 return
             state, transition = found

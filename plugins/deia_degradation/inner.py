@@ -23,6 +23,7 @@ class InnerManager(DegradationManager):
     def __init__(self, host: Host, settings: DegradationSettings, link: Link) -> None:
         super().__init__(host, settings)
         self._link = link
+        self.ticks.stop()  # signals are read, and the mode is decided, in the front
         for name, given in settings.pools.items():
             self.pool_for(name, given)
 
@@ -34,6 +35,10 @@ class InnerManager(DegradationManager):
             return context.mode
         told = self._link.state.mode
         return Mode(told) if told in Mode.__members__ else Mode.FULL
+
+    def bots_gone(self) -> float:
+        """Nothing: the mode is the front's to decide."""
+        return 0.0
 
     def masked(self, name: str) -> bool:
         """Whether feature `name` is off in the front's mode."""

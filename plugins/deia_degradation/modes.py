@@ -130,11 +130,17 @@ def step(
 ) -> tuple[State, Transition | None]:
     """The next state, and the transition if the mode in force changed.
 
-    With `tick=False` only the demands are looked at (a pin was set, a lease ended); signals count once a tick.
+    With `tick=False` only the demands are looked at (a pin was set, a lease ended), and readings that act at once;
+    all others count once a tick.
     """
     readings = tuple(readings)
     if tick:
         state = _automatic(state, now, readings, policy)
+    elif state.automatic is Mode.FULL:
+        for reading in readings:
+            if reading.at_once and reading.high:
+                state = _degraded(state, now, _said(reading), state.history, policy)
+                break
     demand = winning(demands, now)
     if demand is None:
         mode, source, actor, reason = state.automatic, Source.AUTOMATIC, SYSTEM, ""
@@ -158,15 +164,13 @@ def _automatic(state: State, now: float, readings: tuple[Reading, ...], policy: 
         seen = (*state.history.get(reading.name, ()), reading.high)[-policy.window :]
         history[reading.name] = seen
         if reading.high and (reading.at_once or sum(seen) >= policy.needed):
-            culprit = culprit or f"{reading.name} {reading.value:.3g} ≥ {reading.threshold:.3g}"
+            culprit = culprit or _said(reading)
     calm = all(reading.calm for reading in readings)
     calm_since = (state.calm_since if state.calm_since is not None else now) if calm else None
     if state.automatic is Mode.FULL:
         if not culprit:
             return attrs.evolve(state, history=history, calm_since=calm_since)
-        relapsed = state.recovered is not None and now - state.recovered < policy.relapse
-        hold = min(max(state.hold, policy.hold) * 2, policy.hold_max) if relapsed else policy.hold
-        return attrs.evolve(state, automatic=Mode.DEGRADED, history=history, calm_since=None, hold=hold, cause=culprit)
+        return _degraded(state, now, culprit, history, policy)
     if calm_since is not None and now - calm_since >= state.hold:
         return attrs.evolve(
             state,
@@ -177,6 +181,17 @@ def _automatic(state: State, now: float, readings: tuple[Reading, ...], policy: 
             cause=f"all signals below half their threshold for {state.hold:g} s",
         )
     return attrs.evolve(state, history=history, calm_since=calm_since)
+
+
+def _said(reading: Reading) -> str:
+    return f"{reading.name} {reading.value:.3g} ≥ {reading.threshold:.3g}"
+
+
+def _degraded(state: State, now: float, culprit: str, history: Mapping[str, tuple[bool, ...]], policy: Policy) -> State:
+    """The automatic verdict falls; soon after the last time, it holds twice as long."""
+    relapsed = state.recovered is not None and now - state.recovered < policy.relapse
+    hold = min(max(state.hold, policy.hold) * 2, policy.hold_max) if relapsed else policy.hold
+    return attrs.evolve(state, automatic=Mode.DEGRADED, history=history, calm_since=None, hold=hold, cause=culprit)
 
 
 def forget(state: State) -> State:

@@ -28,7 +28,7 @@ from deia_degradation.pool.budget import bounds_of
 from deia_degradation.pool.pool import Pool
 from deia_degradation.scaling import ScalingAdvice, advise
 from deia_degradation.settings import AdmissionSettings, DegradationSettings, PoolSettings
-from deia_degradation.signals import LoopLag, MachineReader
+from deia_degradation.signals import LoopLag, MachineReader, bots_gone
 from deia_degradation.slot import Slot
 from deia_degradation.ticks import Ticks
 from deia_hardening.context import context_variable
@@ -37,6 +37,9 @@ from deia_hardening.peers import parse_networks
 from deia_hardening.plugin import SYSTEM, Actor, Host, Mode, Scope, Target
 
 logger = logging.getLogger("deia_degradation")
+
+_GONE = frozenset({"ejected", "panic", "removed"})
+"""Changes of a bot after which fewer can serve."""
 
 
 class DegradationManager:
@@ -176,8 +179,15 @@ class DegradationManager:
                 level="info" if change.state in ("added", "restored") else "warning",
             )
         )  # fmt: skip
+        if change.state in _GONE:  # half of them gone acts at once
+            self.control.evaluate(bots_gone(self.bots_gone(), self.settings.signals))
         self.ticks.wake()
         self.host.touched()
+
+    def bots_gone(self) -> float:
+        """The part of the worst pool's weight that can't serve now."""
+        now = self.host.clock.monotonic()
+        return max((1.0 - pool.healthy_share(now) for pool in self.pools.values()), default=0.0)
 
     # -- scaling -------------------------------------------------------------------------------------------
 

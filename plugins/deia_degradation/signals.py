@@ -193,6 +193,11 @@ class Observed:
     machine: Machine = Machine()
 
 
+def bots_gone(part: float, settings: SignalsSettings) -> list[Reading]:
+    """The signal that acts at once; none where it is turned off. Pure."""
+    return [Reading("bots gone", part, settings.bots_gone, at_once=True)] if settings.bots_gone else []
+
+
 def readings(observed: Observed, settings: SignalsSettings) -> list[Reading]:
     """The signals of a tick, those that are turned off left out. Pure."""
     found: list[Reading] = []
@@ -202,8 +207,7 @@ def readings(observed: Observed, settings: SignalsSettings) -> list[Reading]:
         found.append(Reading("shed ratio", 0.0, settings.shed))
     if settings.wait:
         found.append(Reading("smallest wait", observed.wait, settings.wait))
-    if settings.bots_gone:
-        found.append(Reading("bots gone", observed.bots_gone, settings.bots_gone, at_once=True))
+    found += bots_gone(observed.bots_gone, settings)
     if settings.loop_lag:
         found.append(Reading("loop lag p99", observed.loop_lag, settings.loop_lag))
     if settings.threads:

@@ -107,13 +107,11 @@ class Ticks:
         machine = Machine()
         if signals.memory or signals.cpu or signals.disk:
             machine = await manager.host.blocking(manager.machine.read)
-        now = manager.host.clock.monotonic()
-        gone = max((1.0 - pool.healthy_share(now) for pool in manager.pools.values()), default=0.0)
         return Observed(
             arrived=arrived,
             shed=shed,
             wait=max(gate.read_smallest_wait() for gate in (manager.gate, *manager.threads.all())),
-            bots_gone=gone,
+            bots_gone=manager.bots_gone(),
             loop_lag=manager.lag.p99(),
             threads=manager.lag.busy_threads(),
             trouble=self._trouble() if signals.store else 0,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from math import inf
 
+import attrs
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -41,6 +42,17 @@ def test_half_of_the_bots_gone_acts_at_once():
     assert change.new is Mode.DEGRADED
     assert "bots gone 0.5" in change.cause
     assert change.values == {"bots gone": 0.5}
+
+
+def test_what_acts_at_once_does_not_wait_for_the_next_tick():
+    gone = Reading("bots gone", 0.6, 0.5, at_once=True)
+    state, change = step(State(), 0.0, [gone, shed(1.0)], tick=False)
+    assert change is not None
+    assert (state.automatic, change.cause) == (Mode.DEGRADED, "bots gone 0.6 ≥ 0.5")
+    again, change = step(state, 0.1, [gone], tick=False)
+    assert (again, change) == (state, None)
+    assert step(State(), 0.0, [shed(1.0)], tick=False)[1] is None, "others count once a tick"
+    assert step(State(), 0.0, [attrs.evolve(gone, value=0.4)], tick=False)[1] is None
 
 
 def test_full_comes_back_after_thirty_calm_seconds():

@@ -34,8 +34,8 @@ class Answer:
     """One bot's try at answering: what it sends is passed on, held back or put aside."""
 
     __slots__ = (
-        "_chunks", "_forward", "_held", "_state", "_swallowed", "began",
-        "error", "exhausted", "failure", "member", "rest", "started",
+        "_chunks", "_forward", "_held", "_size", "_state", "_swallowed", "began",
+        "cut_off", "error", "exhausted", "failure", "member", "rest", "started",
     )  # fmt: skip
 
     def __init__(self, forward: Forward, member: Member) -> None:
@@ -46,17 +46,20 @@ class Answer:
         self.failure = ""
         self.exhausted = False
         self.rest = 0.0
+        self.cut_off = False
+        """Whether the client's side took no more of it."""
         self.error: BaseException | None = None
         self._state = _PENDING
         self._held: Message | None = None
         self._chunks: list[Message] = []
+        self._size = 0
         self._swallowed = 0
 
     def send(self, message: Message) -> Awaitable[None]:
         """The ASGI `send` of this attempt."""
         forward = self._forward
         if self._state == _PASSED:
-            return forward.send(message)
+            return self._pass(message)
         if self._state == _SWALLOWED:
             return self._swallow(message)
         if (
@@ -64,12 +67,19 @@ class Answer:
             and message["status"] < _LEAST_SUSPICIOUS
             and forward.winner is None
             and not forward.looks
-        ):  # nearly all: it is passed on without a coroutine of ours
+        ):  # nearly all
             self.began = monotonic()
             self._state = _PASSED
             forward.claimed(self)
-            return forward.send(message)
+            return self._pass(message)
         return self._decide(message)
+
+    async def _pass(self, message: Message) -> None:
+        try:
+            await self._forward.send(message)
+        except OSError:  # the client has left, or its stream's time is over: not the bot's fault
+            self.cut_off = True
+            raise
 
     async def _swallow(self, message: Message) -> None:
         self._swallowed += len(message.get("body", b""))
@@ -97,10 +107,13 @@ class Answer:
             await self._settle(message)
         elif self._held is not None:
             self._chunks.append(message)
-            if kind == "http.response.body" and not message.get("more_body"):
-                body = b"".join(chunk.get("body", b"") for chunk in self._chunks)
-                if forward.pool.judge.body_fails(body):
-                    self.failure = "its body says so"
+            judge = forward.pool.judge
+            whole = not message.get("more_body")  # whatever else comes instead of a body (a path) ends it too
+            body = b"".join(chunk.get("body") or b"" for chunk in self._chunks) if whole else b""
+            self._size += len(message.get("body") or b"")
+            if whole and self._size <= judge.body_limit and judge.body_fails(body):
+                self.failure = "its body says so"
+            if whole or self._size > judge.body_limit:  # longer than it said, or than is worth a look
                 await self._settle(self._held)
         else:
             await forward.send(message)  # an early hint: it commits nobody
@@ -124,7 +137,7 @@ class Answer:
         if forward.pool.settings.served_by:
             headers = [*start.get("headers", ()), (b"x-served-by", self.member.bot.id.encode("utf-8"))]
             start = {**start, "headers": headers}
-        await forward.send(start)
+        await self._pass(start)
         for chunk in self._chunks:
-            await forward.send(chunk)
+            await self._pass(chunk)
         self._chunks = []

@@ -40,6 +40,13 @@ class Body:
 
         return again
 
+    async def rest(self) -> Message:
+        """What comes after the body: the client leaves."""
+        while True:
+            message = await self._read()
+            if message["type"] != "http.request":
+                return message
+
     async def _read(self) -> Message:
         message = await self._receive()
         if message["type"] == "http.request" and not self.complete:

@@ -39,6 +39,8 @@ class Forward:
     hedge_scope: anyio.CancelScope | None = None
     hedge_over: Latch | None = None
     hedge_unwanted = False
+    primary_over: Latch | None = None
+    """Set once the first attempt no longer reads from the client; then the hedge does."""
     timed_out = False
     _watched: Watched | None = None
     _hedge_due = False
@@ -65,11 +67,13 @@ class Forward:
         self.repeatable = repeatable(self.method, scope["headers"], self.effects)
         self.body = Body(receive, int(settings.retry.body))
         self.tried: list[Member] = []
+        self.unsent = True
+        """Whether nothing of the request has reached any bot."""
 
     # -- the loop ------------------------------------------------------------------------------------------
 
     async def run(self) -> bool:
-        """Answer the request; False when no bot can serve and nothing was sent (the caller refuses)."""
+        """Answer the request; False when no bot could be asked, so that the caller may still do something else."""
         pool = self.pool
         pool.retry.deposit()
         pool.calls += 1
@@ -87,8 +91,11 @@ class Forward:
                     return True
                 member = self.next
                 self.next = None
-            if not self.context.exchange.disconnected:
-                await self._give_up(error)
+            if self.context.exchange.disconnected:
+                return True
+            if self.unsent:
+                return False
+            await self._give_up(error)
             return True
         finally:
             self._release_next()
@@ -117,17 +124,24 @@ class Forward:
             raise
         finally:
             self.primary = None
+            if self.primary_over is not None:
+                self.primary_over.set()
             if watched is not None:
                 watched.drop()
                 self._watched = None
         beaten = self.winner is not None and self.winner is not attempt
         outcome = self._judge(attempt, error, beaten)
         if self.hedge_over is not None and not self.hedge_over.is_set() and self.winner is not attempt:
-            await self._await_hedge()
+            if self.winner is None and self.context.exchange.disconnected:
+                self._drop_hedge()
+            else:
+                await self._await_hedge()
         if self.winner is not None:
             if self.winner is attempt and error is not None:
                 raise error  # the answer broke after its start: the client must notice
             return None
+        if outcome is not Outcome.NOT_SENT:
+            self.unsent = False
         if self.next is None:
             self.take_next(outcome, attempt.exhausted)
         if error is not None and not isinstance(error, UpstreamError) and self.next is None:
@@ -175,6 +189,8 @@ class Forward:
         elif attempt.exhausted:
             verdict = Verdict.NEUTRAL
             pool.exhausted(attempt.member, attempt.rest)
+        elif attempt.cut_off:
+            verdict = Verdict.NEUTRAL
         elif isinstance(error, UpstreamError):
             verdict, reason = Verdict.FAILED, error.cause
         elif error is not None:
@@ -306,8 +322,10 @@ class Forward:
             return
         self.tried.append(member)
         self.pool.attempts_made += 1
+        self.unsent = False
         self.hedge = Answer(self, member)
         self.hedge_over = Latch()
+        self.primary_over = Latch()
         spawn(self._run_hedge)
 
     async def _run_hedge(self) -> None:
@@ -322,8 +340,9 @@ class Forward:
             if not sent:
                 sent = True
                 return {"type": "http.request", "body": b"", "more_body": False}
-            await anyio.sleep_forever()
-            raise AssertionError
+            assert self.primary_over is not None
+            await self.primary_over.wait()  # two readers at once would take each other's messages
+            return await self.body.rest()
 
         try:
             with anyio.CancelScope() as scope:

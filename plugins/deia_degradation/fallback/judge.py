@@ -1,13 +1,15 @@
 """What an answer says about its bot: the pool's settings, compiled once.
 
 A 4xx is an answer, never a failure; 429 and 529 mean that a quota is used up, which is neither. A predicate on a JSON
-body catches bots that say `{"success": false}` with 200.
+body catches bots that say `{"success": false}` with 200, in one piece or several, compressed or not.
 """
 
 from __future__ import annotations
 
 import email.utils
+import re
 import time
+import zlib
 from collections.abc import Iterable, Mapping
 
 import msgspec
@@ -15,6 +17,10 @@ import msgspec
 from deia_degradation.settings import FailureSettings
 
 _EXHAUSTED = (429, 529)
+_JSON = re.compile(rb"\s*application/([\w.-]+\+)?json\b", re.IGNORECASE)
+_ZIPPED = (b"gzip", b"deflate")
+_GZIP, _ZLIB, _EITHER = b"\x1f\x8b", b"\x78", zlib.MAX_WBITS | 32
+"""How compressed bodies begin (no JSON does), and zlib's word for either of them."""
 _SHORTEST_REST, _LONGEST_REST = 0.1, 3600.0
 
 
@@ -41,17 +47,21 @@ class Judge:
         if not self.body:
             return False
         found = {name.lower(): value for name, value in headers}
-        try:
-            length = int(found.get(b"content-length", b"-1"))
-        except ValueError:
-            return False
-        return found.get(b"content-type", b"").startswith(b"application/json") and 0 <= length <= self.body_limit
+        length = found.get(b"content-length", b"0")
+        return (
+            _JSON.match(found.get(b"content-type", b"")) is not None
+            and length.isdigit()
+            and int(length[:18]) <= self.body_limit
+            and found.get(b"content-encoding", b"identity").strip().lower() in (b"identity", *_ZIPPED)
+        )
 
     def body_fails(self, body: bytes) -> bool:
-        """Whether the predicate matches this JSON body."""
+        """Whether the predicate matches this JSON body, compressed or not."""
         try:
+            if body[:2] == _GZIP or body[:1] == _ZLIB:
+                body = zlib.decompressobj(_EITHER).decompress(body, self.body_limit)
             value = msgspec.json.decode(body)
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, zlib.error):
             return False
         if not isinstance(value, dict):
             return False

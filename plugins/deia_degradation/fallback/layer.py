@@ -18,7 +18,7 @@ from deia_degradation.pool.bot import Member, Verdict
 from deia_degradation.pool.pool import Pool
 from deia_degradation.settings import DegradationSettings
 from deia_hardening.context import SCOPE_KEY
-from deia_hardening.plugin import ASGIApp, Problem, Receive, RequestContext, Routes, Scope, Send
+from deia_hardening.plugin import ASGIApp, Message, Problem, Receive, RequestContext, Routes, Scope, Send
 from deia_hardening.upstream import Outcome, UpstreamError, outcome_of
 
 if TYPE_CHECKING:
@@ -72,8 +72,12 @@ class BotLayer:
             return
         drop = _NOTHING if self.manager.trusts(scope) else self._believed
         forward = Forward(pool, self.manager.watcher, scope, receive, send, context, path, key, named, drop)
-        if not await forward.run() and not (
-            pool.settings.accept and await accept_task(self.manager, scope, receive, send, context)
+        if await forward.run():
+            return
+        if not (
+            pool.settings.accept
+            and forward.body.replayable
+            and await accept_task(self.manager, scope, forward.body.reader(), send, context)
         ):
             await refuse(_nobody(pool), scope, send)
 
@@ -115,11 +119,13 @@ class BotLayer:
                 child["root_path"] = ""
             started = monotonic()
             context.bot = member.bot.id
+            client = _Client(send)
             try:
-                await member.target(child, receive, send)
+                await member.target(child, receive, client.send)
             except Exception as error:
                 outcome = outcome_of(error, started=context.exchange.started > 0.0)
-                pool.done(member, monotonic(), monotonic() - started, Verdict.FAILED, type(error).__name__)
+                verdict = Verdict.NEUTRAL if client.left or context.exchange.disconnected else Verdict.FAILED
+                pool.done(member, monotonic(), monotonic() - started, verdict, type(error).__name__)
                 again = outcome is Outcome.NOT_SENT and isinstance(error, UpstreamError) and not error.consumed
                 if not again or len(tried) > pool.retry.policy.attempts:
                     raise
@@ -128,9 +134,26 @@ class BotLayer:
             except BaseException:
                 pool.done(member, monotonic(), 0.0, Verdict.NEUTRAL)
                 raise
-            answered = context.exchange.started
-            pool.done(member, monotonic(), max(0.0, answered - started), Verdict.GOOD)
+            answered, status = context.exchange.started, context.exchange.status
+            failed = pool.judge.fails(status)  # of a handshake that was denied
+            verdict = Verdict.FAILED if failed else Verdict.GOOD if answered else Verdict.NEUTRAL
+            pool.done(member, monotonic(), max(0.0, answered - started), verdict, f"status {status}" if failed else "")
             return
+
+
+class _Client:
+    """What a WebSocket's bot sends to: it tells the client's end from the bot's."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self.left = False
+
+    async def send(self, message: Message) -> None:
+        try:
+            await self._send(message)
+        except OSError:
+            self.left = True
+            raise
 
 
 def _nobody(pool: Pool) -> Problem:

@@ -96,7 +96,7 @@ class Member:
     """A bot with its state in one pool. Changed under the pool's lock only."""
 
     __slots__ = (
-        "bot", "drained", "ejected_until", "ejections", "evidence", "load", "probing", "ramp_from", "reason",
+        "bot", "drained", "ejected_until", "ejections", "evidence", "load", "overdue", "probing", "ramp_from", "reason",
         "resting_until", "target",
     )  # fmt: skip
 
@@ -109,6 +109,8 @@ class Member:
         self.drained = False
         self.ejected_until: float | None = None
         """Monotonic time from which one probe at a time may be sent; None while not ejected."""
+        self.overdue = 0.0
+        """Monotonic time from which also a call that can't be repeated may be the probe: no other one came."""
         self.ejections = 0
         """Ejections in a row: the exponent of the back-off."""
         self.probing = False

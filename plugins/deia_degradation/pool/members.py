@@ -18,6 +18,8 @@ from deia_degradation.pool.choice import PoolPolicy, of_another_tier, of_two
 
 _FOREVER = float("inf")
 _POLICY = PoolPolicy()
+_KEPT = ("load", "evidence", "drained", "ejected_until", "overdue", "ejections", "resting_until", "reason")
+"""What a bot that is replaced under its id keeps of its state."""
 
 
 class Members:
@@ -61,7 +63,7 @@ class Members:
                 self._note(member, "added", "")
             elif member.bot != bot or member.bot.upstream is not bot.upstream:
                 fresh = Member(bot)
-                for slot in ("load", "evidence", "drained", "ejected_until", "ejections", "resting_until", "reason"):
+                for slot in _KEPT:
                     setattr(fresh, slot, getattr(member, slot))
                 self._members[bot.id] = fresh
             self._refresh(now)
@@ -154,14 +156,16 @@ class Members:
         """Take a bot for one call and count it as in flight; `done` must follow. None: nobody can serve.
 
         `exclude` are those that were tried, `key` keeps a session on one bot while that one serves, and `probe` says
-        that this call can be repeated elsewhere, so it may try an ejected or a suspect bot. About 1 µs.
+        that this call can be repeated elsewhere, so it may try an ejected or a suspect bot; where no such call comes,
+        any other is the probe in the end, else the bot would never come back. About 1 µs.
         """
         with self._lock:
             if now >= self._due:
                 self._refresh(now)
-            if probe and self._probes and not exclude:
+            if self._probes and not exclude:
                 for member in self._probes:
-                    if not member.probing and member.ejected_until is not None and member.ejected_until <= now:
+                    due = member.ejected_until if probe else member.overdue
+                    if due is not None and due <= now and not member.probing:
                         member.probing = True
                         member.load.in_flight += 1
                         return member
@@ -228,8 +232,7 @@ class Members:
         if member.ejected_until is not None:
             if member.probing:
                 member.probing = False
-                member.ejections += 1
-                member.ejected_until = now + self._backoff(member)
+                self._leave_alone(member, now)
                 self._refresh(now)
         elif guilty or (member.ramp_from is not None and member.evidence.score >= self.policy.eject.threshold / 2):
             self._eject(member, reason, now)
@@ -243,8 +246,7 @@ class Members:
                 self.panic = True
                 self._note(member, "panic", f"the last bot serves on: {reason}")
             return False
-        member.ejections += 1
-        member.ejected_until = now + self._backoff(member)
+        self._leave_alone(member, now)
         member.ramp_from = None
         member.reason = reason
         member.evidence.forgive()
@@ -252,9 +254,12 @@ class Members:
         self._refresh(now)
         return True
 
-    def _backoff(self, member: Member) -> float:
+    def _leave_alone(self, member: Member, now: float) -> None:
+        member.ejections += 1
         pause = min(self.policy.backoff_max, self.policy.backoff_min * 2.0 ** min(member.ejections - 1, 30))
-        return pause * (0.9 + 0.2 * random())  # workers must not probe in step
+        pause *= 0.9 + 0.2 * random()  # workers must not probe in step
+        member.ejected_until = now + pause
+        member.overdue = now + 2.0 * pause
 
     def _back(self, member: Member, reason: str, now: float) -> None:
         member.ejected_until = None

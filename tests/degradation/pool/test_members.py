@@ -92,6 +92,17 @@ def test_an_ejected_bot_is_probed_one_request_at_a_time_and_comes_back_slowly(po
     assert sum(member.bot.id == "b" for member in held) >= 7
 
 
+def test_where_nothing_can_be_repeated_a_bot_comes_back_all_the_same(pool, time, seen):
+    serve(pool, time, 100)
+    assert pool.eject("b", "by hand")
+    out = time.now
+    while state(pool, "b", time) == BotState.EJECTED:
+        asked = serve(pool, time, 1, probe=False)
+        assert time.now < out + 3.0
+        assert "b" not in asked or time.now >= out + 1.8, "a call that may fail for good is the last resort"
+    assert seen[-1] == BotChange("b", "restored", "a probe succeeded")
+
+
 def test_a_failed_probe_doubles_the_pause(pool, time):
     serve(pool, time, 100)
     fail_until_out(pool, time, "b")
@@ -120,7 +131,7 @@ def test_the_last_bot_is_never_ejected(pool, time, seen):
     serve(pool, time, 100)
     fail_until_out(pool, time, "b")
     fail_until_out(pool, time, "c", "b")
-    serve(pool, time, 200, {"a"})
+    serve(pool, time, 200, {"a", "b", "c"})
     assert state(pool, "a", time) == BotState.SERVING
     assert pool.eject("a", "by hand") is False
     assert pool.panic
