@@ -100,6 +100,14 @@ class Admission:
             await self._stream(scope, receive, send, context, rule)
             return
         gate = self.gate
+        if gate.streams >= gate.most_streams and manager.stream_routes.match(scope):
+            await self._no_stream(scope, send)
+            return
+        if context.deadline is not None and context.deadline <= monotonic():
+            manager.shed += 1
+            problem = Problem(503, "Its deadline has passed; nothing was done.", retry_after=_jittered(1.0))
+            await refuse(problem, scope, send)
+            return
         if self._threads and not self._sync.empty and self._sync.match(scope):
             gate = manager.threads.here()
         if not gate.enter():
@@ -115,14 +123,17 @@ class Admission:
         """What is known to be long from the start takes a stream's slot, and never one of the others."""
         gate = self.gate
         if not gate.enter_stream():
-            self.manager.shed += 1
-            detail = f"{gate.streams} streams are open, as many as this service holds; try again later."
-            await refuse(Problem(503, detail, retry_after=_jittered(5.0)), scope, send)
+            await self._no_stream(scope, send)
             return
         slot = Slot(self, gate, context, rule, receive, send, context.received)
         slot.streams()
         context.exchange.on_end(slot.over)
         await self.app(scope, slot.receive, slot.send)
+
+    async def _no_stream(self, scope: Scope, send: Send) -> None:
+        self.manager.shed += 1
+        detail = f"{self.gate.streams} streams are open, as many as this service holds; try again later."
+        await refuse(Problem(503, detail, retry_after=_jittered(5.0)), scope, send)
 
     async def _wait(
         self, gate: Gate, scope: Scope, receive: Receive, send: Send, context: RequestContext, rule: Rule

@@ -16,6 +16,7 @@ from deia_degradation.admission.endpoints import SyncEndpoints
 from deia_degradation.admission.gate import Gate
 from deia_degradation.admission.limit import LimitPolicy
 from deia_degradation.admission.room import RoomPolicy
+from deia_degradation.admission.streaming import StreamRoutes
 from deia_degradation.admission.threads import ThreadGates
 from deia_degradation.clients import ClientQuotas
 from deia_degradation.control import ModeControl
@@ -58,6 +59,7 @@ class DegradationManager:
         self.shed = 0
         self.sync_endpoints = SyncEndpoints()
         self.threads = ThreadGates(self.gate, _limit(settings.admission), _room(settings.admission))
+        self.stream_routes = StreamRoutes()
         self.open_streams: set[Slot] = set()
         """The streams that are open now; added to and discarded from on any serving loop, each in one step."""
         self.machine = MachineReader(host.home)

@@ -117,6 +117,7 @@ class Slot:
             except (AttributeError, TypeError, ValueError):  # no pairs of bytes: the server's to refuse or to take
                 return
         self._gate.to_stream(exchange.started, exchange.started - self._started, self._layer.deadline)
+        self._layer.manager.stream_routes.note(self.context)
         self.streams()
 
     # -- its end -------------------------------------------------------------------------------------------

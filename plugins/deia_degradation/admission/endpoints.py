@@ -64,11 +64,12 @@ def compiled(routes: Iterable[Any]) -> Routes[bool]:
         for sync in (False, True):
             chosen = frozenset(method for method in methods if (method not in asynchronous) is sync)
             if chosen:
-                entries.append((RoutePattern(path, chosen, _segments(path)), sync))
+                entries.append((RoutePattern(path, chosen, segments(path)), sync))
     return Routes(entries if any(sync for _, sync in entries) else ())
 
 
-def _segments(path: str) -> tuple[str, ...]:
+def segments(path: str) -> tuple[str, ...]:
+    """A route template of Starlette's as the segments of a `RoutePattern`."""
     found: list[str] = []
     for part in path[1:].split("/"):
         if _PATH.search(part):

@@ -10,6 +10,9 @@ import anyio
 
 from deia_hardening.plugin import Latch, Message, Receive
 
+_MOST = 65536
+"""Bytes of a body that are read ahead, so that a client is seen to leave; then it has to wait as well."""
+
 
 async def wait_for(latch: Latch, receive: Receive) -> Receive:
     """Return once `latch` is set or the client left; the result is what to receive from afterwards.
@@ -20,6 +23,7 @@ async def wait_for(latch: Latch, receive: Receive) -> Receive:
     failure: list[Exception] = []
 
     async def watch() -> None:
+        size = 0
         try:
             while True:
                 message = await receive()
@@ -28,8 +32,10 @@ async def wait_for(latch: Latch, receive: Receive) -> Receive:
                 if kind in ("http.disconnect", "websocket.disconnect"):
                     group.cancel_scope.cancel()
                     return
-                if kind == "http.request" and message.get("more_body"):
-                    return  # the rest of the body stays with the server, which stops reading from the client
+                if kind == "http.request":
+                    size += len(message.get("body") or b"")
+                    if size >= _MOST and message.get("more_body"):
+                        return  # the rest of the body stays with the server, which stops reading from the client
         except Exception as error:
             failure.append(error)
             group.cancel_scope.cancel()
