@@ -77,8 +77,9 @@ class Answer:
     async def _pass(self, message: Message) -> None:
         try:
             await self._forward.send(message)
-        except OSError:  # the client has left, or its stream's time is over: not the bot's fault
-            self.cut_off = True
+        except Exception as error:
+            # The client has left, or its stream's time is over: not the bot's fault. uvloop says so by RuntimeError.
+            self.cut_off = isinstance(error, OSError) or message["type"] == "http.response.body"
             raise
 
     async def _swallow(self, message: Message) -> None:

@@ -11,19 +11,20 @@ import math
 from collections.abc import Awaitable, Callable, Mapping
 from time import monotonic, time
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import anyio
 
 from deia_degradation.fallback.judge import retry_after
 from deia_degradation.fallback.limits import told
+from deia_degradation.fallback.raised import not_sent, status_of
 from deia_degradation.fallback.retry import may_ask_another
 from deia_degradation.fallback.watch import Watched, Watcher
 from deia_degradation.pool.bot import Bot, Member, Verdict
 from deia_degradation.pool.budget import Budget, Reservation
 from deia_hardening.context import context_variable
 from deia_hardening.errors import HardeningError
-from deia_hardening.upstream import Outcome, UpstreamError
+from deia_hardening.upstream import Outcome
 
 if TYPE_CHECKING:
     from deia_degradation.pool.pool import Pool
@@ -111,8 +112,9 @@ class Attempt:
         if member is None:
             return
         budget = pool.budget_of(member)
+        own = next((reservation for held, reservation in self._reserved if held is budget), None)
         for one in told(found, time()):
-            budget.learn(one.kind, one.remaining, monotonic() + one.seconds)
+            budget.learn(one.kind, one.remaining, monotonic(), one.seconds, known=own)
 
     def exhausted(self, seconds: float | None = None) -> None:
         """The upstream said that its quota is used up (429, 529): its key rests for `seconds`."""
@@ -189,7 +191,7 @@ class Attempt:
 
     def _judge(self, error: BaseException | None) -> tuple[Verdict, Outcome, bool, str]:
         outcome = Outcome.STARTED if self.sent else Outcome.FAILED_BEFORE_START
-        if isinstance(error, UpstreamError) and error.outcome is Outcome.NOT_SENT:
+        if not self.sent and not_sent(error):
             outcome = Outcome.NOT_SENT
         if self._rest is not None:
             return Verdict.NEUTRAL, outcome, True, ""
@@ -197,7 +199,7 @@ class Attempt:
             if self._failure:
                 return Verdict.FAILED, outcome, False, self._failure
             return Verdict.GOOD, Outcome.COMPLETED, False, ""
-        status, headers = _status_of(error)
+        status, headers = status_of(error)
         if headers:
             self.headers({name.decode("latin-1"): value.decode("latin-1") for name, value in headers})
         if status in _EXHAUSTED:
@@ -276,15 +278,14 @@ class Attempts:
                         raise self._held
                     wait = soonest - now if soonest != math.inf else pool.retry_after(now)
                     raise NoBotLeft(pool.name, "no bot can take the call", max(1.0, min(wait, 86400.0)))
-                own = pool.quota_of(member)
-                if own is not None:
-                    room = own.reserve(now, tokens=self.tokens, money=self.money)
-                    if not isinstance(room, Reservation):
-                        pool.done(member, now, 0.0, Verdict.NEUTRAL)
-                        soonest = min(soonest, room)
-                        passed += pool.sharing(member)
-                        continue
-                    reserved.append((own, room))
+                own = pool.budget_of(member)
+                room = own.reserve(now, tokens=self.tokens, money=self.money)
+                if not isinstance(room, Reservation):
+                    pool.done(member, now, 0.0, Verdict.NEUTRAL)
+                    soonest = min(soonest, room)
+                    passed += pool.sharing(member)
+                    continue
+                reserved.append((own, room))
                 self.tried.append(member)
                 pool.attempts_made += 1
                 return member, reserved
@@ -336,21 +337,3 @@ async def call(attempts: Attempts, send: Callable[[Attempt], Awaitable[R]]) -> R
         if results and (attempts._over or attempt.good):
             return results[-1]
     raise NoBotLeft(attempts.pool.name, "no attempt succeeded", 1.0)
-
-
-def _status_of(error: BaseException) -> tuple[int | None, list[tuple[bytes, bytes]]]:
-    """Status and headers that a client library's exception carries (httpx, openai, anthropic, aiohttp)."""
-    response: Any = getattr(error, "response", None)
-    status = getattr(error, "status_code", None)
-    if status is None:
-        status = getattr(error, "status", None)
-    if status is None:
-        status = getattr(response, "status_code", None)
-    headers: Any = getattr(error, "headers", None) or getattr(response, "headers", None)
-    pairs = []
-    if headers is not None:
-        try:
-            pairs = [(str(k).lower().encode("latin-1"), str(v).encode("latin-1")) for k, v in dict(headers).items()]
-        except (TypeError, ValueError):
-            pairs = []
-    return (status if isinstance(status, int) else None), pairs

@@ -13,6 +13,8 @@ from collections.abc import Mapping
 import attrs
 
 _SLICES = 60
+_SAME = 1.0
+"""Seconds by which two resets of one window may differ: many are told in whole seconds."""
 KINDS = ("requests", "tokens", "money")
 
 
@@ -97,6 +99,8 @@ class Reservation:
 
     at: float
     amounts: dict[str, float]
+    over: dict[str, float]
+    """What was over before: all else was under way beside this call, or came after it."""
     settled: bool = False
 
 
@@ -108,6 +112,9 @@ class Budget:
         self._lock = threading.Lock()
         self._windows = {kind: _Window(bounds.per) for kind in KINDS}
         self._learned: dict[str, _Learned] = {}
+        self._begun = dict.fromkeys(KINDS, 0.0)
+        self._over = dict.fromkeys(KINDS, 0.0)
+        """What was set aside so far, and what of that for calls that are over."""
         self._rests_until = 0.0
 
     def reserve(
@@ -130,11 +137,12 @@ class Budget:
                 return wait
             for kind, amount in amounts.items():
                 if amount:
+                    self._begun[kind] += amount
                     self._windows[kind].add(now, amount)
                     learned = self._learned.get(kind)
                     if learned is not None:
                         learned.remaining -= amount
-        return Reservation(now, amounts)
+            return Reservation(now, amounts, self._over.copy())
 
     def settle(
         self, reservation: Reservation, now: float, *, tokens: float | None = None, money: float | None = None
@@ -143,7 +151,7 @@ class Budget:
         with self._lock:
             if reservation.settled:
                 return
-            reservation.settled = True
+            self._close(reservation)
             for kind, used in (("tokens", tokens), ("money", money)):
                 if used is None:
                     continue
@@ -158,20 +166,39 @@ class Budget:
         with self._lock:
             if reservation.settled:
                 return
-            reservation.settled = True
+            self._close(reservation)
             for kind, held in reservation.amounts.items():
                 if held:
                     self._windows[kind].give_back(reservation.at, held)
+
+    def _close(self, reservation: Reservation) -> None:
+        reservation.settled = True
+        for kind, held in reservation.amounts.items():
+            self._over[kind] += held
 
     def rest(self, until: float) -> None:
         """Nothing more before then: the upstream said so."""
         with self._lock:
             self._rests_until = max(self._rests_until, until)
 
-    def learn(self, kind: str, remaining: float, until: float) -> None:
-        """The upstream says that `remaining` are left until then."""
+    def learn(
+        self, kind: str, remaining: float, now: float, seconds: float, *, known: Reservation | None = None
+    ) -> None:
+        """The upstream says that `remaining` are left for the next `seconds`, having counted the call `known`.
+
+        Whatever was under way beside that call it may or may not have counted, and answers overtake each other. So
+        what is believed is the least that may be left; within one window our own count goes on where it says more.
+        """
         with self._lock:
-            self._learned[kind] = _Learned(remaining, until)
+            if known is None:
+                beside = self._begun[kind] - self._over[kind]
+            else:
+                beside = self._begun[kind] - known.amounts[kind] - known.over[kind]
+            left, until = remaining - max(0.0, beside), now + seconds
+            before = self._learned.get(kind)
+            if before is not None and before.until > now and abs(before.until - until) <= _SAME:
+                left, until = max(left, min(remaining, before.remaining)), before.until
+            self._learned[kind] = _Learned(left, until)
 
     def used(self, now: float) -> dict[str, float]:
         """What counts against each bound now."""

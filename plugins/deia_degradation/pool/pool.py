@@ -137,6 +137,7 @@ class Pool(Members):
         member = self.member(bot_id)
         done = super().remove(bot_id, reason)
         if member is not None:
+            self._learned.pop(f"bot:{bot_id}", None)
             for key in [key for key in self._opened if key[0] == bot_id]:
                 self._leaving.append(self._opened.pop(key))
         return done
@@ -164,17 +165,13 @@ class Pool(Members):
 
     # -- budgets -------------------------------------------------------------------------------------------
 
-    def quota_of(self, member: Member) -> Budget | None:
-        """The budget that a bot draws on: the settings', or what its upstream told of its limits; None without."""
-        key = member.bot.quota
-        return (self.quotas.get(key) if key else None) or self._learned.get(key or f"bot:{member.bot.id}")
-
     def budget_of(self, member: Member) -> Budget:
-        """The budget that a bot draws on, made (without bounds of its own) when there is none."""
-        found = self.quota_of(member)
-        if found is None:
-            found = self._learned.setdefault(member.bot.quota or f"bot:{member.bot.id}", Budget(Bounds()))
-        return found
+        """The budget that a bot draws on: the settings', else one for what its upstream tells of its limits."""
+        quota = member.bot.quota
+        if quota and quota in self.quotas:
+            return self.quotas[quota]
+        key = quota or f"bot:{member.bot.id}"
+        return self._learned.get(key) or self._learned.setdefault(key, Budget(Bounds()))
 
     def sharing(self, member: Member) -> list[Member]:
         """The members that draw on the same budget, itself included."""

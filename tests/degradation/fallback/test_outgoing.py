@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import asynccontextmanager
 
 import anyio
+import httpx
 import pytest
 
 from deia_degradation import Bot, DegradationManager, NoBotLeft, QuotaUsedUp, TooSlow
@@ -99,6 +100,20 @@ async def test_a_call_with_effects_is_not_repeated_once_sent():
         with pytest.raises(OSError):
             await degradation.pool("llm").call(send, effects=True)
         assert len(asked) == 1
+
+
+async def test_a_call_with_effects_goes_to_another_bot_when_it_provably_was_not_sent():
+    async with manager() as degradation:
+        asked = []
+
+        async def send(a):
+            asked.append(a.bot.id)
+            if len(asked) == 1:
+                raise httpx.ConnectError("refused")
+            return "done"
+
+        assert await degradation.pool("llm").call(send, effects=True) == "done"
+        assert len(asked) == 2
 
 
 async def test_a_4xx_is_the_callers_mistake():

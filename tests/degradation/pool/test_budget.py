@@ -56,7 +56,7 @@ def test_settling_twice_counts_once():
 
 def test_what_the_upstream_says_is_believed():
     budget = Budget(Bounds())
-    budget.learn("requests", 1, 30.0)
+    budget.learn("requests", 1, 0.0, 30.0)
     assert isinstance(budget.reserve(0.0), Reservation)
     assert budget.reserve(1.0) == 30.0
     assert isinstance(budget.reserve(30.0), Reservation)
@@ -91,6 +91,54 @@ def test_in_no_stretch_of_a_period_more_is_granted_than_the_bound(calls):
     for start, _ in granted:
         inside = sum(used for when, used in granted if start <= when < start + per)
         assert inside <= bound + 1e-6
+
+
+@given(st.lists(st.tuples(st.sampled_from(["call", "count", "answer"]), st.integers(0, 9)), max_size=200))
+def test_what_an_upstream_says_is_never_overdrawn_however_calls_and_answers_overtake_each_other(steps):
+    """Ten a window. The upstream counts a call when it comes there, and says with its answer what was left then."""
+    budget, counted = Budget(Bounds()), 0
+    sent, answers = [], []
+
+    def act(what, which):
+        nonlocal counted
+        if what == "call":
+            found = budget.reserve(0.0)
+            if isinstance(found, Reservation):
+                sent.append(found)
+        elif what == "count" and sent:
+            counted += 1
+            answers.append((sent.pop(which % len(sent)), 10 - counted))
+        elif what == "answer" and answers:
+            reservation, left = answers.pop(which % len(answers))
+            budget.learn("requests", left, 0.0, 60.0, known=reservation)
+            budget.settle(reservation, 0.0)
+
+    for what in ("call", "count", "answer"):  # before the first answer nothing is known
+        act(what, 0)
+    for what, which in steps:
+        act(what, which)
+        assert counted + len(sent) <= 10
+    assert isinstance(budget.reserve(60.0), Reservation)
+
+
+def test_calls_one_after_the_other_may_use_all_that_an_upstream_gives():
+    budget, granted = Budget(Bounds()), 0
+    while isinstance(found := budget.reserve(0.0), Reservation):
+        granted += 1
+        budget.learn("requests", 10 - granted, 0.0, 60.0, known=found)
+        budget.settle(found, 0.0)
+    assert (granted, found) == (10, 60.0)
+
+
+def test_a_bucket_that_fills_again_is_followed():
+    """Some upstreams tell the time until all is there again, which moves on with every answer."""
+    budget, now = Budget(Bounds()), 0.0
+    for _ in range(1000):
+        now += 0.1
+        found = budget.reserve(now)
+        assert isinstance(found, Reservation)
+        budget.learn("requests", 50, now, 59.0, known=found)
+        budget.settle(found, now)
 
 
 @pytest.mark.parametrize("bound", [0.0])
