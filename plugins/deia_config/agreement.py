@@ -159,11 +159,15 @@ class Agreement:
             await self._host.store.put(f"{self._keys}/vote/{self.members.me}", json.dumps(ballot).encode())
 
     async def decision(self) -> Decision | None:
-        """The last decision, or None."""
+        """The last decision, or None; also while the store is away."""
         try:
-            return await self._get("decision", _decision)
+            return await self.last()
         except StoreError:
             return None
+
+    async def last(self) -> Decision | None:
+        """The last decision, or None. Raises StoreError."""
+        return await self._get("decision", _decision)
 
     async def pause(self) -> None:
         """A moment, while another worker's turn lasts."""

@@ -32,6 +32,7 @@ from deia_hardening.settings.state import (
     encode_last_good,
     last_good_path,
 )
+from deia_hardening.store import StoreError
 
 logger = logging.getLogger("deia_config")
 
@@ -265,7 +266,13 @@ class ConfigManager(RunningFlags):
         """
         self.trying = "" if force else snapshot.digest
         others = await self.agreement.others()
-        decision = await self.agreement.decision() if others else None
+        decision = None
+        if others:
+            try:
+                decision = await self.agreement.last()
+            except StoreError as error:  # asked once: each question to a store that is away takes its busy_timeout
+                logger.warning("the other workers can't be asked (%s): this one follows by itself", error)
+                others = ()
         if decision is not None and decision.content == snapshot.digest and decision.applied:
             others = ()  # it is decided already, and this worker follows
         try:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
@@ -123,6 +124,28 @@ class Home:
         self.script.write_text(SCRIPT)
         self.workers: list[Worker] = []
 
+    def lock(self) -> int | None:
+        """The lock of the store's file, or None while somebody has it."""
+        descriptor = os.open(next((self.folder.parent / "state").glob("*.db.lock")), os.O_RDWR)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            return None
+        return descriptor
+
+    def freeze(self, worker: Worker) -> None:
+        """Silence a worker, though not in the middle of a write to the store: nobody else could write then."""
+        while True:
+            worker.process.send_signal(signal.SIGSTOP)
+            os.waitid(os.P_PID, worker.process.pid, os.WSTOPPED | os.WNOWAIT)
+            held = self.lock()
+            if held is not None:
+                os.close(held)
+                return
+            worker.process.send_signal(signal.SIGCONT)
+            time.sleep(0.01)
+
     def save(self, bots: int, value: int = 1, vote: str = "5s") -> None:
         beside = self.folder / ".tmp"
         beside.write_text(TEXT.format(bots=bots, value=value, vote=vote))
@@ -205,7 +228,7 @@ def test_a_dead_worker_is_not_waited_for(home: Home) -> None:
 def test_a_worker_that_dies_during_the_vote_does_not_block_it(home: Home) -> None:
     home.save(1, vote="60s")
     one, two, frozen = home.start({}, {}, {})
-    frozen.process.send_signal(signal.SIGSTOP)
+    home.freeze(frozen)
     home.save(2, vote="60s")
     time.sleep(0.3)  # the vote is on: nobody may have switched while one that lives has said nothing
     assert one.ask()["bots"] == two.ask()["bots"] == 1
@@ -218,7 +241,7 @@ def test_a_worker_that_dies_during_the_vote_does_not_block_it(home: Home) -> Non
 def test_a_silent_worker_is_passed_over_and_follows_later(home: Home) -> None:
     home.save(1, vote="500ms")
     one, two, frozen = home.start({}, {}, {})
-    frozen.process.send_signal(signal.SIGSTOP)
+    home.freeze(frozen)
     home.save(2, vote="500ms")
     for worker in (one, two):
         worker.until(lambda state: state["bots"] == 2)
@@ -229,7 +252,7 @@ def test_a_silent_worker_is_passed_over_and_follows_later(home: Home) -> None:
 def test_a_worker_that_was_silent_and_then_refuses_is_not_ready(home: Home) -> None:
     home.save(1, vote="500ms")
     one, picky = home.start({}, {"PICKY": "1"})
-    picky.process.send_signal(signal.SIGSTOP)
+    home.freeze(picky)
     home.save(2, value=13, vote="500ms")
     one.until(lambda state: state["bots"] == 2)
     picky.process.send_signal(signal.SIGCONT)
@@ -238,4 +261,20 @@ def test_a_worker_that_was_silent_and_then_refuses_is_not_ready(home: Home) -> N
     assert state["bots"] == 1
     home.save(3, vote="500ms")
     for worker in (one, picky):
+        worker.until(lambda state: state["bots"] == 3 and state["health"] == "ok")
+
+
+def test_a_worker_follows_by_itself_while_the_store_can_not_be_written(home: Home) -> None:
+    (home.folder / "store.yaml").write_text("store: {busy_timeout: 300ms}\n")
+    home.save(1)
+    one, two = home.start({}, {})
+    held = home.lock()
+    while held is None:
+        held = home.lock()
+    home.save(2)
+    for worker in (one, two):
+        worker.until(lambda state: state["bots"] == 2)
+    os.close(held)
+    home.save(3)
+    for worker in (one, two):
         worker.until(lambda state: state["bots"] == 3 and state["health"] == "ok")
