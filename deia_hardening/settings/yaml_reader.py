@@ -1,4 +1,4 @@
-"""YAML 1.2 (core schema) to nodes, through libyaml's event parser where PyYAML has it.
+"""YAML 1.2 (core schema) to nodes, through libyaml's event parser where PyYAML has it, else our own of version 1.2.
 
 Refused, each with its place: duplicate keys, keys that are not text, unknown tags, merge keys, more than one
 document, alias bombs and self-references, too deep nesting, what is not UTF-8. Nothing is ever constructed.
@@ -13,12 +13,20 @@ from deia_hardening.settings.core_schema import resolve
 from deia_hardening.settings.limits import DocumentLimits
 from deia_hardening.settings.nodes import Entry, Mapping, Node, Place, Scalar, Sequence, Source
 from deia_hardening.settings.problems import Problems, nearest, shown
+from deia_hardening.settings.yaml12 import Parser
+from deia_hardening.settings.yaml12_scalars import Invalid
 from deia_hardening.settings.yaml_layout import Layout
 
 _PREFIX = "tag:yaml.org,2002:"
 _SCALAR_TAGS = {"str", "int", "float", "bool", "null"}
 _TAGS = sorted(f"!!{name}" for name in (*_SCALAR_TAGS, "map", "seq"))
 _NOT_PRINTABLE = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+_MISREAD = re.compile(
+    r"^%|[\x85\u2028\u2029]|[\[{,]\s*(?:\?\S|-\s*[,\]}])|(?:^|[\s\[{,])[&*][^\s,\[\]{}]*:"
+    r"|[|>][0-9+-]*[ \t]*(?:#.*)?\n +\n",
+    re.MULTILINE,
+)
+"""Where libyaml may understand something else than YAML 1.2 does, without a word."""
 _FROM_CONTEXT = ("flow", "quoted", "simple key", "block scalar", "anchor", "alias", "tag", "directive")
 
 
@@ -35,12 +43,25 @@ def parse_yaml(data: bytes, file: str, problems: Problems, limits: DocumentLimit
 
     loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     reading = _Reading(yaml, file, problems, limits, source, text)
+    known = len(problems)
     try:
-        return reading.document(yaml.parse(text, Loader=loader))
+        if _MISREAD.search(text):
+            return reading.by_specification()
+        whole = text if text.endswith("\n") else f"{text}\n"  # libyaml drops the last line end of a block of text
+        return reading.document(reading.watched(yaml.parse(whole, Loader=loader)))
     except _Stop:
         return None
     except yaml.MarkedYAMLError as error:
-        reading.syntax(error)
+        told, problems[known:] = problems[known:], []
+        try:
+            return _Reading(yaml, file, problems, limits, source, text).by_specification()
+        except _Stop:
+            return None
+        except Invalid:  # libyaml is right; what it says of ordinary slips is worded for people
+            problems[known:] = told
+            reading.syntax(error)
+    except Invalid as error:
+        problems.add(reading.at(error.line + 1, error.column + 1), "", f"not valid YAML: {error}", "YAML 1.2")
     except yaml.YAMLError as error:  # a ReaderError has no mark
         reading.unreadable(error)
     except RecursionError:
@@ -93,10 +114,20 @@ class _Reading:
         mark = event.start_mark
         return Place(self.file, mark.line + 1, mark.column + 1, self.source)
 
+    def watched(self, events: Any) -> Any:
+        """libyaml's events, and a look at what it lets pass."""
+        return Layout(self.yaml, self.lines, self.file, self.problems, self.source).watch(events)
+
+    def by_specification(self) -> Node | None:
+        """The document as the grammar of YAML 1.2 has it. Raises Invalid."""
+        if _NOT_PRINTABLE.search(self.text):
+            self.unreadable(ValueError("a control character"))
+            raise _Stop
+        return self.document(iter(Parser(self.yaml, self.text).events()))
+
     def document(self, events: Any) -> Node | None:
         yaml = self.yaml
-        layout = Layout(yaml, self.lines, self.file, self.problems, self.source)
-        self.events = events = layout.watch(events)
+        self.events = events
         node: Node | None = None
         documents = 0
         for event in events:
@@ -174,15 +205,16 @@ class _Reading:
         return Mapping(entries, place)
 
     def key(self, event: Any, path: str, place: Place, depth: int) -> str | None:
-        if not isinstance(event, self.yaml.ScalarEvent):
-            node = self.node(event, path, depth + 1)
-            text = isinstance(node, Scalar) and isinstance(node.value, str)
-            what = "an alias is used as a key" if text else "the key is not text"
-            self.problems.add(place, path, what, "keys that are plain text")
+        node = self.node(event, path, depth + 1)
+        if not isinstance(node, Scalar):
+            self.problems.add(place, path, "the key is not text", "keys that are text")
             return None
-        key = self.scalar(event, path, place)
+        key = node
+        if isinstance(event, self.yaml.AliasEvent):
+            key = Scalar(key.value, place, key.text)
         if not isinstance(key.value, str):
-            quoted = f'"{event.value}"'
+            text = getattr(event, "value", "")
+            quoted = f'"{text}"' if text else ""
             self.problems.add(place, path, f"the key {shown(key.value)} is not text", "keys that are text", quoted)
             return None
         if key.value == "<<" and key.text is not None:

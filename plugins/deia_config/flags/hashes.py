@@ -217,12 +217,12 @@ def _cbor(value: Any, parts: list[bytes]) -> None:
     elif isinstance(value, bool):
         parts.append(b"\xf5" if value else b"\xf4")
     elif isinstance(value, int):
-        if -(1 << 64) <= value < 1 << 64:
+        if -(1 << 63) <= value < 1 << 64:
             parts.append(_head(0, value) if value >= 0 else _head(1, -1 - value))
         else:
             _cbor_float(float(value), parts)
     elif isinstance(value, float):
-        if value.is_integer() and -(2.0**63) <= value < 2.0**63:
+        if value.is_integer() and -(2.0**63) <= value < 2.0**64:
             _cbor(int(value), parts)
         else:
             _cbor_float(value, parts)
