@@ -41,7 +41,7 @@ class Life:
             if isinstance(error, asyncio.CancelledError) and self._stop.is_set():
                 raise
             logger.error("plugin '%s' ended by itself", self.plugin.name, exc_info=error)
-            # Not FAILED: its layers go on, and one fault in every worker must not take the whole service out of balance.
+            # Not FAILED: its layers go on, and a fault that all workers share must not take the service out of balance.
             why = f"it ended by itself: {error!r}; the rest goes on without its background work"
             self._failures[self.plugin.name] = Health(HealthState.DEGRADED, why, time.time())
 

@@ -157,6 +157,13 @@ class Connection(ResponseReader, asyncio.Protocol):
         self.reusable = False
         self.transport.abort()
 
+    def begin(self, head: bool = False, trailers: bool = False, early_hints: bool = False) -> None:
+        ResponseReader.begin(self, head, trailers, early_hints)
+        self.requests += 1
+        self.buffered = 0
+        self.uploaded = True
+        self.watched = self.refused = False
+
     def alive(self, look: bool) -> bool:
         """Whether an idle connection can be used; `look` at the socket too (2 µs): no end there, no bytes."""
         if self.lost or self.transport.is_closing():

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 from contextvars import copy_context
 
 from deia_hardening.streams import until_left
@@ -38,7 +39,14 @@ class Exchange:
     )
 
     def __init__(
-        self, name: str, pool: Pool, head: Head, scope: Scope, receive: Receive, send: Send, repeatable: bool
+        self,
+        name: str,
+        pool: Pool,
+        head: Head,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        repeatable: Callable[[Scope], bool],
     ) -> None:
         self._name = name
         self._pool = pool
@@ -53,16 +61,22 @@ class Exchange:
 
     async def run(self) -> None:
         """Raises NotSent, FailedBeforeStart, Aborted, BadRequest (nothing sent), or what `send` raised."""
-        pool = self._pool
-        connection = pool.take()
+        connection = self._pool.take()
         reused = connection is not None
         while True:
             if connection is None:
                 connection = await self._connect()
             self._held = connection
             try:
-                if not await self._write(connection):
+                if self._head.length == 0:
+                    self._begin(connection)
+                    connection.write_first(self._head.data + b"\r\n")
+                    self._watch(connection)
+                elif not await self._write(connection):
                     return  # the client left before anything was written
+                if not connection.events and connection.error is None:  # what nearly every call comes to: one wait
+                    waiter = connection.waiter = self._pool.loop.create_future()
+                    await waiter
                 if await self._answer(connection, reused):
                     return
             except BaseException:
@@ -90,55 +104,53 @@ class Exchange:
             connection.task = None
             if not task.done():
                 task.cancel()
-        if not connection.uploaded or not connection.done:
-            connection.reusable = False
         connection.receive = None
         connection.deadline = 0.0
-        if connection.error is not None:
+        if connection.error is not None or not connection.uploaded or not connection.done:
+            connection.error = None
             connection.reusable = False
-        connection.error = None
         if connection.events:  # the call was cancelled over an answer that nobody took: it must never meet the next one
             connection.events = deque()
             connection.reusable = False
         self._pool.put(connection)
 
-    async def _write(self, connection: Connection) -> bool:
-        """Write the request, or begin to. False when the client has left and nothing was written."""
+    def _begin(self, connection: Connection) -> None:
         scope = self._scope
-        head = self._head
         extensions = scope.get("extensions")
         if extensions:
             connection.begin(
-                head=scope["method"] == "HEAD",
-                trailers="http.response.trailers" in extensions,
-                early_hints="http.response.early_hint" in extensions,
+                scope["method"] == "HEAD",
+                "http.response.trailers" in extensions,
+                "http.response.early_hint" in extensions,
             )
         else:
-            connection.begin(head=scope["method"] == "HEAD")
-        connection.requests += 1
-        connection.buffered = 0
-        connection.uploaded = True
-        connection.watched = connection.refused = False
+            connection.begin(scope["method"] == "HEAD")
         connection.context = copy_context()
-        if head.length == 0:
-            connection.write_first(head.data + b"\r\n")
-        elif head.expect and head.length != UNKNOWN:
+
+    def _watch(self, connection: Connection) -> None:
+        """The request is out: from here the time limits count, and after a while its client is watched."""
+        pool = self._pool
+        now = pool.loop.time()
+        connection.receive = self._receive
+        connection.watch_at = now + pool.watch_after
+        if pool.first_byte_timeout:
+            connection.deadline = now + pool.first_byte_timeout
+
+    async def _write(self, connection: Connection) -> bool:
+        """Write a request with a body, or begin to. False when the client has left and nothing was written."""
+        head = self._head
+        self._begin(connection)
+        if head.expect and head.length != UNKNOWN:
             connection.uploaded = False
             connection.write_first(head.framed(head.length, expect=True))
             self._start_upload(connection, head.length, head.length == CHUNKED, expect=True)
             return True
-        elif not await self._write_with_body(connection):
+        if not await self._write_with_body(connection):
             connection.done = True
             connection.reusable = True
             return False
-        pool = self._pool
-        now = pool.loop.time()
-        settings = pool.settings
         if connection.uploaded:
-            connection.receive = self._receive
-            connection.watch_at = now + settings.watch_after
-            if settings.first_byte_timeout:
-                connection.deadline = now + settings.first_byte_timeout
+            self._watch(connection)
         return True
 
     async def _write_with_body(self, connection: Connection) -> bool:
@@ -274,7 +286,7 @@ class Exchange:
             refused=connection.refused,
             body_taken=connection.watched,
             consumed=self._consumed or connection.watched,
-            repeatable=self._repeatable,
+            repeatable=self._repeatable(self._scope),
         )
         return judge(connection.error, evidence) is Next.RETURN
 

@@ -40,11 +40,7 @@ def safe_method(scope: Scope) -> bool:
     return scope["method"] in _SAFE
 
 
-def _asyncio_loop() -> asyncio.AbstractEventLoop | None:
-    try:
-        return asyncio.get_running_loop()
-    except RuntimeError:  # trio
-        return None
+_running_loop: Callable[[], asyncio.AbstractEventLoop | None] = asyncio._get_running_loop
 
 
 class HttpUpstream:
@@ -101,9 +97,10 @@ class HttpUpstream:
             target = request.encode_target(scope, self.route.prefix)
             extensions = scope.get("extensions")
             trailers = extensions is not None and "http.response.trailers" in extensions
-            head = request.encode(scope, self.route, target, self.signed(scope, target), trailers=trailers)
-            loop = _asyncio_loop()
-            if loop is None:
+            signed = self.signed(scope, target)
+            head = request.encode(scope, self.route, target, signed, trailers)
+            loop = _running_loop()
+            if loop is None:  # trio
                 from deia_hardening.upstream.streamed import StreamedExchange
 
                 await StreamedExchange(self, head, scope, receive, send, self._repeatable(scope)).run()
@@ -111,7 +108,7 @@ class HttpUpstream:
             known, pool = self._last
             if known is not loop or pool is None or pool.closed:
                 pool = await self._pool(loop)
-            await Exchange(self._name, pool, head, scope, receive, send, self._repeatable(scope)).run()
+            await Exchange(self._name, pool, head, scope, receive, send, self._repeatable).run()
         except BadRequest as error:
             await refuse(send, str(error))
         finally:

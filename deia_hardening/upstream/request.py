@@ -50,6 +50,7 @@ _LENGTH_DIGITS = re.compile(rb"[0-9]{1,18}").fullmatch
 _HARMLESS_OPTIONS = frozenset((b"keep-alive", b"close", b"upgrade", b"te", b""))
 _COMMON = {name: name.encode() + b" " for name in ("GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS")}
 _PROTO = {name: b"x-forwarded-proto: " + name.encode() for name in ("http", "https", "ws", "wss")}
+_CLIENTS: dict[str, bytes] = {}  # their lines, put together once; as bounded as the names
 _WITH_BODY = frozenset(("POST", "PUT", "PATCH"))
 
 CHUNKED = -1
@@ -76,6 +77,10 @@ class Route:
     prefix: bytes = b""
     keep_host: bool = False
     forwarded: bool = False
+    line: bytes = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        object.__setattr__(self, "line", b"host: " + self.host)
 
 
 class Head:
@@ -105,7 +110,7 @@ class Head:
         return self.data + framing + b"\r\n"
 
 
-def encode(scope: Scope, route: Route, target: bytes, extra: Sequence[bytes] = (), *, trailers: bool = False) -> Head:
+def encode(scope: Scope, route: Route, target: bytes, extra: Sequence[bytes] = (), trailers: bool = False) -> Head:
     """Encode the head of an `http` scope for `target` (from `encode_target`).
 
     `extra` are whole lines (`name: value`, without line end) added after everything inbound was filtered.
@@ -158,7 +163,7 @@ def encode(scope: Scope, route: Route, target: bytes, extra: Sequence[bytes] = (
             raise BadRequest("a method that can't be passed on")
         start = method.encode("ascii") + b" "
     lines[0] = start + target + b" HTTP/1.1"
-    append(b"host: " + (host if host is not None and route.keep_host else route.host))
+    append(b"host: " + host if host is not None and route.keep_host else route.line)
     if trailers:
         append(b"te: trailers\r\nconnection: te")
     if route.forwarded:
@@ -252,8 +257,13 @@ def _length(value: bytes, before: int | None) -> int:
 
 def _forwarded(scope: Scope, host: bytes | None, lines: list[bytes]) -> None:
     client: Any = scope.get("client")
-    if client and client[0]:
-        lines.append(b"x-forwarded-for: " + str(client[0]).encode("ascii", "replace"))
+    if client and (address := client[0]):
+        line = _CLIENTS.get(address)
+        if line is None:
+            line = b"x-forwarded-for: " + str(address).encode("ascii", "replace")
+            if len(_CLIENTS) < _KNOWN_NAMES and len(line) < 64:
+                _CLIENTS[address] = line
+        lines.append(line)
     lines.append(_PROTO.get(scope.get("scheme", "http"), _PROTO["http"]))
     if host is not None:
         lines.append(b"x-forwarded-host: " + host)

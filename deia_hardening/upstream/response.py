@@ -15,8 +15,8 @@ import httptools
 
 from deia_hardening.types import Message
 
-_DROP, _LENGTH, _ENCODING, _CONNECTION, _TRAILER = range(5)
-_KINDS = {
+_PLAIN, _DROP, _LENGTH, _ENCODING, _CONNECTION, _TRAILER = range(6)
+_KINDS: dict[bytes, int] = {
     b"connection": _CONNECTION,
     b"keep-alive": _DROP,
     b"proxy-connection": _DROP,
@@ -26,6 +26,7 @@ _KINDS = {
     b"content-length": _LENGTH,
     b"trailer": _TRAILER,
 }
+_KNOWN_NAMES = 1024  # names remembered as written small and plain; an upstream can't make it grow further
 _NO_TRAILER = frozenset(
     b"connection keep-alive proxy-connection upgrade te transfer-encoding content-length trailer host "
     b"content-encoding content-type content-range set-cookie authorization cache-control expect".split()
@@ -74,7 +75,7 @@ class ResponseReader:
         self._sized = False
         self._nominated: list[bytes] | None = None
 
-    def begin(self, *, head: bool = False, trailers: bool = False, early_hints: bool = False) -> None:
+    def begin(self, head: bool = False, trailers: bool = False, early_hints: bool = False) -> None:
         """Expect the answer to a new request; `head` when its method was HEAD."""
         if self._renew:
             self._parser = httptools.HttpResponseParser(self)
@@ -133,12 +134,17 @@ class ResponseReader:
         self._chunked = self._sized = False
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        name = name.lower()
         if self.started:
-            self._on_trailer(name, value)
+            self._on_trailer(name.lower(), value)
             return
         kind = _KINDS.get(name)
         if kind is None:
+            lower = name.lower()
+            kind = _KINDS.get(lower, _PLAIN)
+            if lower == name and len(_KINDS) < _KNOWN_NAMES:
+                _KINDS[name] = _PLAIN
+            name = lower
+        if kind == _PLAIN:
             self._headers.append((name, value))
             return
         if kind == _LENGTH:
@@ -166,7 +172,8 @@ class ResponseReader:
             self._trailers.append((name, value))
 
     def on_headers_complete(self) -> None:
-        status = self._parser.get_status_code()
+        parser = self._parser
+        status: int = parser.get_status_code()
         headers = self._headers
         if self._nominated is not None:
             gone = frozenset(self._nominated) - frozenset((b"content-length",))
@@ -178,11 +185,11 @@ class ResponseReader:
             return
         if status > 599:
             raise Malformed("a status that does not exist")
-        version = self._parser.get_http_version()
+        version = parser.get_http_version()
         if version != "1.1" and (version != "1.0" or self._chunked):
             raise Malformed("a version of HTTP that was not spoken to it")
         start: dict[str, Any] = {"type": "http.response.start", "status": status, "headers": headers}
-        if self._want_trailers and self._chunked and any(name == b"trailer" for name, _ in headers):
+        if self._chunked and self._want_trailers and any(name == b"trailer" for name, _ in headers):
             start["trailers"] = True
             self._trailers = []
         self._seen = 0
@@ -219,8 +226,8 @@ class ResponseReader:
     def _finish(self) -> None:
         self.done = True
         events = self.events
-        if events and events[-1]["type"] == "http.response.body":
-            events[-1]["more_body"] = False
+        if events and "more_body" in (last := events[-1]):
+            last["more_body"] = False
         else:
             events.append({"type": "http.response.body", "body": b"", "more_body": False})
         if self._trailers is not None:
