@@ -234,6 +234,7 @@ class RequestContext:
         mode: the mode it was admitted in.
         version: the name of the version that answers ("" without migration).
         bot: the id of the bot that answered ("" without a pool).
+        trusted: whether the connection's peer is a trusted proxy, whose headers are believed.
         claims: what an untrusted peer said of itself (bounded), never to be believed.
         notes: what plugins leave for each other and for the record; keys are `plugin.name`.
     """
@@ -246,6 +247,7 @@ class RequestContext:
     parent: RequestContext | None = None
     reason: str = ""
     error: BaseException | None = None
+    trusted: bool = False
 
     _id: str | None = None
     _route: str | None = None
@@ -289,6 +291,7 @@ class RequestContext:
         self.deadline = parent.deadline
         self.mode = parent.mode
         self.reason = parent.reason
+        self.trusted = parent.trusted
 
     @property
     def notes(self) -> dict[str, Any]:

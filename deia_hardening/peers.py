@@ -1,7 +1,8 @@
 """Who is asking: what is believed of a request's own word, and from whom.
 
 A forwarding header, a request id, a deadline or an actor is believed only from a trusted proxy; from everybody
-else it is cut, bounded and kept as a claim. The client's address is found right to left: the last hop that is not
+else it is cut, bounded and kept as a claim. Behind a trusted proxy the scope's `client` and `scheme` become the
+client's own, for the app and every plugin. The client's address is found right to left: the last hop that is not
 trusted is the client (a server that believes the left-most value believes what a client sent).
 """
 
@@ -12,9 +13,9 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from importlib import import_module
-from typing import Any
+from typing import Any, Final, Literal
 
-from deia_hardening.context import Actor, RequestContext
+from deia_hardening.context import SCOPE_KEY, Actor, RequestContext
 from deia_hardening.errors import SettingsError
 from deia_hardening.sections import RequestsSettings
 from deia_hardening.settings import Seconds
@@ -22,7 +23,10 @@ from deia_hardening.types import Scope
 
 logger = logging.getLogger("deia_hardening")
 
-Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+UNIX: Final = "unix"
+"""The trusted proxy that connects by a Unix socket: such a peer has no address."""
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network | Literal["unix"]
 Identify = Callable[[RequestContext], None]
 
 _CLAIMED = frozenset(
@@ -48,44 +52,76 @@ def import_string(text: str) -> Any:
 
 
 def parse_networks(texts: Sequence[str]) -> tuple[Network, ...]:
-    """Parse addresses and networks; raises SettingsError naming the wrong one."""
+    """Parse addresses, networks and `unix`; raises SettingsError naming the wrong one."""
     try:
-        return tuple(ipaddress.ip_network(text, strict=False) for text in texts)
+        return tuple(UNIX if text == UNIX else ipaddress.ip_network(text, strict=False) for text in texts)
     except ValueError as error:
         raise SettingsError(f"requests.trusted_proxies: {error}") from error
 
 
 def is_trusted(address: str, networks: Sequence[Network]) -> bool:
-    """Whether the textual address lies in one of the networks; a name or an empty text does not."""
+    """Whether the textual address lies in one of the networks; a name does not. No address is a Unix socket's."""
+    if not address:
+        return UNIX in networks
     try:
-        parsed = ipaddress.ip_address(address)
+        parsed = _parse(address)
     except ValueError:
         return False
-    mapped = getattr(parsed, "ipv4_mapped", None)
-    return any((mapped or parsed) in network for network in networks)
+    return any(network != UNIX and parsed in network for network in networks)
+
+
+def peer_of(scope: Scope) -> str:
+    """The address of the connection's other end as the server tells it; "" for a Unix socket."""
+    client = scope.get("client")
+    return str(client[0] or "") if client else ""
 
 
 def client_address(scope: Scope, networks: Sequence[Network]) -> str:
     """The client's address: the peer's, or behind trusted proxies the last hop that is not one of them."""
-    client = scope.get("client")
-    peer = client[0] if client else ""
+    peer = peer_of(scope)
     if not is_trusted(peer, networks):
-        return str(peer)
+        return peer
     hops = [
-        hop.strip()
+        hop
         for name, value in scope["headers"]
         if name == b"x-forwarded-for"
         for hop in value.decode("latin-1").split(",")
     ]
     for hop in reversed(hops):
         try:
-            ipaddress.ip_address(hop)
+            address = str(_parse(_without_port(hop.strip())))
         except ValueError:
-            return str(peer)  # a hop that is no address: nothing to the left of it can be believed
-        peer = hop
-        if not is_trusted(hop, networks):
+            return peer  # a hop that is no address: nothing to the left of it can be believed
+        peer = address
+        if not is_trusted(address, networks):
             break
-    return str(peer)
+    return peer
+
+
+def _parse(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+    """An address in one form: no zone (it may be any text), IPv4 inside IPv6 as IPv4. Raises ValueError."""
+    parsed = ipaddress.ip_address(text.partition("%")[0])
+    return getattr(parsed, "ipv4_mapped", None) or parsed
+
+
+def _without_port(hop: str) -> str:
+    """A hop without the port that some proxies add: `192.0.2.1:4711`, `[2001:db8::1]:4711`."""
+    host, colon, port = hop.rpartition(":")
+    if hop.startswith("["):
+        return (hop if hop.endswith("]") else host if port.isascii() and port.isdigit() else "")[1:-1]
+    return host if colon and ":" not in host and port.isascii() and port.isdigit() else hop
+
+
+def _scheme(scope: Scope) -> str | None:
+    """The scheme that a trusted proxy names, in the scope's own kind; None unless it names exactly one."""
+    found = [value for name, value in scope["headers"] if name == b"x-forwarded-proto"]
+    text = found[0].strip().lower() if len(found) == 1 else b""
+    if text not in (b"http", b"https", b"ws", b"wss"):
+        return None
+    secure = text in (b"https", b"wss")
+    if scope["type"] == "websocket":
+        return "wss" if secure else "ws"
+    return "https" if secure else "http"
 
 
 def claims(scope: Scope, limit: int) -> dict[str, str]:
@@ -97,14 +133,15 @@ def claims(scope: Scope, limit: int) -> dict[str, str]:
     return found
 
 
-def _header_resolver(header: bytes, networks: Sequence[Network]) -> Callable[[Scope], Actor | None]:
+def _header_resolver(header: bytes) -> Callable[[Scope], Actor | None]:
     def resolve(scope: Scope) -> Actor | None:
-        client = scope.get("client")
-        if client and is_trusted(client[0], networks):
-            for name, value in scope["headers"]:
-                if name == header:
-                    return Actor(type="user", id=value[:256].decode("latin-1"), auth=f"header:{header.decode()}")
-        return None
+        context = scope.get(SCOPE_KEY)
+        if context is None or not context.trusted:
+            return None
+        found = [value for name, value in scope["headers"] if name == header]
+        if len(found) != 1 or not found[0]:  # twice: the proxy added its own to what a client had sent
+            return None
+        return Actor(type="user", id=found[0][:256].decode("latin-1"), auth=f"header:{header.decode()}")
 
     return resolve
 
@@ -123,7 +160,7 @@ def build_identify(settings: RequestsSettings) -> Identify | None:
     for text in settings.actor:
         kind, _, name = text.partition(":")
         if kind == "header" and name:
-            resolvers.append(_header_resolver(name.lower().encode("latin-1"), networks))
+            resolvers.append(_header_resolver(name.lower().encode("latin-1")))
         else:
             resolvers.append(import_string(text))
     if not networks and not resolvers:
@@ -134,13 +171,21 @@ def build_identify(settings: RequestsSettings) -> Identify | None:
 
     def identify(context: RequestContext) -> None:
         scope = context.scope
-        client = scope.get("client")
-        if networks and client and is_trusted(client[0], networks):
+        peer = peer_of(scope)
+        if networks and is_trusted(peer, networks):
+            context.trusted = True
+            address = client_address(scope, networks)
+            if address != peer:
+                scope["client"] = (address, 0)  # as servers do that handle this themselves
+            scheme = _scheme(scope)
+            if scheme is not None:
+                scope["scheme"] = scheme
+            ids = 0
             for name, value in scope["headers"]:
                 if name == id_header:
                     text = value[:limit].decode("latin-1")
-                    if text.isprintable() and text:
-                        context._id = text
+                    ids += 1
+                    context._id = text if ids == 1 and text.isprintable() and text else None
                 elif name == deadline_header:
                     try:
                         context.deadline = time.monotonic() + Seconds(value[:32].decode("latin-1"))

@@ -24,7 +24,8 @@ class RequestsSettings:
     )
     trusted_proxies: tuple[str, ...] = setting(
         (),
-        "Addresses or networks whose forwarding headers, request ids, deadlines and actors are believed. "
+        "Addresses or networks whose forwarding headers, request ids, deadlines and actors are believed; `unix` for "
+        "peers by a Unix socket. "
         "Everybody else's are kept as claims only.",
         file_only=True,
     )

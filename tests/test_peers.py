@@ -29,6 +29,16 @@ PROXIES = parse_networks(["10.0.0.0/8", "::1"])
         ("10.0.0.1", "", "10.0.0.1"),
         ("::1", "2001:db8::7", "2001:db8::7"),
         ("::ffff:10.0.0.1", "1.2.3.4", "1.2.3.4"),
+        ("10.0.0.1", "1.2.3.4:5678", "1.2.3.4"),
+        ("10.0.0.1", "[2001:db8::7]:443", "2001:db8::7"),
+        ("10.0.0.1", "[2001:db8::7]", "2001:db8::7"),
+        ("10.0.0.1", "[2001:db8::7]x:443", "10.0.0.1"),
+        ("10.0.0.1", "6.6.6.6, 1.2.3.4:5678, 10.9.9.9:80", "1.2.3.4"),
+        ("10.0.0.1", "fe80::1%\x1b[31m" + "x" * 500, "fe80::1"),
+        ("10.0.0.1", "2001:DB8:0::7", "2001:db8::7"),
+        ("10.0.0.1", "::ffff:1.2.3.4", "1.2.3.4"),
+        ("10.0.0.1", "unknown", "10.0.0.1"),
+        ("10.0.0.1", "0x7f.1", "10.0.0.1"),
     ],
 )
 def test_the_client_is_the_last_hop_that_is_not_trusted(peer: str, forwarded: str, client: str) -> None:
@@ -129,3 +139,37 @@ def test_nothing_configured_costs_nothing() -> None:
 def test_a_resolver_that_cannot_be_found_is_a_settings_error(resolver: str) -> None:
     with pytest.raises(SettingsError):
         build_identify(RequestsSettings(actor=(resolver,)))
+
+
+def test_a_peer_by_a_unix_socket_is_trusted_only_where_that_is_said() -> None:
+    scope = http_scope(client=None, headers={"x-forwarded-for": "1.2.3.4"})
+    assert client_address(scope, parse_networks(["unix"])) == "1.2.3.4"
+    assert client_address(scope, PROXIES) == ""
+
+
+BEHIND: dict[str, Any] = {"client_address": "verified", "trusted_proxies": ["10.0.0.0/8"], "actor": ["header:x-user"]}
+
+
+async def test_behind_a_trusted_proxy_the_app_sees_the_client_and_its_scheme(home: Path) -> None:
+    headers = {"x-forwarded-for": "6.6.6.6, 1.2.3.4", "x-forwarded-proto": "https"}
+    context = await seen(home, {"headers": headers, "client": ("10.0.0.1", 1)}, **BEHIND)
+    assert (context.scope["client"][0], context.scope["scheme"], context.trusted) == ("1.2.3.4", "https", True)
+
+
+async def test_from_anybody_else_it_sees_the_peer(home: Path) -> None:
+    headers = {"x-forwarded-for": "1.2.3.4", "x-forwarded-proto": "https"}
+    context = await seen(home, {"headers": headers, "client": ("203.0.113.9", 1)}, **BEHIND)
+    assert (context.scope["client"][0], context.scope["scheme"]) == ("203.0.113.9", "http")
+    assert not context.trusted
+
+
+async def test_what_came_twice_is_nobodys_word(home: Path) -> None:
+    """A proxy that adds its header to the one that the client sent."""
+    headers = [
+        (b"x-user", b"root"), (b"x-user", b"ann"), (b"x-request-id", b"chosen"), (b"x-request-id", b"ours"),
+        (b"x-forwarded-proto", b"https"), (b"x-forwarded-proto", b"http"),
+    ]  # fmt: skip
+    context = await seen(home, {"headers": headers, "client": ("10.0.0.1", 1)}, **BEHIND)
+    assert context.actor.id == ""
+    assert context.id not in ("chosen", "ours")
+    assert context.scope["scheme"] == "http"

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 
 from deia_degradation.pool.budget import Bounds, Budgets, Reservation
-from deia_hardening.peers import Network, client_address, is_trusted
+from deia_hardening.context import SCOPE_KEY
+from deia_hardening.peers import Network, client_address, is_trusted, peer_of
 from deia_hardening.plugin import Problem, RequestContext, Scope
 
 
@@ -33,5 +34,5 @@ class ClientQuotas:
 
     def trusts(self, scope: Scope) -> bool:
         """Whether the peer is a trusted proxy, whose headers are believed."""
-        client = scope.get("client")
-        return bool(self.networks and client and is_trusted(client[0], self.networks))
+        context = scope.get(SCOPE_KEY)
+        return is_trusted(peer_of(scope), self.networks) if context is None else bool(context.trusted)
