@@ -56,7 +56,7 @@ class Layout:
                 self._note(start.line, len(line) - len(head), "a comment touches what stands before it", "a space")
             return
         self._last = end
-        if event.style and end.line > start.line:
+        if event.style and end.line > start.line and not self._flows:
             self._indented(start, end, closing="")
 
     def _opened(self, event: Any, mapping: bool) -> None:
@@ -100,6 +100,10 @@ class Layout:
             text = line.lstrip(" ")
             if not text.strip() or (closing and text[0] in f"#{closing}"):
                 continue
+            if len(line) - len(text) <= indent and not closing:
+                message = "this quoted text goes on in a line that is not indented below its key"
+                self._note(start.line, start.column, message, "a closing quote, or more spaces in the next line")
+                return
             if len(line) - len(text) <= indent:
                 self._note(number, len(line) - len(text), "the line is not indented below its key", "more spaces")
                 return

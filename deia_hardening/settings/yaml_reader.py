@@ -16,6 +16,7 @@ from deia_hardening.settings.problems import Problems, nearest, shown
 from deia_hardening.settings.yaml12 import Parser
 from deia_hardening.settings.yaml12_scalars import Invalid
 from deia_hardening.settings.yaml_layout import Layout
+from deia_hardening.settings.yaml_slips import find_slip
 
 _PREFIX = "tag:yaml.org,2002:"
 _SCALAR_TAGS = {"str", "int", "float", "bool", "null"}
@@ -27,7 +28,6 @@ _MISREAD = re.compile(
     re.MULTILINE,
 )
 """Where libyaml may understand something else than YAML 1.2 does, without a word."""
-_FROM_CONTEXT = ("flow", "quoted", "simple key", "block scalar", "anchor", "alias", "tag", "directive")
 
 
 class _Stop(Exception):  # noqa: N818 - control flow of this module only
@@ -300,53 +300,9 @@ class _Reading:
         raise _Stop
 
     def syntax(self, error: Any) -> None:
-        """Name the line where the damage is: libyaml often notices it a line later."""
-        mark = error.problem_mark or error.context_mark
-        context = error.context or ""
-        if error.context_mark is not None and any(word in context for word in _FROM_CONTEXT):
-            mark = error.context_mark
-            brackets = [each for each in self.open if self.begins(each, "[") or self.begins(each, "{")]
-            if "flow node" in context and brackets and not self.begins(error.problem_mark, ","):
-                mark = brackets[-1]  # nothing closes it
-        line = mark.line + 1 if mark is not None else 1
-        column = mark.column + 1 if mark is not None else 1
-        problem = error.problem or "can't be read"
-        message = f"not valid YAML: {context + ': ' if context else ''}{problem}"
-        allowed, suggestion = "", ""
-        if "mapping values are not allowed" in problem:
-            earlier = self.line_without_colon(line)
-            if earlier:
-                line, column = earlier, 1
-                allowed = "a colon and a space after the key"
-            else:
-                allowed = 'one "key: value" per line; quotes around text that has ": " in it'
-                if line > 1:
-                    allowed += f"; the same indentation as in line {line - 1}"
-        elif "found character that cannot start" in problem or "tab" in problem:
-            allowed = "spaces for indentation; quotes around text that begins with a special character"
-        elif "simple key" in context or "expected ':'" in problem:
-            allowed = "a colon and a space after the key"
-        elif "flow" in context:
-            allowed = "commas between and a closing bracket after the values"
-        elif "quoted" in context:
-            allowed = "a closing quote"
-        elif "block mapping" in context or "block collection" in context:
-            allowed = "the same indentation for keys of one section"
-        self.problems.add(self.at(line, column), "", message, allowed, suggestion)
-
-    def begins(self, mark: Any, sign: str) -> bool:
-        lines = self.lines
-        return bool(mark) and mark.line < len(lines) and lines[mark.line][mark.column :].startswith(sign)
-
-    def line_without_colon(self, line: int) -> int:
-        lines = self.lines
-        for number in range(min(line, len(lines)) - 1, 0, -1):
-            before = lines[number - 1].split(" #", 1)[0].rstrip()
-            if not before.strip() or before.lstrip().startswith("#"):
-                continue
-            plain = not before.lstrip().startswith(("-", "{", "[", '"', "'"))
-            return number if plain and ": " not in before and not before.endswith(":") else 0
-        return 0
+        """Name the line where the damage is."""
+        slip = find_slip(error, self.lines, self.open)
+        self.problems.add(self.at(slip.line, slip.column), "", slip.message, slip.allowed)
 
     def unreadable(self, error: Exception) -> None:
         match = _NOT_PRINTABLE.search(self.text)

@@ -36,12 +36,13 @@ def test_a_comment_needs_a_space_before_it(text: str, line: int, column: int) ->
 @pytest.mark.parametrize(
     ("text", "line"),
     [
-        ("a: [x,\ny]\n", 2), ("a: {x: 1,\ny: 2}\n", 2), ("r:\n  a: [x,\n  y]\n", 3), ('a: "x\ny"\n', 2),
-        ('r:\n  a: "x\n b"\n', 3), ("a: 'x\ny'\n", 2), ("a: 'x\n\ty'\n", 2), ("a: [\n\tx]\n", 2),
+        ("a: [x,\ny]\n", 2), ("a: {x: 1,\ny: 2}\n", 2), ("r:\n  a: [x,\n  y]\n", 3), ('a: "x\ny"\n', 1),
+        ('r:\n  a: "x\n b"\n', 2), ("a: 'x\ny'\n", 1), ("a: 'x\n\ty'\n", 1), ("a: [\n\tx]\n", 2),
         ("- [x,\ny]\n", 2), ("a: {b: 'x\ny'}\n", 2),
     ],
 )  # fmt: skip
 def test_the_lines_of_a_value_are_indented_below_its_key(text: str, line: int) -> None:
+    """A quoted text is told where it begins: most likely its closing quote is missing there."""
     _, problems = parse(text)
     assert {problem.line for problem in problems} == {line}
     assert "not indented" in problems[0].message
