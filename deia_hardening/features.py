@@ -28,11 +28,20 @@ def evaluate(services: Services, context: RequestContext | None, name: str, defa
             attributes = {"actor": actor.id, "actor_type": actor.type, "route": context.scope.get("path", "")}
         value = source.evaluate(name, default, key, attributes)
         if type(value) is not type(default) and default is not None:
-            value = default
+            value = _number_like(default, value)
     for mask in services.all(FeatureMask):
         if mask.masked(name):
             return False if isinstance(default, bool) else default
     return value
+
+
+def _number_like(default: Any, value: Any) -> Any:
+    """A number as `default`'s type where it loses nothing (a file says 1 and means 1.0), else `default`."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return default
+    if type(default) is float and abs(value) <= 2**53:
+        return float(value)
+    return int(value) if type(default) is int and value == value // 1 else default
 
 
 def _read(name: str, default: Any, key: str | None) -> Any:

@@ -62,3 +62,24 @@ async def test_the_source_decides_the_mask_turns_off_and_a_request_sees_one_valu
     await request(hardened, "GET", "/")
     assert seen[:3] == [False, True, "red"]
     assert feature("scaling", default=False), "outside of a request the only started app decides"
+
+
+async def test_a_number_is_of_the_defaults_type_where_nothing_is_lost(home: Path) -> None:
+    """A flag file says 1 and means 1.0 (JSON has one kind of number); `true` is no number."""
+    seen: list[Any] = []
+    flags = Flags(one=1, whole=2.0, part=0.5, big=2**60, word="x", on=True, huge=float("inf"))
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        seen.extend([variant("one", default=0.0), variant("whole", default=7), variant("part", default=7)])
+        seen.extend([variant("big", default=0.0), variant("word", default=7), variant("on", default=7)])
+        seen.append(variant("huge", default=7))
+        await send({"type": "http.response.start", "status": 204, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    hardened = harden(app, {"home": str(home)})
+    core = find_core(hardened)
+    assert core is not None
+    core.services.provide(FeatureSource, flags)  # type: ignore[type-abstract]
+    await request(hardened, "GET", "/")
+    assert seen == [1.0, 2, 7, 0.0, 7, 7, 7]
+    assert [type(value) for value in seen[:2]] == [float, int]

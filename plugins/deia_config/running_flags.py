@@ -13,7 +13,7 @@ from deia_config.flags.flagset import FlagSet
 from deia_config.record import Recorder
 from deia_hardening.context import context_variable
 from deia_hardening.errors import SettingsError
-from deia_hardening.plugin import Host
+from deia_hardening.plugin import FeatureMask, Host
 from deia_hardening.settings import Snapshot
 
 logger = logging.getLogger("deia_config")
@@ -48,14 +48,22 @@ class RunningFlags:
 
         Within one request every flag comes from the definitions that its first flag came from.
         """
+        return self.flags_here().value(name, default, key, attributes)
+
+    def flags_here(self) -> FlagSet:
+        """The definitions in force: within a request those that its first flag came from."""
         context = context_variable.get()
         if context is None:
-            return self.flag_set.value(name, default, key, attributes)
+            return self.flag_set
         features = context.features
-        flags = features.get(_FROZEN)
+        flags: FlagSet | None = features.get(_FROZEN)
         if flags is None:
             flags = features[_FROZEN] = self.flag_set
-        return flags.value(name, default, key, attributes)
+        return flags
+
+    def masked(self, name: str) -> bool:
+        """Whether something turns the flag off at the moment (degradation does, by its settings)."""
+        return any(mask.masked(name) for mask in self._host.services.all(FeatureMask))
 
     def on_flags_changed(self, callback: Callable[[tuple[str, ...]], None]) -> Callable[[], None]:
         """Call `callback(keys)` after each change of flags, on the background loop. Returns how to stop it."""

@@ -26,8 +26,9 @@ NAME = "deia-hardening"
 class FlagProvider(AbstractProvider):
     """Resolves flags from `flags()` (the running flag set), e.g. `FlagProvider(current(ConfigManager))`.
 
-    `source` is a `FlagSet`, a function that returns the running one, or an object with the attribute `flag_set`
-    and the method `on_flags_changed(callback)` (the ConfigManager), whose reloads are then told as events.
+    `source` is a `FlagSet`, a function that returns the running one, or the ConfigManager, whose reloads are then
+    told as events. Over the ConfigManager flags are those that `feature()` sees: within a request from the
+    definitions that its first flag came from, and turned off (DISABLED) where degradation turns them off.
     """
 
     def __init__(self, source: Any, *, hooks: Sequence[Hook] = ()) -> None:
@@ -40,7 +41,8 @@ class FlagProvider(AbstractProvider):
         elif callable(source):
             self._flags = source
         else:
-            self._flags = lambda: source.flag_set
+            self._flags = getattr(source, "flags_here", None) or (lambda: source.flag_set)
+        self._masked: Callable[[str], bool] = getattr(source, "masked", lambda key: False)
 
     def initialize(self, evaluation_context: EvaluationContext) -> None:
         """Subscribe to reloads. Raises ProviderNotReadyError where the flags can't be read yet."""
@@ -74,6 +76,9 @@ class FlagProvider(AbstractProvider):
     ) -> FlagResolutionDetails[Any]:
         found = self._flags().resolve(key, default, _attributes(context))
         metadata: Mapping[str, Any] = dict(found.metadata)
+        if found.error_code is not ErrorCode.FLAG_NOT_FOUND and self._masked(key):
+            off = False if isinstance(default, bool) else default
+            return FlagResolutionDetails(value=off, reason=OpenFeatureReason.DISABLED, flag_metadata=metadata)
         if found.error_code is not None:
             return FlagResolutionDetails(
                 value=default,

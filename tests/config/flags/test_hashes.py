@@ -46,7 +46,8 @@ def test_xxh3_gives_the_published_value_of_nothing() -> None:
         (-0.0, "00"), (1.5, "f93e00"), (100000.5, "fa47c35040"), (1.1, "fb3ff199999999999a"), (65504.5, "fa477fe080"),
         (True, "f5"), (False, "f4"), (None, "f6"), ("a", "6161"), ("ü", "62c3bc"), ([1, [2]], "82018102"),
         ({"b": 1, "a": 2}, "a2616102616201"), ({"aa": 1, "b": 2}, "a261620262616101"),
-        (18446744073709551615, "1bffffffffffffffff"), (9.3e18, "1b81103cb9fb220000"), (2.0**64, "fa5f800000"), (2**64, "fa5f800000"), (1e300, "fb7e37e43c8800759c"),
+        (18446744073709551615, "1bffffffffffffffff"),
+        (9.3e18, "1b81103cb9fb220000"), (2.0**64, "fa5f800000"), (2**64, "fa5f800000"), (1e300, "fb7e37e43c8800759c"),
     ],
 )  # fmt: skip
 def test_cbor_is_deterministic(value: object, encoded: str) -> None:

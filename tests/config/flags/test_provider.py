@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -139,3 +140,50 @@ def test_hooks_run_around_an_evaluation(manager: Manager) -> None:
 
 async def test_async_resolution(client: Any) -> None:
     assert await client.get_boolean_value_async("boolean-flag", False) is True
+
+
+async def test_over_a_service_flags_are_those_that_handlers_see(tmp_path: Path) -> None:
+    """One request keeps its definitions though a reload comes; what degradation turns off is off here too."""
+    from deia_config import ConfigManager
+    from deia_config.flags.provider import FlagProvider
+    from deia_hardening import feature, harden
+    from deia_hardening.plugin import FeatureMask
+    from deia_hardening.settings import Snapshot
+    from deia_hardening.testing.live import running
+
+    class Off:
+        def masked(self, name: str) -> bool:
+            return name == "whole"
+
+    def flags(text: str) -> FlagSet:
+        each = "{state: ENABLED, variants: {on: true, off: false}, defaultVariant: VALUE}".replace("VALUE", text)
+        whole = "{state: ENABLED, variants: {ten: 10}, defaultVariant: ten}"
+        return flags_from_text(f"{{flags: {{here: {each}, whole: {whole}}}}}", "f.yaml")
+
+    seen: list[Any] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            return
+        manager, client = found[0], api.get_client("service")
+        seen.append(client.get_boolean_value("here", False))
+        manager.adopt_flags(flags("off"), Snapshot(tmp_path, ()))
+        seen.extend([client.get_boolean_value("here", False), feature("here", default=False)])
+        details = client.get_integer_details("whole", 3)
+        seen.extend([details.value, str(details.reason)])
+        await send({"type": "http.response.start", "status": 204, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    hardened = harden(app, {"home": str(tmp_path / "home"), "config": {}})
+    async with running(hardened, {}) as run:
+        manager = run.service(ConfigManager)
+        found = [manager]
+        manager.adopt_flags(flags("on"), Snapshot(tmp_path, ()))
+        withdraw = run.core.services.provide(FeatureMask, Off())  # type: ignore[type-abstract]
+        api.set_provider(FlagProvider(manager), "service")
+        await run.get("/")
+        assert seen == [True, True, True, 3, "DISABLED"]
+        withdraw()
+        assert api.get_client("service").get_integer_value("whole", 3) == 10
+        assert api.get_client("service").get_boolean_value("here", True) is False
+        api.clear_providers()
