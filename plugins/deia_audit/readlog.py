@@ -19,7 +19,7 @@ from deia_audit.tiles import TILE_WIDTH, Tile
 from deia_audit.tilestore import TileError, TileNodes, TileStore
 from deia_audit.tree import HASH_SIZE
 from deia_audit.verdict import WINDOW, Line, Verdict, classify, find_bad
-from deia_audit.walk import Piece, walk
+from deia_audit.walk import RANGE, Piece, walk
 from deia_hardening.journal import JournalReader, Segment, leaf_hash
 from deia_hardening.journal.lines import GENESIS, parse_header, parse_prefix
 from deia_hardening.journal.reader import SegmentText
@@ -61,7 +61,6 @@ class LogReading:
         self.unsealed = ""
         self.first = self.next = 0
         self.last_leaf: bytes | None = None
-        self.synced = -1
         self.special: list[tuple[int, bytes]] = []
         self.torn: str = ""
         self.chain: SealChain | None = None
@@ -163,7 +162,6 @@ class LogReading:
             if part.bad >= 0 or part.first != self.next or part.first_prev != before:
                 raise self._name_bad(piece, self._lines_from(piece))
             self.special += [(self.next + place, line) for place, line in part.special]
-            self.synced = max(self.synced, part.synced)
             tree.add(part)
             self.next += part.count
             self.last_leaf = part.leaves[-HASH_SIZE:]
@@ -236,7 +234,7 @@ class LogReading:
         return lines
 
     def _enough(self, lines: list[bytes]) -> bool:
-        return len(lines) > (8 << 20) // 100 + 2 * WINDOW
+        return len(lines) > RANGE // 100 + 2 * WINDOW
 
     def _name_bad(self, piece: Piece, raw: list[bytes]) -> Found:
         """Say what happened in a range that does not continue the chain."""
@@ -272,8 +270,11 @@ class LogReading:
         return Found(verdict, f"record {seq} {what}", seq)
 
     def _torn_at(self, seq: int, raw: list[bytes]) -> bool:
-        """Whether what begins at `seq` is what a power cut leaves: not known to be on disk, and never written whole."""
-        claimed = self.synced
+        """Whether what begins at `seq` is what a power cut leaves: not known to be on disk, and never written whole.
+
+        A line tells which records were on disk when it was written, all before itself: only those behind count.
+        """
+        claimed = -1
         for line in raw:
             prefix = parse_prefix(line)
             if prefix is not None and prefix.synced is not None:

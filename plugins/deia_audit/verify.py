@@ -6,7 +6,9 @@ say is OK-LOCAL-ONLY. What each verdict means is in `verdict`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import attrs
 
@@ -80,6 +82,7 @@ class _Verification(LogReading):
     def run(self) -> Report:
         try:
             self._load_evidence()
+            indexes = _InBackground(lambda: [path for path in self._indexes() if not sound(path)])
             tree = self._read_log()
             self._check_size(tree)
             tree.finish()
@@ -88,7 +91,7 @@ class _Verification(LogReading):
             self._check_seals(tree)
             self._check_private_keys()
             self._check_heads(tree)
-            self._check_indexes()
+            self._check_indexes(indexes.result())
             if self.torn:
                 raise Found(Verdict.TORN_TAIL, self.torn, self.next)
             verdict, detail = self._good()
@@ -285,10 +288,13 @@ class _Verification(LogReading):
         except (KeyFileError, OSError) as error:
             raise Found(Verdict.UNSEALED, f"{error}; what comes next can't be sealed") from None
 
-    def _check_indexes(self) -> None:
+    def _indexes(self) -> list[Path]:
+        return sorted(self.layout.index.glob("*.sqlite"))
+
+    def _check_indexes(self, unsound: list[Path]) -> None:
         """An index decides nothing, but one that was changed says that somebody was here."""
-        for path in sorted(self.layout.index.glob("*.sqlite")):
-            if not sound(path) and path.exists() and not sound(path):  # it may just be made anew
+        for path in unsound:
+            if path.exists() and not sound(path):  # it may just have been made anew
                 raise Found(
                     Verdict.ALTERED,
                     f"the records are whole, but the index {path.name} is not as it was made; queries make it anew",
@@ -318,6 +324,19 @@ class _Verification(LogReading):
                     *self._bounded(tree, f"a head of {head.size} records held elsewhere is of another history"),
                 )
             self.witnessed = max(self.witnessed, head.size)
+
+
+class _InBackground:
+    """Hashes the indexes beside the log: hashing gives other threads way."""
+
+    def __init__(self, work: Callable[[], list[Path]]) -> None:
+        self._found: list[Path] = []
+        self._thread = threading.Thread(target=lambda: self._found.extend(work()), daemon=True)
+        self._thread.start()
+
+    def result(self) -> list[Path]:
+        self._thread.join()
+        return self._found
 
 
 def _seal_in(line: bytes) -> Seal | None:

@@ -10,7 +10,7 @@ import fcntl
 import os
 import sqlite3
 from collections.abc import Iterable, Iterator
-from hashlib import sha256
+from hashlib import file_digest, sha256
 from pathlib import Path
 
 import msgspec
@@ -174,7 +174,8 @@ def sound(path: Path) -> bool:
     """Return whether an index file is the one that was made (its digest fits)."""
     try:
         wanted = path.with_suffix(".digest").read_text("ascii").strip()
-        return sha256(path.read_bytes()).hexdigest() == wanted
+        with path.open("rb") as file:
+            return file_digest(file, "sha256").hexdigest() == wanted
     except (OSError, UnicodeDecodeError):
         return False
 
