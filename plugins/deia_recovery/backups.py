@@ -26,7 +26,7 @@ from deia_recovery.backup.shipping import Shipper
 from deia_recovery.backup.snapshot import FileJob, Job, Result
 from deia_recovery.backup.vault import Vault
 from deia_recovery.engine.files import make_folder, write_whole
-from deia_recovery.engine.generation import build
+from deia_recovery.engine.generation import Generation, build
 from deia_recovery.errors import BackupError, StateError, StateUnavailable
 from deia_recovery.events import ProofDone, SnapshotTaken
 from deia_recovery.objects import keep_objects
@@ -140,14 +140,8 @@ class Backups(Reinstating):
         Failures are kept in `problems` and tried again at the next call.
         """
         generation = self._generation()
-        with self._lock:
-            shipper = self._shipper
-            if shipper is None or shipper.engine_generation != generation.number:
-                vault = self.vault(generation.store)
-                shipper = self._shipper = Shipper(
-                    self._recovery.engine, self._recovery.root, generation.store, vault, self.keys()
-                )
         try:
+            shipper = self._shipper_of(generation)
             before = shipper.position
             last = shipper.run(wait=wait)
             if last is not None and last.position != before:
@@ -159,6 +153,17 @@ class Backups(Reinstating):
             self._failed("shipping", str(error))
         else:
             self._succeeded("shipping")
+
+    def _shipper_of(self, generation: Generation) -> Shipper:
+        with self._lock:
+            shipper = self._shipper
+            if shipper is None or shipper.engine_generation != generation.number:
+                self.note_fork()
+                vault = self.vault(generation.store)
+                shipper = self._shipper = Shipper(
+                    self._recovery.engine, self._recovery.root, generation.store, vault, self.keys()
+                )
+            return shipper
 
     def confirm(self, position: int) -> None:
         """Synchronous shipping: return when `position` is in the remote store. On the writer's thread.

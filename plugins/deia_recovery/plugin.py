@@ -53,10 +53,20 @@ class RecoveryPlugin(Plugin[RecoverySettings]):
     async def check(self, settings: RecoverySettings) -> None:
         for route in settings.inbox:
             sender_for(route)
+        await self.host.blocking(self._refuse_private, settings)
+
+    def _refuse_private(self, settings: RecoverySettings) -> None:
+        """Raise ValueError where `protect` would have a backup hold what must never be in one. Blocks."""
+        private = [(self.host.home / name).resolve() for name in ("keys", "state")]
+        private.append(Path(settings.backups or self.host.home / "backups").resolve())
         for one in settings.protect:
-            path = Path(one.path).absolute()
-            if any(path.is_relative_to(self.host.home / name) for name in ("keys", "state")):
-                raise ValueError(f"protect: {path} holds keys or the control state, which are never in a backup")
+            path = Path(one.path).resolve()
+            for place in private:
+                if path.is_relative_to(place) or place.is_relative_to(path):
+                    raise ValueError(
+                        f"protect: {path} holds {place}: keys, control state and backups are never in a backup; name "
+                        "the files and folders beside it"
+                    )
 
     async def adopted(self, old: RecoverySettings | None, new: RecoverySettings) -> None:
         if self._recovery is not None:
@@ -68,6 +78,7 @@ class RecoveryPlugin(Plugin[RecoverySettings]):
     @asynccontextmanager
     async def _live(self) -> AsyncIterator[None]:
         host = self.host
+        await host.blocking(self._refuse_private, self._settings())
         recovery = self._recovery = DisasterRecovery(host, self._settings())
         withdraw: list[Callable[[], None]] = [host.services.provide(DisasterRecovery, recovery)]
         try:

@@ -24,6 +24,7 @@ from deia_recovery.crash import Verdict
 from deia_recovery.engine.engine import Engine
 from deia_recovery.engine.files import FileLock
 from deia_recovery.engine.generation import Generation, folder_name
+from deia_recovery.errors import StateError
 from deia_recovery.events import StateOpened
 from deia_recovery.inbox.replay import Replayer
 from deia_recovery.measures import Measures
@@ -163,6 +164,8 @@ class DisasterRecovery(Reporting):
         """The engine's opener: on whichever thread first needs the state."""
         host = self._host
         home = self._shared.home
+        with contextlib.suppress(StateError, OSError):  # what does not let it be told is met again below, and said
+            self.backups.note_fork()
         opened = home.open(
             host.clock.wall(),
             lifespan=host.server.open,

@@ -243,3 +243,16 @@ def test_no_delivery_makes_a_sender_fail(body: bytes, headers: dict[str, str]) -
 def test_a_sender_that_can_not_be_proven_is_refused_at_the_settings(verify: str) -> None:
     with pytest.raises(ValueError):
         sender_for(InboxRoute(path="/a", verify=verify, secret=SECRET))
+
+
+@pytest.mark.parametrize("name", ["é" * 200, "\U0001f600" * 150, "x" * 5000, "a\nb", "\x00", " "])
+async def test_a_delivery_is_stored_whatever_it_is_called(home: Path, name: str) -> None:
+    bot = Bot()
+    path = "/webhook" + "/long" * 100
+    more = {"path": path, "preset": "", "verify": "none", "secret": None, "key": "json:id", "conversation": "json:id"}
+    async with running(bot, settings(home, **more)) as up:
+        for body in ({"id": name, "n": 1}, {"id": name, "n": 2}, {"id": f"{name}.", "n": 3}):
+            assert (await up.post(path, json.dumps(body).encode())).status == 200
+        inbox = up.service(DisasterRecovery).replayer.inbox
+        stats = await inbox.stats()
+        assert stats.depth + stats.done == 2

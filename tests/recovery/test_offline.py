@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 import os
 import shutil
@@ -124,9 +125,19 @@ async def test_a_good_state_goes_back_in_time_and_forward_again(home: Path) -> N
     await lived(home)
     path = home / "logs" / "disaster-recovery.jsonl"
     at = next(one["at"] for one in run(home, "list")["snapshots"] if one["what"] == ["registry"])
+    moment = dt.datetime.now(dt.UTC).isoformat()
     run(home, "restore", "--at", at, "--yes")
     found, _ = await state_of(home)
     assert found == {"a": 1, "b": 2}
+    async with running(app, settings(home)):
+        await numbers.put("d", 4)
+    run(home, "restore", "--at", moment, "--yes")
+    found, _ = await state_of(home)
+    assert found == {"a": 1, "b": 2, "c": 3}, "as it was then, though that past was left"
+    run(home, "restore", "--at", at, "--yes")
+    shutil.rmtree(home / "state" / "recovery")
+    found, _ = await state_of(home)
+    assert found == {"a": 1, "b": 2}, "what was chosen last is what a lost state comes back as"
     assert any(json.loads(line).get("kind") == "recovery.restored" for line in path.read_text().splitlines())
 
 

@@ -332,6 +332,15 @@ async def test_files_folders_and_databases_come_back_on_a_new_machine(home: Path
         assert await anyio.to_thread.run_sync(look) == [(7,)]
 
 
+@pytest.mark.parametrize("where", ["keys", "keys/recovery.key", "state", "state/recovery", "", "..", "backups", "link"])
+async def test_keys_and_control_state_can_not_be_protected_by_any_name(home: Path, where: str) -> None:
+    (home / "keys").mkdir(parents=True)
+    (home / "link").symlink_to("keys")
+    with pytest.raises(Exception, match="never in a backup"):
+        async with running(app, settings(home, protect=[{"name": "data", "path": str(home / where)}])):
+            pass
+
+
 async def test_a_starlette_handler_that_lets_a_full_disk_pass_answers_507(home: Path) -> None:
     from starlette.applications import Starlette
     from starlette.requests import Request

@@ -312,3 +312,35 @@ def test_no_task_is_lost_or_held_twice_and_conversations_keep_their_order(
                 held.append(task)
     stats = jobs.stats().result(10)
     assert stats.depth + stats.dead + stats.done + stats.cancelled + stats.expired + stats.parked == submitted
+
+
+async def test_a_wall_clock_set_back_stops_neither_leases_nor_delays(jobs: TaskQueue, clock: FakeClock) -> None:
+    await jobs.submit({"n": 1})
+    first = await jobs.claim("w1")
+    clock.jump(-86_400)
+    await jobs.submit({"n": 2}, delay=10, priority=1)
+    assert await jobs.claim("w2") is None
+    clock.advance(11)
+    assert (await jobs.claim("w2")).body == {"n": 2}
+    clock.advance(20)
+    again = await jobs.claim("w3")
+    assert (again.body, again.attempt) == ({"n": 1}, 2)
+    with pytest.raises(LeaseLost):
+        await first.complete()
+
+
+async def test_a_wall_clock_set_forward_and_back_loses_and_doubles_nothing(jobs: TaskQueue, clock: FakeClock) -> None:
+    for n in range(3):
+        await jobs.submit({"n": n})
+    held = await jobs.claim("w1")
+    clock.jump(86_400 * 365)
+    taken = [await jobs.claim("w2") for _ in range(3)]
+    assert sorted(task.body["n"] for task in taken) == [0, 1, 2]
+    with pytest.raises(LeaseLost):
+        await held.complete()
+    clock.jump(-86_400 * 365)
+    clock.advance(31)
+    assert sorted([(await jobs.claim("w3")).body["n"] for _ in range(3)]) == [0, 1, 2]
+    for task in taken:
+        with pytest.raises(LeaseLost):
+            await task.heartbeat()

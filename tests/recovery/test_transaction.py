@@ -125,3 +125,132 @@ async def test_assignments_by_bot_and_by_task(state: State) -> None:
     assert await assigned.release_bot("b1") == ["t2"]
     assert await assigned.release("t1") is True
     assert await assigned.release("t1") is False
+
+
+async def test_an_inner_one_that_fails_is_undone_alone(state: State) -> None:
+    numbers: Registry[int] = Registry("n", int, state=state)
+    async with transaction(state=state):
+        await numbers.put("before", 1)
+        with pytest.raises(RuntimeError):
+            async with transaction(state=state):
+                await numbers.put("inner", 2)
+                await numbers.put("before", 3)
+                raise RuntimeError
+        assert await numbers.get("before") == 1
+        async with transaction(state=state), transaction(state=state):
+            await numbers.put("deep", 4)
+        with pytest.raises(RuntimeError):
+            async with transaction(state=state):
+                raise RuntimeError("before its first step")
+        await numbers.put("after", 5)
+    assert dict(await numbers.items()) == {"before": 1, "deep": 4, "after": 5}
+    ends = await state.engine.read(lambda c: c.execute("SELECT position FROM changes ORDER BY 1").fetchall())
+    assert await numbers.put("next", 6) == ends[-1][0] + 1
+
+
+async def test_inner_ones_side_by_side_are_kept_together_or_not_at_all(state: State) -> None:
+    numbers: Registry[int] = Registry("n", int, state=state)
+
+    async def inner(name: str, meet: asyncio.Barrier, fail: bool) -> None:
+        async with transaction(state=state):
+            await numbers.put(name, 1)
+            await meet.wait()
+            await numbers.put(f"{name}2", 1)
+            await meet.wait()
+            if fail:
+                raise RuntimeError("stop")
+
+    async def both(fail: bool) -> None:
+        meet = asyncio.Barrier(2)
+        async with transaction(state=state):
+            await asyncio.gather(inner("a", meet, False), inner("b", meet, fail), return_exceptions=True)
+
+    await both(False)
+    assert await numbers.count() == 4
+    for key in await numbers.list():
+        await numbers.delete(key)
+    with pytest.raises(TransactionEnded, match="overlapped"):
+        await both(True)
+    assert await numbers.count() == 0
+
+
+async def test_what_was_begun_inside_and_outlives_it_writes_for_itself(state: State) -> None:
+    numbers: Registry[int] = Registry("n", int, state=state)
+    go = asyncio.Event()
+
+    async def later() -> int | None:
+        await go.wait()
+        await numbers.put("later", 1)
+        return await numbers.get("later")
+
+    async with transaction(state=state):
+        await numbers.put("a", 1)
+        task = asyncio.create_task(later())
+    go.set()
+    assert await asyncio.wait_for(task, 20) == 1
+
+
+@pytest.mark.parametrize("when", ["between", "in a step", "waiting for its turn"])
+async def test_cancelled_on_asyncio_it_keeps_nothing_and_lets_others_go(state: State, when: str) -> None:
+    numbers: Registry[int] = Registry("n", int, state=state)
+    reached, hold = asyncio.Event(), asyncio.Event()
+
+    async def work() -> None:
+        async with transaction(state=state):
+            await numbers.put("a", 1)
+            reached.set()
+            if when == "between":
+                await hold.wait()
+            for i in range(100_000):
+                await numbers.put("b", i)
+
+    async def other() -> None:
+        async with transaction(state=state):
+            await numbers.put("held", 1)
+            reached.set()
+            await hold.wait()
+
+    holder = asyncio.create_task(other()) if when == "waiting for its turn" else None
+    if holder is not None:
+        await reached.wait()
+    task = asyncio.create_task(work())
+    await reached.wait()
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    hold.set()
+    if holder is not None:
+        await holder
+    await asyncio.wait_for(_put_c(numbers), 20)
+    assert sorted(await numbers.list()) == (["c", "held"] if holder is not None else ["c"])
+
+
+async def _put_c(numbers: Registry[int]) -> None:
+    await numbers.put("c", 1)
+
+
+def test_cancelled_on_trio_it_keeps_nothing_and_lets_others_go(state: State) -> None:
+    numbers: Registry[int] = Registry("n", int, state=state)
+
+    async def main() -> None:
+        with trio.move_on_after(0.05) as scope:
+            async with transaction(state=state):
+                await numbers.put("a", 1)
+                await trio.sleep_forever()
+        assert scope.cancelled_caught
+        with trio.fail_after(20):
+            await numbers.put("c", 1)
+
+    trio.run(main)
+    assert numbers.list().result(10) == ["c"]
+
+
+async def test_a_thread_of_the_transactions_task_takes_part_in_it(state: State) -> None:
+    numbers: Registry[int] = Registry("n", int, state=state)
+    with pytest.raises(RuntimeError, match="stop"):
+        async with transaction(state=state):
+            await asyncio.to_thread(lambda: numbers.put("from a thread", 1).result(10))
+            assert await numbers.get("from a thread") == 1
+            raise RuntimeError("stop")
+    assert await numbers.count() == 0

@@ -28,23 +28,28 @@ from deia_recovery.errors import BackupError, WrongKey
 
 @attrs.frozen
 class Plan:
-    """What would be restored: the snapshot, up to where shipped changes reach, and what was left out and why."""
+    """What would be restored: the snapshot, up to where shipped changes reach, and what was left out and why.
+
+    `generation` is the one whose history the end belongs to: changes may lead on through several.
+    """
 
     snapshot: Manifest
     position: int
     at: float
     commits: int
+    generation: int
     skipped: tuple[str, ...] = ()
 
 
 @attrs.frozen
 class Fork:
-    """A generation's begin: from which one, at which position."""
+    """A generation's begin: from which one, at which position, and (Unix seconds) since when it is in force."""
 
     store: str
     generation: int
     parent: int
     position: int
+    at: float = 0.0
 
 
 class Catalog:
@@ -159,11 +164,25 @@ class Catalog:
     def write_fork(self, fork: Fork) -> None:
         """Note where a generation begins."""
         body = msgspec.json.encode(fork)
-        self.vault.replace(f"generations/g{fork.generation:06d}.json", body + b"\n" + self.keys.mac(body).encode())
+        self.vault.replace(_fork_name(fork.generation), body + b"\n" + self.keys.mac(body).encode())
+
+    def knows_fork(self, generation: int) -> bool:
+        """Whether it is noted where a generation begins."""
+        return self.vault.size(_fork_name(generation)) is not None
 
     def entries(self, manifest: Manifest, until: float | None = None) -> Iterator[Entry]:
         """The commits that lead on from a snapshot: through its generation, and those that forked from it."""
-        children = {fork.parent: fork for _, fork in sorted(self.forks().items())}
+        for _, entry in self.walk(manifest, until):
+            if entry is not None:
+                yield entry
+
+    def walk(self, manifest: Manifest, until: float | None = None) -> Iterator[tuple[int, Entry | None]]:
+        """The same with each one's generation; (generation, None) where another one begins.
+
+        With `until` along the history that was in force then, be it left since.
+        """
+        forks = sorted(self.forks().items())
+        children = {fork.parent: fork for _, fork in forks if until is None or fork.at <= until}
         generation, position = manifest.generation, manifest.position
         while True:
             child = children.get(generation)
@@ -177,19 +196,26 @@ class Catalog:
                         break
                     if entry[0] > position:
                         position = entry[0]
-                        yield entry
+                        yield generation, entry
                 if child is not None and position >= child.position:
                     break
             if child is None or position != child.position:
                 return
             generation = child.generation
+            yield generation, None
 
-    def reach(self, manifest: Manifest, until: float | None = None) -> tuple[int, float, int]:
-        """(position, time, commits) up to which shipped changes lead on from a snapshot."""
-        position, at, count = manifest.position, manifest.at, 0
-        for end, milliseconds, _ops in self.entries(manifest, until):
-            position, at, count = end, milliseconds / 1000, count + 1
-        return position, at, count
+    def reach(self, manifest: Manifest, until: float | None = None) -> tuple[int, float, int, int]:
+        """(position, time, commits, generation) up to which shipped changes lead on from a snapshot."""
+        position, at, count, last = manifest.position, manifest.at, 0, manifest.generation
+        for generation, entry in self.walk(manifest, until):
+            last = generation
+            if entry is not None:
+                position, at, count = entry[0], entry[1] / 1000, count + 1
+        return position, at, count, last
+
+
+def _fork_name(generation: int) -> str:
+    return f"generations/g{generation:06d}.json"
 
 
 def choose(
@@ -214,7 +240,12 @@ def choose(
     if snapshot is not None:
         manifests = [catalog.manifest(snapshot)]
     else:
-        manifests = [one for one in catalog.manifests() if fits(one) and (until is None or one.at <= until)]
+        later = set() if until is None else {fork.generation for fork in catalog.forks().values() if fork.at > until}
+        manifests = [
+            one
+            for one in catalog.manifests()
+            if fits(one) and (until is None or (one.at <= until and one.generation not in later))
+        ]
         skipped.extend(catalog.refused)
     for manifest in manifests:
         problems = catalog.check(manifest)
@@ -222,14 +253,14 @@ def choose(
             skipped.append(f"snapshot {manifest.id}: {problems[0]} ({len(problems)} such findings)")
             continue
         refused = len(catalog.refused)
-        position, at, commits = catalog.reach(manifest, until)
+        position, at, commits, generation = catalog.reach(manifest, until)
         skipped.extend(catalog.refused[refused:])
         if floor is not None and until is None and position < floor:
             skipped.append(
                 f"snapshot {manifest.id} leads to position {position}, but changes up to {floor} were shipped"
             )
             continue
-        return Plan(manifest, position, at, commits, tuple(skipped))
+        return Plan(manifest, position, at, commits, generation, tuple(skipped))
     if catalog.wrong_key is not None and not manifests:
         raise catalog.wrong_key
     raise BackupError(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import attrs
+
 from deia_recovery.backup.places import Places
 from deia_recovery.backup.restore import Catalog, Fork, Plan, choose, fill, restore_files
-from deia_recovery.backup.shipping import read_shipped
-from deia_recovery.engine.generation import Generation, build, newest_number, set_current
+from deia_recovery.backup.shipping import Shipped, read_shipped
+from deia_recovery.engine.generation import Generation, build, newest_number, read_current, set_current
 from deia_recovery.errors import BackupError, StartRefused, WrongKey
 from deia_recovery.events import RestoreDone
 from deia_recovery.opening import Found
@@ -26,7 +28,7 @@ class Restoring(Places):
                 continue
             floor = None
             if shipped is not None and shipped.store == catalog.store:
-                floor = shipped.position
+                floor = _known(shipped, catalog)
             try:
                 plan = choose(catalog, floor=floor)
             except (BackupError, WrongKey) as error:
@@ -51,10 +53,11 @@ class Restoring(Places):
         number = max(newest_number(found.root), manifest.generation) + 1
         origin = f"snapshot {manifest.id} to position {plan.position}"
         generation = build(found.root, number, manifest.store, origin, lambda c: fill(c, catalog, plan, until))
-        Catalog(self.vault(manifest.store), catalog.keys, manifest.store).write_fork(
-            Fork(manifest.store, number, manifest.generation, plan.position)
+        generation = attrs.evolve(
+            generation, parent=plan.generation, position=plan.position, since=self._recovery.host.clock.wall()
         )
         set_current(found.root, generation)
+        self.note_fork()
         files = restore_files(catalog, manifest, aside=None)
         missing = self._missing(found, plan)
         self._recovery.journal(
@@ -77,6 +80,19 @@ class Restoring(Places):
         )
         return generation
 
+    def note_fork(self) -> None:
+        """See to it that the backups know from where the generation in force leads on.
+
+        Noted only once it is in force: one whose restore was killed before must not end the path of its parent. Where
+        it was killed right after, the next start and the next shipping make up for it.
+        """
+        current = read_current(self._recovery.root)
+        if current is None or not current.parent:
+            return
+        catalog = Catalog(self.vault(current.store), self.keys(make=False), current.store)
+        if not catalog.knows_fork(current.number):
+            catalog.write_fork(Fork(current.store, current.number, current.parent, current.position, current.since))
+
     def _claim(self, store: str, *, take_over: bool, required: str) -> None:
         """Own the remote backups of a state that is about to be restored; a remote store that is away is only said."""
         try:
@@ -98,3 +114,9 @@ class Restoring(Places):
         if found.live_position is not None:
             return "nothing that the damaged state still shows"
         return f"what was committed after position {plan.position}, that is in the last {seconds:.0f} s, if anything"
+
+
+def _known(shipped: Shipped, catalog: Catalog) -> int:
+    """The position up to which the backups are known to reach: less, where its generation was left for an earlier."""
+    left = [fork.position for fork in catalog.forks().values() if fork.parent == shipped.generation]
+    return min([shipped.position, *left])

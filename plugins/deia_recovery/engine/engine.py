@@ -133,7 +133,7 @@ class Engine(Reading):
 
     def _done(self, tx: Tx) -> None:
         if tx.changes:
-            self._mine, self._at = tx.position, tx.now
+            self.stand(tx.position, tx.now)
         self.give_turn()
         self.failure = ""
         if self.barrier is not None and tx.changes:

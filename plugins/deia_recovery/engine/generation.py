@@ -31,13 +31,30 @@ class Generation:
     """Which life of the state is in force.
 
     `store` names the state for its whole life, over all generations; `number` grows with each restore; `origin`
-    says where this one came from ("new", or the snapshot and position it was restored from).
+    says where this one came from ("new", or the snapshot and position it was restored from); `parent` and `position`
+    are the generation it was restored from and how far (0: from none), `since` when (Unix seconds).
     """
 
     number: int
     store: str
     folder: Path
     origin: str = "new"
+    parent: int = 0
+    position: int = 0
+    since: float = 0.0
+
+
+@attrs.frozen
+class _Document:
+    """What `current` holds."""
+
+    generation: int
+    store: str
+    origin: str = ""
+    parent: int = 0
+    position: int = 0
+    since: float = 0.0
+    format: int = 1
 
 
 def folder_name(number: int) -> str:
@@ -52,18 +69,19 @@ def read_current(root: Path) -> Generation | None:
     except FileNotFoundError:
         return None
     try:
-        document = msgspec.json.decode(data, type=dict[str, object])
-        number, store = document["generation"], document["store"]
-        if not isinstance(number, int) or not isinstance(store, str):
-            raise ValueError("generation must be a number, store a text")
-        return Generation(number, store, root / folder_name(number), str(document.get("origin", "")))
-    except (msgspec.DecodeError, ValueError, KeyError) as error:
+        found = msgspec.json.decode(data, type=_Document)
+    except (msgspec.DecodeError, ValueError) as error:
         raise StateDamaged(f"{path} does not say which generation of the state is in force: {error}") from error
+    folder = root / folder_name(found.generation)
+    return Generation(
+        found.generation, found.store, folder, found.origin, found.parent, found.position, float(found.since)
+    )
 
 
 def set_current(root: Path, generation: Generation) -> None:
     """Put `generation` in force, durably."""
-    document = {"format": 1, "generation": generation.number, "store": generation.store, "origin": generation.origin}
+    one = generation
+    document = _Document(one.number, one.store, one.origin, one.parent, one.position, one.since)
     write_whole(root / CURRENT, msgspec.json.encode(document) + b"\n")
 
 

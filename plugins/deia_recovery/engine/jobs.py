@@ -6,6 +6,8 @@ import queue
 from collections.abc import Callable
 from typing import Any
 
+import attrs
+
 from deia_recovery.engine.pending import Hurried, Pending, refused, resolve
 from deia_recovery.engine.transaction import Tx
 from deia_recovery.errors import TransactionEnded
@@ -48,13 +50,21 @@ class Entry(Pending[int]):
         self.note = note
 
 
+@attrs.frozen
+class Nested:
+    """A block inside a transaction: it begins, its writes are kept, or they are undone."""
+
+    word: str
+    number: int
+
+
 class Session:
     """An open transaction: its steps come one by one from the caller, while the writer waits for it."""
 
     def __init__(self, actor: Any, seconds: float) -> None:
         self.actor = actor
         self.seconds = seconds
-        self.steps: queue.SimpleQueue[Job | str] = queue.SimpleQueue()
+        self.steps: queue.SimpleQueue[Job | Nested | str] = queue.SimpleQueue()
         self.done: Pending[None] = Pending()
         self.closed = False
         self.failure: BaseException | None = None

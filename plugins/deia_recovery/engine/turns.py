@@ -71,6 +71,7 @@ class Turns:
         self._turn_held = False
         self._mine = -1
         self._at = 0
+        self._at_since = 0.0
         self._space_checked = -1e9
         self._used = time.monotonic()
         self.low_on_space = False
@@ -141,9 +142,15 @@ class Turns:
     def following(self, connection: sqlite3.Connection) -> Tx:
         """What the next commit begins with, while it is this process's turn."""
         if self.page.cells[0] != self._mine:
-            self._mine, self._at = connection.execute(NEWEST).fetchone() or (0, 0)
-        now = max(int(self.clock.wall() * 1000), self._at)
+            self.stand(*(connection.execute(NEWEST).fetchone() or (0, 0)))
+        # a wall clock that was set back must not stop leases and delays until it has caught up
+        passed = int((self.clock.monotonic() - self._at_since) * 1000)
+        now = max(int(self.clock.wall() * 1000), self._at + passed)
         return Tx(connection, self._mine, now, self.generation)
+
+    def stand(self, position: int, at: int) -> None:
+        """The newest commit is this one; time goes on from its."""
+        self._mine, self._at, self._at_since = position, at, self.clock.monotonic()
 
     def _take_turn(self) -> None:
         if not self._turn_held:

@@ -18,7 +18,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from deia_recovery.engine.batch import MOST
-from deia_recovery.engine.jobs import Entry, Job, Session
+from deia_recovery.engine.jobs import Entry, Job, Nested, Session
+from deia_recovery.engine.nesting import Parts
 from deia_recovery.engine.pending import Pending, resolve
 from deia_recovery.engine.transaction import Tx
 from deia_recovery.errors import StateError, StateUnavailable, TransactionEnded
@@ -31,8 +32,8 @@ _Outcome = tuple[Pending[Any], Any, BaseException | None]
 _TICK = 0.02
 """Seconds after which the writer looks for writes that nobody waits for."""
 
-_FEW = 16
-"""A group of so many is never halved."""
+_BYTES = 64 << 20
+"""Bytes of values after which a group takes no more: SQLite bounds a row, and the log has a group's changes in one."""
 
 
 class Writer:
@@ -47,7 +48,6 @@ class Writer:
         self._lately = False
         self._lead = threading.Lock()
         self._context = contextvars.Context()
-        self._before = 0
 
     def put(self, item: Job | Entry | Session | None) -> None:
         """Queue it. It is begun when somebody waits for it (`ring`, `lead`), else within a tick."""
@@ -74,7 +74,6 @@ class Writer:
                 self._sleep()
             with self._lead:
                 if not waiting:
-                    self._before = 0
                     if self._engine.retire():
                         return
                 elif waiting[0] is None:
@@ -115,15 +114,16 @@ class Writer:
         return True
 
     def _gather(self, mine: Pending[Any] | None) -> list[Job | Entry]:
-        """The next group. Of many in flight only half is taken, the other half is being answered meanwhile: so disk
-        and callers work at the same time, where one large group would let each wait for the other."""
+        """The next group: what waits, as far as the commits' bounds go, up to who needs a commit of its own."""
         waiting = self._queue
-        half = (len(waiting) + self._before + 1) // 2
-        limit = min(self._engine.options.group, max(_FEW, half))
+        limit = self._engine.options.group
         group: list[Job | Entry] = []
-        while waiting and len(group) < limit:
+        size = 0
+        while waiting and len(group) < limit and size < _BYTES:
             item = waiting[0]
-            if type(item) is not Entry and not (isinstance(item, Job) and (mine is None or item.pending is mine)):
+            if type(item) is Entry:
+                size += len(item.data)
+            elif not (isinstance(item, Job) and (mine is None or item.pending is mine)):
                 break
             group.append(item)
             waiting.popleft()
@@ -133,7 +133,6 @@ class Writer:
 
     def _commit(self, group: list[Job | Entry]) -> None:
         engine = self._engine
-        self._before = len(group)
         try:
             begun = time.perf_counter()
             connection, tx = engine.start()
@@ -279,6 +278,7 @@ class Writer:
 
     def _steps(self, session: Session, connection: sqlite3.Connection, tx: Tx, notes: list[Any]) -> bool:
         deadline = time.monotonic() + session.seconds
+        parts = Parts(connection, tx, notes)
         while True:
             try:
                 step = session.steps.get(timeout=max(0.0, deadline - time.monotonic()))
@@ -290,6 +290,13 @@ class Writer:
                 return False
             if isinstance(step, str):
                 return step == "commit"
+            if isinstance(step, Nested):
+                try:
+                    parts.do(step)
+                except TransactionEnded as error:
+                    session.failure = error
+                    return False
+                continue
             outcomes = self._run(connection, tx, [step], guarded=True)
             notes.extend(step.notes)
             resolve(outcomes or ())

@@ -15,8 +15,8 @@ from deia_hardening.context import SCOPE_KEY
 from deia_hardening.problem import Problem
 from deia_recovery.errors import StateUnavailable, Undecodable, UnknownTask
 from deia_recovery.inbox.replay import STATUS, stored
-from deia_recovery.inbox.senders import Sender
-from deia_recovery.sse import last_event_id, stream
+from deia_recovery.inbox.senders import Sender, named
+from deia_recovery.sse import stream
 
 if TYPE_CHECKING:
     from deia_hardening.plugin import ASGIApp, Message, Receive, Scope, Send
@@ -43,7 +43,7 @@ class InboxMiddleware:
             elif path.startswith(STATUS) and scope["method"] == "GET":
                 replayer = self._replayer()
                 if replayer is not None:
-                    await self._status(replayer, path[len(STATUS) :], scope, send)
+                    await self._status(replayer, path[len(STATUS) :], scope, receive, send)
                     return
         await self.app(scope, receive, send)
 
@@ -63,11 +63,12 @@ class InboxMiddleware:
         if sender.passes(headers, body):
             await self.app(scope, _again(body, receive), send)
             return
+        conversation = sender.conversation(body)
         try:
             await replayer.inbox.submit(
                 stored(scope, body),
-                key=f"{route.path} {sender.key(headers, body)}"[:512],
-                conversation=_named(route.path, sender.conversation(body)),
+                key=named(route.path, sender.key(headers, body)),
+                conversation=None if conversation is None else named(route.path, conversation),
                 max_attempts=route.attempts,
                 actor="inbox",
             )
@@ -78,7 +79,7 @@ class InboxMiddleware:
         await send({"type": "http.response.body", "body": b""})
         replayer.wake()
 
-    async def _status(self, replayer: Replayer, rest: str, scope: Scope, send: Send) -> None:
+    async def _status(self, replayer: Replayer, rest: str, scope: Scope, receive: Receive, send: Send) -> None:
         task, _, tail = rest.partition("/")
         actor = scope[SCOPE_KEY].actor if SCOPE_KEY in scope else None
         try:
@@ -89,14 +90,10 @@ class InboxMiddleware:
             await Problem(404, "There is no such task, or it is somebody else's.").send(send)
             return
         if tail:
-            await stream(replayer.accepted, task, last_event_id(scope), send)
+            await stream(replayer.accepted, task, scope, receive, send)
             return
         answer = {"task": found.id, "state": found.state, "attempts": found.attempts, "result": found.result}
         await _json(send, answer)
-
-
-def _named(path: str, conversation: str | None) -> str | None:
-    return None if conversation is None else f"{path} {conversation}"[:512]
 
 
 async def _read(receive: Receive, limit: int) -> bytes | None:

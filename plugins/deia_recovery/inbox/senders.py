@@ -15,8 +15,12 @@ import attrs
 import msgspec
 
 from deia_recovery.settings import InboxRoute
+from deia_recovery.stores.names import MAX_KEY
 
 Headers = Mapping[str, str]
+
+MOST = 200
+"""Bytes of a delivery's or conversation's name that are kept as they are."""
 
 _SLACK = "slack"
 _TELEGRAM_HEADER = "x-telegram-bot-api-secret-token"
@@ -115,13 +119,20 @@ def _orderer(conversation: str) -> Callable[[bytes], str | None]:
 
 
 def _bounded(value: Any) -> str:
-    """A name of bounded length; a longer one becomes its digest."""
+    """A name of at most MOST bytes; a longer one becomes its digest."""
     if value is None or isinstance(value, (dict, list)):
         return ""
     text = str(value)
-    return (
-        text if len(text) <= 200 and text.isprintable() else hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()
-    )
+    data = text.encode("utf-8", "replace")
+    return text if len(data) <= MOST and text.isprintable() else hashlib.sha256(data).hexdigest()
+
+
+def named(route: str, name: str) -> str:
+    """A delivery's name among all routes, as a key that can be stored however long the route's path is."""
+    text = f"{route} {name}"
+    if len(text.encode("utf-8", "replace")) <= MAX_KEY:
+        return text
+    return f"sha256:{hashlib.sha256(route.encode('utf-8', 'replace')).hexdigest()} {name}"
 
 
 def _dig(body: bytes, path: str) -> Any:

@@ -20,7 +20,7 @@ from deia_recovery.errors import StaleRevision, Undecodable
 from deia_recovery.stores.codec import codec_for
 from deia_recovery.stores.events import registry_note
 from deia_recovery.stores.names import check_key, check_name
-from deia_recovery.stores.state import State, find_state, open_session
+from deia_recovery.stores.state import State, find_state
 
 T = TypeVar("T")
 Item = tuple[str, T]
@@ -90,7 +90,7 @@ class Registry(Generic[T]):
 
         state = self._state
         if if_revision is None:
-            if open_session.get() is None:
+            if state.session() is None:
                 return state.enter(store, key, data, _put_note)
 
             def write(tx: Tx) -> int:

@@ -6,6 +6,7 @@ request. So handles can be module-level, and a restore can put another generatio
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Callable
 from contextvars import ContextVar
@@ -15,7 +16,7 @@ import anyio
 
 from deia_hardening.context import context_variable
 from deia_hardening.services import NoSplit, VersionSplit
-from deia_recovery.engine.jobs import Entry, Session
+from deia_recovery.engine.jobs import Entry, Nested, Session
 from deia_recovery.engine.pending import Pending, refused, resolve
 from deia_recovery.engine.transaction import Tx
 from deia_recovery.errors import StateUnavailable
@@ -51,8 +52,8 @@ class State:
 
     def write(self, function: Callable[[Tx], T], *, grows: bool = True, guarded: bool = False) -> Pending[T]:
         """Run `function` in the open transaction of this task or thread, else in the next commit."""
-        session = open_session.get()
-        if session is not None and session.state is self:
+        session = self.session()
+        if session is not None:
             return session.submit(function, grows=grows)
         if self.closed_for:
             return refused(StateUnavailable(self.closed_for))
@@ -70,14 +71,18 @@ class State:
 
     def read(self, function: Callable[[Any], T]) -> Pending[T]:
         """Run `function(connection)` on what is committed; inside a transaction, on what it has written too."""
-        session = open_session.get()
-        if session is not None and session.state is self:
+        session = self.session()
+        if session is not None:
             return session.submit(lambda tx: function(tx.connection), grows=False)
         return self._engine.read(function)
 
-    def in_transaction(self) -> bool:
+    def session(self) -> OpenTransaction | None:
+        """The open transaction of this task or thread. What was begun inside one and outlives it is in none."""
         session = open_session.get()
-        return session is not None and session.state is self
+        return session if session is not None and session.state is self and not session.left else None
+
+    def in_transaction(self) -> bool:
+        return self.session() is not None
 
     def _committed(self, tx: Tx) -> None:
         if self._waiting:
@@ -112,7 +117,24 @@ class OpenTransaction(Session):
     def __init__(self, state: State, actor: Any, seconds: float) -> None:
         super().__init__(actor, seconds)
         self.state = state
+        self.left = False
+        """Whether its block was left."""
         self._queued = False
+        self._numbers = itertools.count(1)
+        self._unsaid: list[int] = []
+
+    def nest(self) -> int:
+        """Begin a block inside. Returns its number, for `unnest`; nothing is done before its first step."""
+        number = next(self._numbers)
+        self._unsaid.append(number)
+        return number
+
+    def unnest(self, number: int, *, keep: bool) -> None:
+        """End a block inside: what was written in it stays, or not."""
+        if number in self._unsaid:
+            self._unsaid.remove(number)
+        else:
+            self.steps.put(Nested("keep" if keep else "undo", number))
 
     def submit(self, function: Callable[[Tx], Any], *, grows: bool) -> Pending[Any]:
         if not self._queued:
@@ -122,6 +144,9 @@ class OpenTransaction(Session):
             else:
                 self._queued = True
                 self.state.engine.session(self)
+        for number in self._unsaid:
+            self.steps.put(Nested("begin", number))
+        self._unsaid.clear()
         return super().submit(function, grows=grows)
 
     def finish(self, word: str) -> Pending[None]:
