@@ -42,6 +42,8 @@ class Rule:
     """What holds for a route, worked out once per revision."""
 
     modes: frozenset[Mode] = frozenset({Mode.FULL, Mode.DEGRADED})
+    full: bool = True
+    """Whether FULL is among them."""
     criticality: Criticality | None = None
     deadline: float | None = None
     stream: bool = False
@@ -81,7 +83,7 @@ class Admission:
             control.look()
         rule = self._default if self._plain else self._rules.match(scope, self._default)
         mode = control.mode
-        if mode is not Mode.FULL or Mode.FULL not in rule.modes:
+        if mode is not Mode.FULL or not rule.full:
             context.mode = mode
             problem = self.modes.refusal(scope, context, mode, rule.modes)
             if problem is not None:
@@ -96,14 +98,16 @@ class Admission:
             if problem is not None:
                 await refuse(problem, scope, send)
                 return
-        if rule.stream or scope["type"] == "websocket" or context.revision.long.match(scope):
+        long = context.revision.long
+        if rule.stream or scope["type"] == "websocket" or (not long.empty and long.match(scope)):
             await self._stream(scope, receive, send, context, rule)
             return
         gate = self.gate
         if gate.streams >= gate.most_streams and manager.stream_routes.match(scope):
             await self._no_stream(scope, send)
             return
-        if context.deadline is not None and context.deadline <= monotonic():
+        deadline = context.deadline
+        if deadline is not None and deadline <= monotonic():
             manager.shed += 1
             problem = Problem(503, "Its deadline has passed; nothing was done.", retry_after=_jittered(1.0))
             await refuse(problem, scope, send)
@@ -188,6 +192,7 @@ _BY_NAME = {criticality.name.lower(): criticality for criticality in Criticality
 def _rule(rule: Any) -> Rule:
     return Rule(
         modes=frozenset(Mode(mode) for mode in rule.modes),
+        full=Mode.FULL.value in rule.modes,
         criticality=None if rule.criticality is None else Criticality[rule.criticality.upper()],
         deadline=None if rule.deadline is None else float(rule.deadline),
         stream=rule.stream,

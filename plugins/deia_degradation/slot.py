@@ -24,6 +24,8 @@ _STREAMS = (
     b"text/event-stream", b"application/x-ndjson", b"application/ndjson", b"application/jsonl",
     b"application/stream+json",
 )  # fmt: skip
+_USUAL = frozenset({b"application/json", b"text/html; charset=utf-8", b"text/plain; charset=utf-8"})
+"""The most frequent answers, which are known at a look not to be streams."""
 _HELD, _STREAMING, _GIVEN_BACK = 0, 1, 2
 SWITCHING = 101
 SERVICE_RESTART = 1012
@@ -33,10 +35,12 @@ SERVICE_RESTART = 1012
 class Slot:
     """The place of one request. `receive` and `send` are what the app gets; they cost a call each."""
 
-    __slots__ = (
-        "_asked", "_gate", "_layer", "_pending", "_receive", "_rule", "_schedule", "_send", "_started", "_state",
-        "context", "ended",
-    )  # fmt: skip
+    # What most requests never need costs them nothing: it is set when it happens.
+    ended = False
+    _state = _HELD
+    _asked = False
+    _pending: anyio.CancelScope | None = None
+    _schedule: Callable[..., Any]
 
     def __init__(
         self, layer: Admission, gate: Gate, context: RequestContext, rule: Rule, receive: Receive, send: Send,
@@ -49,17 +53,13 @@ class Slot:
         self._receive = receive
         self._send = send
         self._started = started
-        self._state = _HELD
-        self._asked = False
-        self._pending: anyio.CancelScope | None = None
-        self.ended = False
 
     # -- whose it is ---------------------------------------------------------------------------------------
 
     def streams(self) -> None:
         """From now on it is a stream's slot, which was taken from the gate."""
         self._state = _STREAMING
-        self._schedule: Callable[..., Any] = sender()
+        self._schedule = sender()
         self._layer.manager.open_streams.add(self)
 
     def over(self, exchange: Exchange) -> None:
@@ -108,8 +108,8 @@ class Slot:
         if exchange.status != SWITCHING:
             try:
                 for name, value in start.get("headers", ()) if start is not None else ():
-                    if name.lower() == b"content-type":
-                        if not value.lower().startswith(_STREAMS):
+                    if len(name) == 12 and name.lower() == b"content-type":
+                        if value in _USUAL or not value.lower().startswith(_STREAMS):
                             return
                         break
                 else:
