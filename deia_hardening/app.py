@@ -77,6 +77,11 @@ class Entry:
         finally:
             if not exchange.ended:
                 exchange.end()
+            returners = context._returners
+            if returners is not None:
+                context._returners = None  # no cycle is left behind, so the request's revision can be let go
+                for callback in returners:
+                    callback()
             if exchange.ended >= turns.due:
                 turns.give(exchange.ended)
             if parent is None:

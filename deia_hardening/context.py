@@ -254,6 +254,7 @@ class RequestContext:
     _features: dict[str, Any] | None = None
     _notes: dict[str, Any] | None = None
     _claims: dict[str, str] | None = None
+    _returners: list[Callable[[], None]] | None = None
 
     def __init__(self, scope: Scope, revision: Revision, exchange: Exchange) -> None:
         self.scope = scope
@@ -283,6 +284,16 @@ class RequestContext:
     def __deepcopy__(self, memo: Any) -> RequestContext:
         """Itself: an app may copy its scope, but there is one request."""
         return self
+
+    def on_return(self, callback: Callable[[], None]) -> None:
+        """Call `callback()` when the app's call is over, its background tasks included; `error` says how it ended.
+
+        So a layer sees the end without a coroutine of its own around the app. It must not raise and not block.
+        """
+        if self._returners is None:
+            self._returners = [callback]
+        else:
+            self._returners.append(callback)
 
     def inherit(self, parent: RequestContext) -> None:
         """Take over what the outer hardened app knows of the same request."""

@@ -32,10 +32,13 @@ class LogsEndpoint:
         self._path = path
         self._most = most
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+        # No coroutine of our own around a request that is the app's.
         if scope["path"] != self._path or scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
+            return self.app(scope, receive, send)
+        return self._answer(scope, send)
+
+    async def _answer(self, scope: Scope, send: Send) -> None:
         context: RequestContext = scope[SCOPE_KEY]
         context._route = self._path
         try:

@@ -7,6 +7,7 @@ guarantees hold is in `guarantees`, what looks at bodies in `bodies`.
 from __future__ import annotations
 
 import random
+from collections.abc import Awaitable
 from time import monotonic as _monotonic
 from urllib.parse import parse_qsl
 
@@ -47,8 +48,11 @@ class AuditMiddleware:
         self.holds = settings.guarantee == "response"
         self.refuse = settings.on_failure == "refuse"
         self.reasons = Routes((pattern, pattern.rpartition(" ")[2]) for pattern in settings.require_reason)
+        self.careful = self.bodies or self.holds or not self.reasons.empty
+        """Whether something may have to be awaited before the app is called."""
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+        # Most requests are told of by callbacks, without a coroutine of our own around the app.
         context: RequestContext = scope[SCOPE_KEY]
         call = Call(self, context)
         for name, value in scope["headers"]:
@@ -63,11 +67,16 @@ class AuditMiddleware:
                         context.notes[TRACE_NOTE] = call.trace.decode()
                 elif name == REASON_HEADER and not context.reason:
                     context.reason = value[:_LONGEST_REASON].decode("latin-1")
-        exchange = context.exchange
-        exchange.on_end(call.finish)
+        context.exchange.on_end(call.finish)
+        context.on_return(call.returned)
         if scope["type"] == "websocket":
             call.plain = False
-            exchange.on_start(call.opened)
+            context.exchange.on_start(call.opened)
+        if self.careful or self.logger.encrypts or scope["path"] in self.protocols:
+            return self._carefully(call, context, scope, receive, send)
+        return self.app(scope, receive, send)
+
+    async def _carefully(self, call: Call, context: RequestContext, scope: Scope, receive: Receive, send: Send) -> None:
         if not self.reasons.empty and not context.reason and (asked := self.reasons.match(scope, "")):
             context._route = asked  # it is refused before anything routes it
             await self._ask_reason(scope, send)
@@ -83,14 +92,7 @@ class AuditMiddleware:
                 await unavailable().send(send, websocket=scope["type"] == "websocket")
                 return
             send = HeldSend(call, send, self.settings)
-        try:
-            await self.app(scope, receive, send)
-        except BaseException as error:
-            if exchange.ended:
-                call.failed_late(error)
-            raise
-        if call.deferred:
-            call.write(exchange)
+        await self.app(scope, receive, send)
 
     def _look(self, call: Call, scope: Scope, receive: Receive, send: Send) -> tuple[Receive, Send]:
         """Watch bodies where the policy or a recogniser asks for it."""
@@ -139,6 +141,7 @@ class Call:
     trace: bytes | None = None
     agent: bytes | None = None
     deferred = False
+    failed = False
     recorded = False
     protocol: str | None = None
     request: BodyWatch | None = None
@@ -162,17 +165,27 @@ class Call:
     def finish(self, exchange: Exchange) -> None:
         """Append the record of the request that is over; that of a server error waits for the call's exception."""
         status = exchange.status
+        context = self.context
         if 100 < status < 400 and exchange.complete and self.plain:  # most requests end here
-            context, layer = self.context, self.layer
-            path = context.scope["path"]
-            if path not in layer.policy.exact:
+            layer = self.layer
+            if context.scope["path"] not in layer.policy.exact:
                 logger = layer.logger
                 logger.append(logger.assembler.http(context, "result", self.agent, self.trace))
                 return
-        if status >= 500 and exchange.complete and self.context.error is None:
+        self.failed = context.error is not None
+        if status >= 500 and exchange.complete and not self.failed:
             self.deferred = True
         else:
             self.write(exchange)
+
+    def returned(self) -> None:
+        """The app's call is over: tell of a server error, now that its exception is known, or of a late exception."""
+        if self.deferred:
+            self.write(self.context.exchange)
+        elif self.context.error is not None and not self.failed:  # a background task's, after the answer
+            logger = self.layer.logger
+            event = b',"event":"late-error"'
+            logger.append(logger.assembler.http(self.context, "aborted", self.agent, self.trace, event))
 
     def write(self, exchange: Exchange) -> None:
         """Append the record, unless the policy or a flood says otherwise."""
@@ -193,10 +206,10 @@ class Call:
             logger.flooded()
             return
         stage = "aborted" if not exchange.complete else "end" if self.recorded else "result"
-        inside = b""
+        inside = ""
         if method == "WEBSOCKET" and status == 101:
             stage = "end" if exchange.complete else "aborted"
-            inside = b',"close":%d' % exchange.close_code
+            inside = f',"close":{exchange.close_code}'
         extra = self._extra(level)
         logger.append(logger.assembler.http(context, stage, self.agent, self.trace, extra, inside))
 
@@ -241,15 +254,6 @@ class Call:
         if exchange.status == 101 and not self.recorded:
             logger = self.layer.logger
             logger.append(logger.assembler.http(self.context, "result", self.agent, self.trace, b',"event":"open"'))
-
-    def failed_late(self, error: BaseException) -> None:
-        """Append what is left to say of an exception that came after the answer (a background task's)."""
-        logger = self.layer.logger
-        self.context.error = error
-        if self.deferred:
-            self.write(self.context.exchange)
-            return
-        logger.append(logger.assembler.http(self.context, "aborted", self.agent, self.trace, b',"event":"late-error"'))
 
 
 def kept_parts(scope: Scope, settings: AuditSettings) -> bytes:

@@ -6,7 +6,7 @@ does not handle passes with one dictionary look-up.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -31,21 +31,16 @@ class InboxMiddleware:
         self._senders = senders
         self._replayer = replayer
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+        # No coroutine of our own around a request that is the app's.
         if scope["type"] == "http":
             path = scope["path"]
-            sender = self._senders.get(path)
-            if sender is not None and scope["method"] == "POST":
-                replayer = self._replayer()
-                if replayer is not None:
-                    await self._deliver(sender, replayer, scope, receive, send)
-                    return
-            elif path.startswith(STATUS) and scope["method"] == "GET":
-                replayer = self._replayer()
-                if replayer is not None:
-                    await self._status(replayer, path[len(STATUS) :], scope, receive, send)
-                    return
-        await self.app(scope, receive, send)
+            if path in self._senders:
+                if scope["method"] == "POST" and (replayer := self._replayer()) is not None:
+                    return self._deliver(self._senders[path], replayer, scope, receive, send)
+            elif path.startswith(STATUS) and scope["method"] == "GET" and (replayer := self._replayer()) is not None:
+                return self._status(replayer, path[len(STATUS) :], scope, receive, send)
+        return self.app(scope, receive, send)
 
     async def _deliver(self, sender: Sender, replayer: Replayer, scope: Scope, receive: Receive, send: Send) -> None:
         route = sender.route
