@@ -18,6 +18,7 @@ from typing import Any
 from deia_hardening.plugin import Host
 
 _LEAST_SLEEP = 0.002
+_NEVER = float("inf")
 
 
 class Watched:
@@ -61,7 +62,10 @@ def sender() -> Callable[..., Any]:
 
 
 class Watcher:
-    """The entries of one app in this process. Thread-safe."""
+    """The entries of one app in this process. Thread-safe.
+
+    One timer of the background loop, set for the earliest entry; requests that end in time never wake that loop.
+    """
 
     def __init__(self, host: Host) -> None:
         self._host = host
@@ -72,52 +76,43 @@ class Watcher:
         self._lock = threading.Lock()
         self._heap: list[tuple[float, int, Watched]] = []
         self._order = itertools.count().__next__
-        self._running = False
-        self._next = 0.0
-        self._stir: asyncio.Event | None = None
+        self._next = _NEVER
+        """When the next look is due; nobody looks while it is `_NEVER`."""
+        self._timer: asyncio.TimerHandle | None = None
 
     def add(self, entry: Watched) -> None:
         """Have `entry` called at its time. About 1 µs."""
         with self._lock:
             heapq.heappush(self._heap, (entry.at, self._order(), entry))
-            if self._running:
-                if entry.at >= self._next - _LEAST_SLEEP:
-                    return
-                stir = self._stir
-            else:
-                self._running = True
-                stir = None
-        if stir is None:
-            self._host.runtime.submit(self._run)
-        else:
-            self._host.runtime.loop.call_soon_threadsafe(stir.set)
+            if entry.at >= self._next - _LEAST_SLEEP:
+                return
+            self._next = entry.at
+        self._host.runtime.loop.call_soon_threadsafe(self._look, context=contextvars.Context())
 
-    async def _run(self) -> None:
-        stir = self._stir = asyncio.Event()
-        clock = self._host.clock.monotonic
-        while True:
-            due: list[Watched] = []
-            with self._lock:
-                now = clock()
-                heap = self._heap
-                while heap and (heap[0][2].over or heap[0][0] <= now):
-                    entry = heapq.heappop(heap)[2]
-                    if not entry.over:
-                        due.append(entry)
-                if not heap and not due:
-                    self._running = False
-                    return
-                self._next = heap[0][0] if heap else now + 0.05
-                pause = max(_LEAST_SLEEP, self._next - now)
-                stir.clear()
-            for entry in due:
-                try:
-                    entry.send(entry._run)
-                except RuntimeError:  # its loop is gone, and its request with it
-                    pass
+    def _look(self) -> None:
+        """Call what is due, and set the timer for what is next. On the background loop."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        due: list[Watched] = []
+        with self._lock:
+            now = self._host.clock.monotonic()
+            heap = self._heap
+            last = _NEVER  # nothing was there: nobody looks until the next entry
+            while heap and (heap[0][2].over or heap[0][0] <= now):
+                last, _, entry = heapq.heappop(heap)
+                if not entry.over:
+                    due.append(entry)
+            # With everything over, one more look when the last would have been due: until then entries that are
+            # further off, as those of the next requests are, need not wake this loop.
+            self._next = heap[0][0] if heap else last
+            if self._next != _NEVER:
+                self._next = max(self._next, now + _LEAST_SLEEP)
+                self._timer = self._host.runtime.loop.call_later(self._next - now, self._look)
+        for entry in due:
             try:
-                await asyncio.wait_for(stir.wait(), pause)
-            except TimeoutError:
+                entry.send(entry._run)
+            except RuntimeError:  # its loop is gone, and its request with it
                 pass
 
 
