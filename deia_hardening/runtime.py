@@ -172,10 +172,24 @@ class Completion(Generic[T]):
         return self.wait().__await__()
 
 
+_TURNS = 16
+"""Turns of the background loop with more to do at once before it looks for input again."""
+
+
 class _Selector(selectors.DefaultSelector):
-    """The background loop's: tells busy serving loops when the loop wants to run."""
+    """The background loop's: tells busy serving loops when the loop wants to run.
+
+    With more to do at once it does not look for input at each turn: that gives the interpreter away, and on a busy
+    process costs both sides a wake-up or more to get it back.
+    """
+
+    _passed = 0
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        if timeout is not None and timeout <= 0 and self._passed < _TURNS:
+            self._passed += 1
+            return []
+        self._passed = 0
         if timeout is None:
             turns.rests(self)
         else:
