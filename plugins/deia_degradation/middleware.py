@@ -9,6 +9,7 @@ Requests for synchronous endpoints take the slots of the thread pool that runs t
 from __future__ import annotations
 
 import random
+from collections.abc import Awaitable
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -71,7 +72,8 @@ class Admission:
         self._sync = manager.sync_endpoints
         self._quota = settings.admission.client_quota.requests > 0
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+        # No coroutine of our own around a request that comes in at once: its end is told by the exchange.
         context: RequestContext = scope[SCOPE_KEY]
         manager = self.manager
         manager.arrived += 1
@@ -87,8 +89,7 @@ class Admission:
             context.mode = mode
             problem = self.modes.refusal(scope, context, mode, rule.modes)
             if problem is not None:
-                await refuse(problem, scope, send)
-                return
+                return refuse(problem, scope, send)
         if rule.deadline is not None:
             until = now + rule.deadline
             if context.deadline is None or until < context.deadline:
@@ -96,32 +97,35 @@ class Admission:
         if self._quota:
             problem = manager.clients.refusal(scope, context, now)
             if problem is not None:
-                await refuse(problem, scope, send)
-                return
+                return refuse(problem, scope, send)
         long = context.revision.long
         if rule.stream or scope["type"] == "websocket" or (not long.empty and long.match(scope)):
-            await self._stream(scope, receive, send, context, rule)
-            return
+            return self._stream(scope, receive, send, context, rule)
         gate = self.gate
         if gate.streams >= gate.most_streams and manager.stream_routes.match(scope):
-            await self._no_stream(scope, send)
-            return
+            return self._no_stream(scope, send)
         deadline = context.deadline
         if deadline is not None and deadline <= monotonic():
             manager.shed += 1
             problem = Problem(503, "Its deadline has passed; nothing was done.", retry_after=_jittered(1.0))
-            await refuse(problem, scope, send)
-            return
+            return refuse(problem, scope, send)
         if self._threads and not self._sync.empty and self._sync.match(scope):
             gate = manager.threads.here()
         if not gate.enter():
-            admitted, receive = await self._wait(gate, scope, receive, send, context, rule)
-            if not admitted:
-                return
-            now = monotonic()
+            return self._later(gate, scope, receive, send, context, rule)
         slot = Slot(self, gate, context, rule, receive, send, now)
         context.exchange.on_end(slot.over)
-        await self.app(scope, slot.receive, slot.send)
+        return self.app(scope, slot.receive, slot.send)
+
+    async def _later(
+        self, gate: Gate, scope: Scope, receive: Receive, send: Send, context: RequestContext, rule: Rule
+    ) -> None:
+        """No slot is free: wait for one, or be refused."""
+        admitted, receive = await self._wait(gate, scope, receive, send, context, rule)
+        if admitted:
+            slot = Slot(self, gate, context, rule, receive, send, monotonic())
+            context.exchange.on_end(slot.over)
+            await self.app(scope, slot.receive, slot.send)
 
     async def _stream(self, scope: Scope, receive: Receive, send: Send, context: RequestContext, rule: Rule) -> None:
         """What is known to be long from the start takes a stream's slot, and never one of the others."""

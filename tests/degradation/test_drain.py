@@ -121,6 +121,7 @@ async def test_a_stream_that_maintenance_serves_goes_on():
         await until(lambda: len(manager.open_streams) == 2)
         await manager.pin("MAINTENANCE")
         await until(lambda: len(manager.open_streams) == 1)
+        await until(lambda: service.ends)  # the app hears of it just after its client
         assert service.ends == {"/socket": ("websocket.disconnect", 1012)}
         group.cancel_scope.cancel()
 
