@@ -170,7 +170,9 @@ class Call:
             layer = self.layer
             if context.scope["path"] not in layer.policy.exact:
                 logger = layer.logger
-                logger.append(logger.assembler.http(context, "result", self.agent, self.trace))
+                now = logger.now_ns()
+                record = logger.assembler.http(context, "result", self.agent, self.trace, now_ns=now)
+                logger.append(record, now)
                 return
         self.failed = context.error is not None
         if status >= 500 and exchange.complete and not self.failed:

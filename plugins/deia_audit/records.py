@@ -42,8 +42,9 @@ class Ids:
         self._milliseconds = 0
         self._prefix = self._suffix = ""
 
-    def next(self) -> str:
-        milliseconds = time.time_ns() // 1_000_000
+    def next(self, now_ns: int = 0) -> str:
+        """Return a new id; `now_ns` is the time where the caller has just looked at it."""
+        milliseconds = (now_ns or time.time_ns()) // 1_000_000
         number = next(self._count)
         low = number & 0xFFF
         if milliseconds != self._milliseconds or not low:
@@ -192,15 +193,16 @@ class Assembler:
         extra: bytes = b"",
         inside: str = "",
         status: int = 0,
+        now_ns: int = 0,
     ) -> bytes:
         """Return the body of a request's record.
 
-        `extra` are further members, `inside` further ones of `http`.
+        `extra` are further members, `inside` further ones of `http`; `now_ns` is the record's time.
         """
         scope = context.scope
         exchange = context.exchange
         error = context.error
-        own = ids.next()
+        own = ids.next(now_ns)
         request = context._id
         more = ""
         if request is None:
@@ -209,7 +211,7 @@ class Assembler:
             more = ',"request":' + quote(request, 128)
         key = (
             scope.get("method") or "WEBSOCKET",
-            context.route,
+            context._route or context.route,
             status or exchange.status,
             error is not None and not (exchange.complete and exchange.status),
             stage,

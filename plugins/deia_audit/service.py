@@ -47,6 +47,7 @@ class AuditLogger:
     def __init__(self, host: Host) -> None:
         self._host = host
         self._journal: Journal | None = None
+        self.now_ns = host.clock.wall_ns
         self.assembler = Assembler()
         layout = Layout.of(host.home)
         self.subjects = Subjects(layout.keys, layout.evidence)
@@ -68,10 +69,10 @@ class AuditLogger:
             journal = self._journal = self._host.journal("audit-trail")
         return journal
 
-    def append(self, body: bytes) -> Receipt:
+    def append(self, body: bytes, now_ns: int | None = None) -> Receipt:
         """Append a record's bytes; the journal's own method takes this one's place at first use."""
         self.append = append = self.journal.append_body  # type: ignore[method-assign]
-        return append(body)
+        return append(body, now_ns)
 
     def configure(self, settings: AuditSettings) -> None:
         """Take up settings that act on what is shared by all revisions."""
