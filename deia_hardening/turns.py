@@ -4,7 +4,8 @@ CPython gives the interpreter away when a thread blocks, or 5 ms after another a
 blocks for a microsecond per turn: too short for a waiting thread to wake up, but each turn wakes it in vain, at 10 to
 20 µs on two processors. So whoever works in the background says here when it will next want to run, and the requests
 let it: at the end of a request that finds somebody due, the loop waits until that work rests again, half a
-millisecond at most. On a loop that is not saturated nobody is ever due for long, and nothing here happens.
+millisecond at most, and two for one piece of work: a stalled disk holds no loop. On a loop that is not saturated
+nobody is ever due for long, and nothing here happens.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ SLICE = 0.0005
 """Seconds that one request stands aside at most."""
 SHARE = 0.5
 """After each slice, long work waits as long as it was given in all, times this: it gets less and less of the time."""
+MOST = 4 * SLICE
+"""Seconds that a piece of work is given in all; then it must do without. What takes longer may be a stalled disk."""
 
 
 class Turns:
@@ -86,7 +89,15 @@ class Turns:
         except Empty:
             self._door = None
             self._given += SLICE
-            self.due = _monotonic() + self._given * SHARE
+            now = _monotonic()
+            if self._given < MOST:
+                self.due = now + self._given * SHARE
+                return
+            self._given = 0.0
+            for who, at in tuple(self._until.items()):
+                if at <= now:
+                    self._until.pop(who, None)  # until it says again that it wants to run
+            self.due = min(tuple(self._until.values()), default=inf)
         else:
             self._given = 0.0
             self.due = min(tuple(self._until.values()), default=inf)

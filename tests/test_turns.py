@@ -6,7 +6,7 @@ import threading
 import time
 from math import inf
 
-from deia_hardening.turns import SHARE, SLICE, Turns
+from deia_hardening.turns import MOST, SHARE, SLICE, Turns
 
 
 def test_nobody_is_due_while_everybody_rests() -> None:
@@ -50,18 +50,26 @@ def test_one_is_woken_once_and_only_when_its_time_has_come() -> None:
     assert turns.due == 1e12
 
 
-def test_long_work_gets_less_and_less_of_the_time() -> None:
+def test_long_work_gets_less_and_less_of_the_time_and_then_none() -> None:
     turns = Turns()
-    turns.wants("job")
+    turns.wants("job")  # and never rests: it computes for long, or waits for a disk that has stalled
     pauses = []
-    for _ in range(8):
+    for _ in range(round(MOST / SLICE) - 1):
         turns.give(turns.due)
         pauses.append(turns.due - time.monotonic())
     assert pauses == sorted(pauses)
-    assert pauses[-1] <= 8 * SLICE * SHARE
-    turns.rests("job")
+    assert pauses[-1] <= MOST * SHARE
     turns.give(turns.due)
     assert turns.due == inf
+
+
+def test_work_that_did_without_is_given_a_moment_when_it_wants_one_anew() -> None:
+    turns = Turns()
+    turns.wants("stalled")
+    while turns.due < inf:
+        turns.give(turns.due)
+    turns.wants("stalled")
+    assert turns.due == 0.0
 
 
 def test_two_loops_do_not_stand_aside_for_the_same_work_at_once() -> None:
