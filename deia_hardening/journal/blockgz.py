@@ -31,20 +31,18 @@ def _member(text: bytes, level: int) -> bytes:
     return head + packed + _FOOT.pack(zlib.crc32(text), len(text))
 
 
-def compress_file(source: Path, target: Path, level: int = 6, stop: Callable[[], bool] = lambda: False) -> None:
-    """Write `source` compressed to `target` (which must not exist) and sync it. zlib runs without the GIL.
+def compress_file(source: Path, target: int, level: int = 6, stop: Callable[[], bool] = lambda: False) -> None:
+    """Write `source` compressed to the empty file behind descriptor `target` and sync it. zlib runs without the GIL.
 
     Raises InterruptedError when `stop()` becomes true between two blocks.
     """
-    with open(source, "rb") as reader:
-        descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        with open(descriptor, "wb") as writer:
-            while block := reader.read(BLOCK):
-                if stop():
-                    raise InterruptedError("the journal is closing; a later start compresses this segment")
-                writer.write(_member(block, level))
-            writer.flush()
-            os.fsync(writer.fileno())
+    with open(source, "rb") as reader, open(target, "wb", closefd=False) as writer:
+        while block := reader.read(BLOCK):
+            if stop():
+                raise InterruptedError("the journal is closing; a later start compresses this segment")
+            writer.write(_member(block, level))
+        writer.flush()
+        os.fsync(target)
 
 
 class BlockReader:

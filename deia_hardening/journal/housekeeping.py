@@ -5,7 +5,7 @@ begins late without such a record was tampered with.
 """
 
 # descriptors, flags and renames as the system has them
-# ruff: noqa: PTH101, PTH104
+# ruff: noqa: PTH104, PTH116
 from __future__ import annotations
 
 import contextlib
@@ -71,28 +71,31 @@ def prune(log: _Log, settings: JournalSettings, clock: Clock, held: Callable[[Se
     )
     if not gone:
         return []
-    rest = sealed[len(gone) :]
-    following = header_of(rest[0]) if rest else live_header(log.path)
-    if following is None or following.segment <= gone[-1].number:
+    receipt = None
+    for segment, following in zip(
+        gone, [*sealed[1:], None], strict=False
+    ):  # one record each: any may be the last to go
+        header = header_of(following) if following is not None else live_header(log.path)
+        if header is None or header.segment <= segment.number:
+            return []
+        receipt = log.append(
+            {
+                "kind": "journal.pruned",
+                "through": header.first - 1,
+                "hash": header.prev,
+                "segment": segment.number,
+                "segments": 1,
+                "bytes": segment.size,
+            }
+        )
+    if receipt is None or not receipt.wait(60.0):
         return []
-    receipt = log.append(
-        {
-            "kind": "journal.pruned",
-            "through": following.first - 1,
-            "hash": following.prev,
-            "segment": gone[-1].number,
-            "segments": len(gone),
-            "bytes": sum(segment.size for segment in gone),
-        }
-    )
-    if not receipt.wait(60.0):
-        return []
-    folder = FolderLock(log.path.parent)
-    with folder.held():
+    with FolderLock(log.path.parent).held():
         for segment in gone:
-            for path in {segment.path, segment.path.with_name(segment.path.name.removesuffix(".gz") + ".gz")}:
-                path.unlink(missing_ok=True)
-        sync_folder(log.path.parent)
+            raw = segment.path.with_name(segment.path.name.removesuffix(".gz"))
+            for suffix in ("", ".gz", ".gz.new"):
+                raw.with_name(raw.name + suffix).unlink(missing_ok=True)
+            sync_folder(log.path.parent)  # else a power cut could leave a hole
     return gone
 
 
@@ -120,35 +123,49 @@ def live_header(path: Path) -> Header | None:
 
 
 def compress(segment: Segment, stop: Callable[[], bool] = lambda: False) -> bool:
-    """Replace a sealed segment by its compressed form. False when another process is at it, or it is gone."""
+    """Replace a sealed segment by its compressed form. False when another process is at it, or it is gone.
+
+    The segment's own file is not locked: a process that had it open as the live file may be waiting for that lock.
+    """
     target = segment.path.with_name(segment.path.name + ".gz")
     working = target.with_name(target.name + ".new")
-    try:
-        descriptor = os.open(segment.path, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
+    claim = _claim(working)
+    if claim < 0:
         return False
     try:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            return False
-        if os.fstat(descriptor).st_nlink == 0:
-            return False
-        with _lower_priority():
+            before = os.stat(segment.path)
+            with _lower_priority():
+                compress_file(segment.path, claim, stop=stop)
+            os.utime(claim, (segment.modified, segment.modified))
+            with FolderLock(target.parent).held():
+                if not os.path.samestat(before, os.stat(segment.path)):
+                    raise FileNotFoundError(segment.path)
+                os.rename(working, target)
+                sync_folder(target.parent)
+                segment.path.unlink(missing_ok=True)
+                sync_folder(target.parent)
+        except FileNotFoundError:  # compressed by another process, or retention was quicker
             working.unlink(missing_ok=True)
-            compress_file(segment.path, working, stop=stop)
-        os.utime(working, (segment.modified, segment.modified))
-        os.chmod(working, FILE_MODE)
-        os.rename(working, target)
-        sync_folder(target.parent)
-        segment.path.unlink(missing_ok=True)
-        sync_folder(target.parent)
-    except BaseException:
-        working.unlink(missing_ok=True)
-        raise
+            return False
+        except BaseException:
+            working.unlink(missing_ok=True)
+            raise
     finally:
-        os.close(descriptor)
+        os.close(claim)
     return True
+
+
+def _claim(working: Path) -> int:
+    """A descriptor of the empty file `working`, locked for as long as it is open; -1 when another process has it."""
+    descriptor = os.open(working, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, FILE_MODE)
+    with contextlib.suppress(OSError):
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.path.samestat(os.fstat(descriptor), os.stat(working)):
+            os.ftruncate(descriptor, 0)
+            return descriptor
+    os.close(descriptor)
+    return -1
 
 
 @contextlib.contextmanager

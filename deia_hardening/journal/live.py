@@ -30,6 +30,7 @@ from deia_hardening.journal.disk import (
 from deia_hardening.journal.errors import JournalError
 from deia_hardening.journal.lines import LONGEST_LINE, Header, leaf_hex, make_header, parse_prefix, parse_time
 from deia_hardening.journal.position import Known, Position, older
+from deia_hardening.journal.reader import JournalReader
 from deia_hardening.journal.repair import birth, end_of_sealed, inspect
 from deia_hardening.journal.segments import list_sealed, sealed_name
 
@@ -369,7 +370,8 @@ class LiveFile:
             header = position.header
             plain = self.path.with_name(sealed_name(self.path.name, header.segment, header.first))
             packed = self.path.with_name(sealed_name(self.path.name, header.segment, header.first, compressed=True))
-            if not plain.exists() and not packed.exists():
+            gone = not plain.exists() and not packed.exists()
+            if gone and not JournalReader(self.path).was_pruned(position.next_seq - 1):
                 data = read_range(self.descriptor, 0, os.fstat(self.descriptor).st_size)
                 new = fence.beside(self.path).with_suffix(".rescue")
                 write_new(new, data)

@@ -21,8 +21,15 @@ import msgspec
 
 from deia_hardening.journal import fence
 from deia_hardening.journal.blockgz import BlockReader, DamagedBlock
-from deia_hardening.journal.housekeeping import live_header
-from deia_hardening.journal.lines import LONGEST_HEADER, LONGEST_LINE, body_of, leaf_hash, parse_prefix, parse_time
+from deia_hardening.journal.lines import (
+    LONGEST_HEADER,
+    LONGEST_LINE,
+    body_of,
+    leaf_hash,
+    parse_header,
+    parse_prefix,
+    parse_time,
+)
 from deia_hardening.journal.segments import Segment, list_sealed
 from deia_hardening.journal.verify import Verdict, verify
 
@@ -135,21 +142,27 @@ class JournalReader:
     def segments(self) -> list[Segment]:
         """All segments, oldest first, the live one last."""
         for _ in range(_LISTINGS):
+            before = _identity(self.path)
             sealed = list_sealed(self.path)
-            header = live_header(self.path)
-            if header is None or (sealed[-1].number if sealed else 0) == header.segment - 1:
-                break  # else it was just being sealed, or files are missing
+            live = self._live(sealed)
+            follows = live is None or live.number == (sealed[-1].number + 1 if sealed else 1)
+            if follows and before == _identity(self.path):
+                break  # else one was just being sealed, or files are missing
+        if live is not None and not (sealed and sealed[-1].number >= live.number):
+            sealed.append(live)
+        return sealed
+
+    def _live(self, sealed: list[Segment]) -> Segment | None:
         path = self.path
-        if header is None and not path.exists() and (fenced := fence.find(path)) is not None:
+        if not path.exists() and (fenced := fence.find(path)) is not None:
             path = fenced[0]  # a sync failed, and no process could go on yet
-            header = live_header(path)
-        with contextlib.suppress(FileNotFoundError):
-            status = os.stat(path)
+        with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:
+            header = parse_header(file.read(LONGEST_HEADER).partition(b"\n")[0])
+            status = os.fstat(file.fileno())
             number = header.segment if header is not None else (sealed[-1].number + 1 if sealed else 1)
             first = header.first if header is not None else -1
-            if not (sealed and sealed[-1].number >= number):
-                sealed.append(Segment(number, first, path, status.st_size, False, True, status.st_mtime))
-        return sealed
+            return Segment(number, first, path, status.st_size, False, True, status.st_mtime)
+        return None
 
     def _open(self, segment: Segment) -> SegmentText | None:
         """Its text, also when it was sealed or compressed since it was listed. None when it is gone."""
@@ -326,7 +339,11 @@ class JournalReader:
                             live = [segment for segment in self.segments() if segment.live]
                             if live:
                                 text = SegmentText(live[0])
-                                offset = self._offset(text, start)
+                                if _first(text) > start:  # others were sealed meanwhile
+                                    text.close()
+                                    text = None
+                                else:
+                                    offset = self._offset(text, start)
                                 continue
                     if stop():
                         return
@@ -341,16 +358,32 @@ class JournalReader:
         """Read everything and check each header, seq and hash: the verdict with what is wrong, the first first."""
         return verify(self)
 
+    def was_pruned(self, seq: int) -> bool:
+        """Whether a later record says that retention deleted the record `seq`. Reads all that follows it."""
+        later = (record for record in self.records(seq + 1) if b'"kind":"journal.pruned"' in record.line)
+        return any(record.event().get("through", -1) >= seq for record in later)
+
     def text_of(self, segment: Segment) -> SegmentText | None:
         """The text of a segment; None when it is gone. The caller closes it."""
         return self._open(segment)
 
 
-def _is_at(text: SegmentText, path: Path) -> bool:
+def _first(text: SegmentText) -> int:
+    """The seq of a segment's first record, -1 where its header can't be read."""
+    header = parse_header(text.read(0, LONGEST_HEADER).partition(b"\n")[0])
+    return header.first if header is not None else -1
+
+
+def _identity(path: Path) -> int:
+    """The inode of the file at `path`, 0 where there is none."""
     try:
-        return os.stat(path).st_ino == text.inode()
+        return os.stat(path).st_ino
     except FileNotFoundError:
-        return False
+        return 0
+
+
+def _is_at(text: SegmentText, path: Path) -> bool:
+    return _identity(path) == text.inode()
 
 
 def _records(text: SegmentText, offset: int) -> Iterator[Record]:

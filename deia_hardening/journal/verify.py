@@ -6,7 +6,7 @@ that is kept elsewhere can prove; audit's checkpoints are that.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import attrs
 import msgspec
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 _CHUNK = 4 << 20
 _MOST_PROBLEMS = 100
+_TRIES = 3
 
 
 @attrs.frozen
@@ -70,6 +71,13 @@ class _Check:
         self.newest = b""
         self.newest_at: tuple[Segment, int] | None = None
 
+    def explained(self) -> bool:
+        """Whether a record says that retention deleted what is missing before the first segment."""
+        if self.started is None or self.started[0] <= 0:
+            return True
+        first, prev, number = self.started
+        return (first - 1, prev, number - 1) in self.pruned
+
     def report(self, kind: str, segment: Segment, offset: int, detail: str, seq: int | None = None) -> None:
         if len(self.problems) < _MOST_PROBLEMS:
             self.problems.append(Problem(kind, segment.number, self.seq if seq is None else seq, offset, detail))
@@ -77,14 +85,27 @@ class _Check:
 
 def verify(reader: JournalReader) -> Verdict:
     """Check the journal behind `reader`. About 1.5 µs per record of 600 bytes; memory does not grow with it."""
+    for _ in range(_TRIES):
+        check = _read_all(reader)
+        if check.explained() or check.started is None or reader.segments()[0].number == check.started[2]:
+            break  # else one was missed, being compressed while the folder was listed, or all this is pruned by now
+    if check.started is not None and not check.explained():
+        what = f"the log begins at record {check.started[0]}, and no record says why"
+        check.problems.insert(0, Problem("pruned", check.started[2], 0, 0, what))
+    head = bytes.fromhex(check.prev.decode()) if check.records else b""
+    return Verdict(not check.problems, tuple(check.problems), check.records, max(check.first, 0), check.seq - 1, head)
+
+
+def _read_all(reader: JournalReader) -> _Check:
     check = _Check()
     segments = reader.segments()
     for index, segment in enumerate(segments):
         text = reader.text_of(segment)
         if text is None:
-            if not check.begun:
-                continue  # deleted by retention meanwhile; the record of that is looked for below
-            check.report("missing", segment, 0, f"the segment {segment.path.name} is gone")
+            if check.begun and reader.segments()[0].number < segment.number:
+                check.report("missing", segment, 0, f"the segment {segment.path.name} is gone")
+            else:  # retention deleted it meanwhile, as all before it; the record of that is looked for below
+                check.begun, check.records = False, 0
             continue
         with text:
             try:
@@ -95,13 +116,21 @@ def verify(reader: JournalReader) -> Verdict:
                 check.report("unreadable", segment, 0, str(error))
     if check.newest_at is not None and not _is_json(check.newest):  # no line follows that would tell
         check.report("record", *check.newest_at, "the line is not a record", check.seq - 1)
-    if check.started is not None and check.started[0] > 0:
-        through = check.started[0] - 1
-        if (through, check.started[1], check.started[2] - 1) not in check.pruned:
-            what = f"the log begins at record {through + 1}, and no record says why"
-            check.problems.insert(0, Problem("pruned", segments[0].number, 0, 0, what))
-    head = bytes.fromhex(check.prev.decode()) if check.records else b""
-    return Verdict(not check.problems, tuple(check.problems), check.records, max(check.first, 0), check.seq - 1, head)
+    if not check.explained():
+        _look_ahead(check, reader)
+    return check
+
+
+def _look_ahead(check: _Check, reader: JournalReader) -> None:
+    """Read what was written since the segments were listed: retention may have worked, and told of it, meanwhile."""
+    prev = check.prev
+    for record in reader.records(check.seq):
+        prefix = parse_prefix(record.line)
+        if prefix is None or prefix.prev != prev:
+            return
+        if b'"kind":"journal.pruned"' in record.line:
+            _note_pruned(check, record.event())
+        prev = leaf_hex(record.line)
 
 
 def _segment(check: _Check, segment: Segment, text: SegmentText, *, last: bool) -> None:
@@ -201,6 +230,10 @@ def _own(check: _Check, segment: Segment, line: bytes, offset: int, seq: int) ->
     except (msgspec.DecodeError, UnicodeDecodeError):
         return
     if event.get("kind") == "journal.pruned":
-        check.pruned.append((event.get("through", -1), event.get("hash", ""), event.get("segment", -1)))
+        _note_pruned(check, event)
     elif event.get("kind") == "journal.created" and seq == 0 and event.get("origin") != check.origin:
         check.report("header", segment, offset, "the header names another origin than record 0", 0)
+
+
+def _note_pruned(check: _Check, event: dict[str, Any]) -> None:
+    check.pruned.append((event.get("through", -1), event.get("hash", ""), event.get("segment", -1)))

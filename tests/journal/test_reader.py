@@ -156,13 +156,18 @@ def test_retention_takes_a_run_of_the_oldest_and_never_what_is_held(
         assert sum(segment.size for segment in gone) >= need or not left
 
 
+def pack(source: Path, target: Path) -> None:
+    with open(target, "wb") as file:
+        compress_file(source, file.fileno())
+
+
 @settings(max_examples=20, deadline=None)
 @given(st.integers(0, 3 * BLOCK + 5), st.data())
 def test_compressed_text_is_read_anywhere(tmp_path_factory, size: int, data: st.DataObject) -> None:
     folder = tmp_path_factory.mktemp("gz")
     text = bytes(number % 251 for number in range(size))
     (folder / "a").write_bytes(text)
-    compress_file(folder / "a", folder / "a.gz")
+    pack(folder / "a", folder / "a.gz")
     assert gzip.decompress((folder / "a.gz").read_bytes() or gzip.compress(b"")) == text
     with BlockReader(folder / "a.gz") as reader:
         offset = data.draw(st.integers(0, size))
@@ -174,7 +179,7 @@ def test_compressed_text_is_read_anywhere(tmp_path_factory, size: int, data: st.
 
 def test_a_damaged_block_is_noticed(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"line of text\n" * 20_000)
-    compress_file(tmp_path / "a", tmp_path / "a.gz")
+    pack(tmp_path / "a", tmp_path / "a.gz")
     whole = (tmp_path / "a.gz").read_bytes()
     for at in range(0, len(whole), 7):
         changed = bytearray(whole)
