@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from deia_hardening.journal.terminal import escape_for_terminal
+from deia_hardening.journal.terminal import escape_for_terminal, escape_stored
 
 PIPED_WIDTH = 160
 MOST_COLUMNS = 10
@@ -42,11 +42,16 @@ def fail(lines: Sequence[str], title: str = "") -> NoReturn:
     raise SystemExit(1)
 
 
+def json_text(value: Any, ascii_only: bool) -> str:
+    """JSON in which nothing can steer a terminal or fail to be written: controls and bidi marks are `\\uXXXX`. Pure."""
+    text = json.dumps(value, indent=2, default=str, ensure_ascii=ascii_only)
+    return escape_stored(text.encode("utf-8", "backslashreplace")).decode()
+
+
 def show(value: Any, as_json: bool) -> None:
     """An operation's output: JSON for programs, a table for people."""
     if as_json:
-        json.dump(value, sys.stdout, indent=2, default=str, ensure_ascii=False)
-        sys.stdout.write("\n")
+        sys.stdout.write(json_text(value, (sys.stdout.encoding or "ascii").lower() != "utf-8") + "\n")
     elif isinstance(value, Mapping):
         rows: list[tuple[str, Any]] = []
         tables: list[tuple[str, Sequence[Mapping[str, Any]]]] = []
@@ -58,7 +63,9 @@ def show(value: Any, as_json: bool) -> None:
         if rows:
             table = Table(show_header=False, box=None, pad_edge=False)
             for key, item in rows:
-                table.add_row(Text(key.replace("_", " "), style="bold"), _cell(item))
+                name = safe(key.replace("_", " "))
+                name.stylize("bold")
+                table.add_row(name, _cell(item))
             out.print(table)
         for key, items in tables:
             _table(key, items)
@@ -71,9 +78,9 @@ def show(value: Any, as_json: bool) -> None:
 
 def _table(title: str, items: Sequence[Mapping[str, Any]]) -> None:
     columns = _columns(items)
-    table = Table(title=Text(title.replace("_", " ")), title_justify="left", box=None, pad_edge=False)
+    table = Table(title=safe(title.replace("_", " ")), title_justify="left", box=None, pad_edge=False)
     for column in columns:
-        table.add_column(column.replace("_", " "), overflow="fold")
+        table.add_column(safe(column.replace("_", " ")), overflow="fold")
     for item in items:
         table.add_row(*(_cell(item.get(column, "")) for column in columns))
     out.print(table)

@@ -22,15 +22,16 @@ METADATA = frozenset(
     for text in (
         "169.254.169.254",  # AWS, Azure, GCP, and most others (link-local, refused anyway)
         "169.254.170.2",  # AWS ECS task credentials
-        "fd00:ec2::254",  # AWS by IPv6
         "fd20:ce::254",  # GCP by IPv6
         "100.100.100.200",  # Alibaba
         "168.63.129.16",  # Azure's host agent
         "192.0.0.192",  # Oracle
     )
 )
+_AWS = ipaddress.ip_network("fd00:ec2::/32")  # all of AWS's instance services by IPv6: metadata, pod identity, …
 METADATA_NAMES = frozenset(("metadata.google.internal", "metadata", "instance-data", "metadata.goog"))
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
+_LOCAL_NAT64 = ipaddress.ip_network("64:ff9b:1::/48")  # RFC 8215: how long the prefix is, is its operator's choice
 
 
 class AddressRefused(OSError):  # noqa: N818 - a verdict
@@ -53,14 +54,13 @@ def unix(path: str) -> Address:
 def judge(address: IPAddress) -> str:
     """Why `address` must not be connected to, or "". Embedded IPv4 addresses are judged too. Pure."""
     if isinstance(address, ipaddress.IPv6Address):
-        embedded = address.ipv4_mapped or address.sixtofour or (address.teredo[1] if address.teredo else None)
-        if embedded is None and address in _NAT64:
-            embedded = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
-        if embedded is not None:
+        for embedded in _embedded(address):
             why = judge(embedded)
             if why:
                 return why
-    if address in METADATA:
+        if address in _NAT64 or address in _LOCAL_NAT64:  # all there is by name in a network of IPv6 only (DNS64)
+            return ""
+    if address in METADATA or address in _AWS:
         return "the address of a cloud metadata service"
     if address.is_link_local:
         return "a link-local address"
@@ -71,6 +71,22 @@ def judge(address: IPAddress) -> str:
     if address.is_reserved and not address.is_loopback:
         return "a reserved address"
     return ""
+
+
+def _embedded(address: ipaddress.IPv6Address) -> list[ipaddress.IPv4Address]:
+    """The IPv4 addresses that an IPv6 address may lead to by mapping, tunnel or translation (RFC 6052). Pure."""
+    found = address.ipv4_mapped or address.sixtofour or (address.teredo[1] if address.teredo else None)
+    if found is not None:
+        return [found]
+    bits = int(address)
+    if address in _NAT64:
+        return [ipaddress.IPv4Address(bits & 0xFFFFFFFF)]
+    if address not in _LOCAL_NAT64:
+        return []
+    # Prefixes of 96, 64, 56 and 48 bits; the octet after the first 64 bits is skipped. What none of them uses is zero.
+    octets = address.packed
+    rows = (octets[12:], octets[9:13], octets[7:8] + octets[9:12], octets[6:8] + octets[9:11])
+    return [ipaddress.IPv4Address(row) for row in rows if any(row)]
 
 
 def allowed_host(host: str, allow: Sequence[str]) -> bool:

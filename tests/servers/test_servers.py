@@ -21,6 +21,7 @@ COMMANDS = {
     "gunicorn --preload": [
         "gunicorn", "--preload", "-k", "uvicorn_worker.UvicornWorker", "-b", "127.0.0.1:{port}", "apps:app",
     ],
+    "hypercorn": [PYTHON, "-m", "hypercorn", "apps:app", "-b", "127.0.0.1:{port}"],
     "deia-hardening run": [PYTHON, "-m", "deia_hardening.cli", "run", "apps:app", "--port", "{port}"],
     "deia-hardening run --workers": [
         PYTHON, "-m", "deia_hardening.cli", "run", "apps:app", "--workers", "2", "--port", "{port}",
@@ -30,6 +31,8 @@ COMMANDS = {
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_server_serves_the_hardened_app_and_stops(name: str, serve: Callable[..., Any]) -> None:
+    if name == "hypercorn":
+        pytest.importorskip("hypercorn", reason="hypercorn is not installed")
     server = serve(*COMMANDS[name], DEIA__REQUESTS__LAME_DUCK="0s")
     assert server.get("/")[1]["hardened"] is True
     server.terminate()

@@ -12,9 +12,15 @@ from websockets.sync.client import connect
 
 from .test_servers import COMMANDS
 
+NAMES = (
+    "uvicorn", "uvicorn --workers", "granian", "gunicorn", "hypercorn", "deia-hardening run", "deia-hardening run --workers",
+)  # fmt: skip
 
-@pytest.mark.parametrize("name", ["uvicorn", "granian", "deia-hardening run"])
+
+@pytest.mark.parametrize("name", NAMES)
 def test_endless_streams_do_not_hold_up_the_stop(name: str, serve: Callable[..., Any]) -> None:
+    if name == "hypercorn":
+        pytest.importorskip("hypercorn", reason="hypercorn is not installed")
     environment = {"DEIA__REQUESTS__DRAIN": "300ms", "DEIA__REQUESTS__LAME_DUCK": "0s"}
     server = serve(*COMMANDS[name], settings="audit: {}\n", **environment)
     stream = http.client.HTTPConnection("127.0.0.1", server.port, timeout=20)
@@ -27,8 +33,8 @@ def test_endless_streams_do_not_hold_up_the_stop(name: str, serve: Callable[...,
         server.terminate()
         with pytest.raises(ConnectionClosed) as closed:
             websocket.recv(timeout=10)
-    if name != "granian":  # granian sends no close frame of its own when it stops
+    if name not in ("granian", "hypercorn"):  # granian sends no close frame, hypercorn one of its own
         assert closed.value.rcvd is not None
         assert closed.value.rcvd.code == 1012
     stream.close()
-    assert (server.folder / "down").read_text() == "down\n"
+    assert set((server.folder / "down").read_text().split()) == {"down"}  # once per worker

@@ -31,8 +31,17 @@ REFUSED = [
     "::ffff:169.254.169.254",
     "64:ff9b::169.254.169.254",
     "2002:a9fe:a9fe::1",
+    "fd00:ec2::23",
+    "::169.254.169.254",
+    "64:ff9b:1::a9fe:a9fe",  # a local translation prefix of 96 bits, 64, 56 and 48
+    "64:ff9b:1:0:a9:fea9:fe00:0",
+    "64:ff9b:1:a9:fe:a9fe::",
+    "64:ff9b:1:a9fe:a9:fe00::",
 ]
-ALLOWED = ["127.0.0.1", "::1", "10.1.2.3", "192.168.0.9", "fd12::1", "93.184.216.34", "2606:4700::1111"]
+ALLOWED = [
+    "127.0.0.1", "::1", "10.1.2.3", "192.168.0.9", "fd12::1", "93.184.216.34", "2606:4700::1111",
+    "64:ff9b::93.184.216.34", "64:ff9b:1::a00:1",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("text", REFUSED)
@@ -47,7 +56,16 @@ def test_private_and_public_addresses_are_not(text):
     assert judge(ipaddress.ip_address(text)) == ""
 
 
-@pytest.mark.parametrize("target", ["http://169.254.169.254/latest", "http://[fe80::1]/", "http://0.0.0.0:80"])
+@pytest.mark.parametrize(
+    "target",
+    [
+        "http://169.254.169.254/latest",
+        "http://[fe80::1]/",
+        "http://[fe80::1%25eth0]/",
+        "http://[::ffff:169.254.169.254]/",
+        "http://0.0.0.0:80",
+    ],
+)
 def test_a_target_that_says_so_is_refused_at_once(target):
     with pytest.raises(SettingsError):
         open_upstream(target)
