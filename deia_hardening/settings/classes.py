@@ -149,14 +149,14 @@ def _construct(kind: type, values: dict[str, Any], node: Mapping, key: str, gath
     try:
         made = kind(**values)
     except Exception as error:  # the class's own validators and __post_init__ may raise anything
-        gather.add(node, key, str(error)[:300] or type(error).__name__)
+        gather.add(node, key, gather.scrubbed(str(error)[:300]) or type(error).__name__)
         return FAILED
     if check is None:
         return made
     failed = False
     for path, message in _contradictions(made):
         place = nearest_place(node, path)
-        gather.add(place, f"{key}.{path}" if key and path else path or key, message)
+        gather.add(place, f"{key}.{path}" if key and path else path or key, gather.scrubbed(message))
         failed = True
     return FAILED if failed else made
 

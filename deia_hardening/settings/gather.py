@@ -56,6 +56,13 @@ class Gather:
         self.hidden.update(trial.hidden)
         self.secrets.update(trial.secrets)
 
+    def scrubbed(self, text: str) -> str:
+        """What somebody's validator said, without the secrets that it may repeat."""
+        for secret in self.secrets.values():
+            if secret and secret in text:
+                text = text.replace(secret, _MASK)
+        return text
+
     @staticmethod
     def raw_text(node: Scalar) -> bool:
         """Whether a field of text takes what was written rather than its YAML value: for the environment."""

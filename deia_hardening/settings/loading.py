@@ -44,12 +44,16 @@ class Loaded:
     _secrets: dict[str, str] = attrs.field(factory=dict, repr=False)
 
     @functools.cached_property
-    def _redacted(self) -> dict[str, Any]:
-        hidden = self._hidden
-        plain = {name: to_plain(value, name, hidden) for name, value in self.sections.items()}
+    def _plain(self) -> tuple[dict[str, Any], list[str]]:
+        hidden, opaque = self._hidden, list[str]()
+        plain = {name: to_plain(value, name, hidden, opaque) for name, value in self.sections.items()}
         if self.app is not None:
-            plain["app"] = to_plain(self.app, "app", hidden)
-        return plain
+            plain["app"] = to_plain(self.app, "app", hidden, opaque)
+        return plain, opaque
+
+    @property
+    def _redacted(self) -> dict[str, Any]:
+        return self._plain[0]
 
     def redacted(self) -> dict[str, Any]:
         """Every effective value, defaults included, as plain data; secrets as their reference or `***`."""
@@ -70,7 +74,7 @@ class Loaded:
         It is keyed by a random number of this process, so it tells nothing about a secret and means nothing
         elsewhere: for "is there anything to switch to?", where `digest` would miss a rotated secret.
         """
-        content = json.dumps([self.digest, sorted(self._secrets.items())])
+        content = json.dumps([self.digest, sorted(self._secrets.items()), self._plain[1]])
         return hashlib.blake2b(content.encode("utf-8", "surrogatepass"), key=_PROCESS_KEY).hexdigest()
 
     @functools.cached_property

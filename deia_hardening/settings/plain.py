@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import datetime
+import decimal
 import enum
+import ipaddress
 import math
+import re
+import uuid
 from functools import lru_cache
 from pathlib import PurePath
 from typing import Any
@@ -20,8 +24,20 @@ MASK = "***"
 _unit_text = lru_cache(maxsize=4096, typed=True)(str)  # finding the shortest text takes 50 µs; the same defaults recur
 
 
-def to_plain(value: Any, key: str, hidden: dict[str, str]) -> Any:
-    """JSON-ready data. `hidden` maps key paths to what is shown in their place."""
+_PASSWORD = re.compile(r"(?<=://)([^/@:\s]*):[^/@\s]*@")
+_SHOWN = (
+    datetime.date, datetime.time, uuid.UUID, decimal.Decimal, complex,
+    ipaddress.IPv4Address, ipaddress.IPv6Address, ipaddress.IPv4Network, ipaddress.IPv6Network,
+    ipaddress.IPv4Interface, ipaddress.IPv6Interface,
+)  # fmt: skip
+"""What shows itself by `str`. A datetime is a date."""
+
+
+def to_plain(value: Any, key: str, hidden: dict[str, str], opaque: list[str] | None = None) -> Any:
+    """JSON-ready data. `hidden` maps key paths to what is shown in their place.
+
+    What can't be shown stands there as `<Type>`, and its repr is added to `opaque`, which is for comparing only.
+    """
     if key in hidden:
         return hidden[key]
     if isinstance(value, Secret):
@@ -35,11 +51,11 @@ def to_plain(value: Any, key: str, hidden: dict[str, str]) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else str(value)
     if isinstance(value, dict):
-        return {_key(name): to_plain(item, f"{key}.{_key(name)}", hidden) for name, item in value.items()}
+        return {_key(name): to_plain(item, f"{key}.{_key(name)}", hidden, opaque) for name, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [to_plain(item, f"{key}[{index}]", hidden) for index, item in enumerate(value)]
+        return [to_plain(item, f"{key}[{index}]", hidden, opaque) for index, item in enumerate(value)]
     if isinstance(value, (set, frozenset)):
-        return sorted((to_plain(item, key, hidden) for item in value), key=repr)
+        return sorted((to_plain(item, key, hidden, opaque) for item in value), key=repr)
     if isinstance(value, PurePath):
         return str(value)
     if isinstance(value, datetime.timedelta):
@@ -49,10 +65,23 @@ def to_plain(value: Any, key: str, hidden: dict[str, str]) -> Any:
         return {
             name: MASK
             if secret and item is not None and f"{key}.{name}" not in hidden
-            else to_plain(item, f"{key}.{name}", hidden)
+            else to_plain(item, f"{key}.{name}", hidden, opaque)
             for name, item, secret, _ in members
         }
-    return f"<{type(value).__name__}>"
+    text = _shown(value)
+    if opaque is not None and (text is None or MASK in text) and " at 0x" not in (told := repr(value)):
+        opaque.append(f"{key}={told}")
+    return f"<{type(value).__name__}>" if text is None else text
+
+
+def _shown(value: Any) -> str | None:
+    if isinstance(value, _SHOWN):
+        return str(value)
+    if isinstance(value, re.Pattern):
+        return str(value.pattern)
+    if type(value).__module__.startswith("pydantic") and "://" in (text := str(value)):
+        return _PASSWORD.sub(rf"\1:{MASK}@", text)
+    return None
 
 
 def restart_values(value: Any, key: str, hidden: dict[str, str], into: dict[str, Any]) -> None:

@@ -1,23 +1,34 @@
-"""Pydantic models as settings: pydantic validates (strictly), the problems get the document's places.
+"""Pydantic models as settings: pydantic validates (strictly), the problems get the document's places and the fix.
 
 Imported only where a model is given; pydantic is not a dependency.
 """
 
 from __future__ import annotations
 
+import datetime
 import json
-from typing import Any
+import re
+import types
+import typing
+from collections.abc import Iterator
+from typing import Any, Literal, Union, get_args, get_origin
 
 from deia_hardening.settings.classes import refuse_overrides, unknown_key
 from deia_hardening.settings.fields import NO_SPEC, FieldSpec
 from deia_hardening.settings.gather import FAILED, Gather, Reader
-from deia_hardening.settings.nodes import Mapping, Node, Place, Scalar, Sequence
+from deia_hardening.settings.nodes import Mapping, Node, Place, Scalar, Sequence, leaves
+from deia_hardening.settings.problems import nearest
 from deia_hardening.settings.scalars import written
+from deia_hardening.settings.units import Seconds
+
+_SECRET_TYPES = ("SecretStr", "SecretBytes", "Secret")
+_QUOTED = re.compile(r"'([^']*)'")
+_WORDS = {"yes": "true", "on": "true", "no": "false", "off": "false"}
 
 
 def model_reader(kind: Any) -> Reader:
     """The reader of a pydantic model."""
-    from pydantic import SecretBytes, SecretStr, ValidationError
+    from pydantic import ValidationError
 
     def read(node: Node, key: str, gather: Gather, spec: FieldSpec) -> Any:
         if isinstance(node, Scalar) and isinstance(node.value, kind):
@@ -26,11 +37,10 @@ def model_reader(kind: Any) -> Reader:
             gather.add(node, key, f"{written(node)} where a section is expected", "a map of settings")
             return FAILED
         before = len(gather.problems)
-        _walk(kind, node, key, gather, (SecretStr, SecretBytes))
         values = gather.plain(node, key, NO_SPEC)
         if values is FAILED:
             return FAILED
-        _raw_texts(kind, node, values)
+        values = _fitted(kind, node, values, key, gather)
         try:
             try:
                 data = json.dumps(values, ensure_ascii=False)
@@ -39,18 +49,104 @@ def model_reader(kind: Any) -> Reader:
             else:
                 made = kind.model_validate_json(data, strict=True)
         except ValidationError as error:
-            for each in error.errors(include_url=False, include_context=False, include_input=False):
-                place, path = _locate(node, key, each["loc"])
-                gather.add(
-                    place, path, "the value of this secret does not fit" if path in gather.hidden else each["msg"]
-                )
+            for each in error.errors(include_url=False, include_input=False):
+                _tell(each, node, key, gather)
             return FAILED
         except Exception as error:  # a validator of the model may raise anything
-            gather.add(node, key, f"{type(error).__name__}: {str(error)[:300]}")
+            gather.add(node, key, gather.scrubbed(f"{type(error).__name__}: {str(error)[:300]}"))
             return FAILED
         return FAILED if len(gather.problems) > before else made
 
     return read
+
+
+# -- what pydantic does not look at: unknown keys, who may set what, secrets, units --------------------------------
+
+
+def _fitted(annotation: Any, node: Node, value: Any, key: str, gather: Gather) -> Any:
+    """The plain value made ready for pydantic; unknown keys and file-only settings are noted, secrets hidden."""
+    options = list(_options(annotation))
+    if isinstance(node, Mapping):
+        model = _model(options, node)
+        if model is not None:
+            return _fitted_model(model, node, value, key, gather)
+        inner = next((get_args(each)[1] for each in options if _base(each) is dict and len(get_args(each)) > 1), None)
+        if inner is not None:
+            for name, entry in node.entries.items():
+                value[name] = _fitted(inner, entry.node, value[name], f"{key}.{name}", gather)
+    elif isinstance(node, Sequence):
+        listed = next(
+            (each for each in options if _base(each) in (list, tuple, set, frozenset) and get_args(each)), None
+        )
+        kinds = get_args(listed) if listed is not None else ()
+        for index, item in enumerate(node.items if kinds else ()):
+            fixed = _base(listed) is tuple and Ellipsis not in kinds
+            inner = kinds[index] if fixed and index < len(kinds) else kinds[0]
+            value[index] = _fitted(inner, item, value[index], f"{key}[{index}]", gather)
+    elif options == [str] and node.text is not None and Gather.raw_text(node):
+        return node.text  # a text takes the environment's raw text, not its YAML value
+    elif datetime.timedelta in options and isinstance(value, str):
+        try:
+            return f"PT{float(Seconds(value)):f}S"
+        except ValueError:
+            return value
+    return value
+
+
+def _fitted_model(model: Any, node: Mapping, value: Any, key: str, gather: Gather) -> Any:
+    names = _names(model)
+    for name, (place, child) in node.entries.items():
+        inner = f"{key}.{name}" if key else name
+        field = names.get(name)
+        if field is None:
+            if model.model_config.get("extra") != "allow":
+                unknown_key(gather, place, inner, name, names)
+            continue
+        extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
+        secret = bool(extra.get("secret")) or _is_secret(field.annotation)
+        if secret:
+            gather.hidden.setdefault(inner, "***")
+            for path, leaf in leaves(child):
+                if isinstance(leaf, Scalar) and isinstance(leaf.value, (str, int)):
+                    gather.secrets.setdefault(f"{inner}.{path}" if path else inner, str(leaf.value))
+        if secret or extra.get("file_only"):
+            refuse_overrides(child, inner, gather)
+        value[name] = _fitted(field.annotation, child, value[name], inner, gather)
+    return value
+
+
+def _options(annotation: Any) -> Iterator[Any]:
+    """The types that an annotation names, `None` and `Annotated` apart."""
+    origin = get_origin(annotation)
+    if origin is typing.Annotated:
+        yield from _options(get_args(annotation)[0])
+    elif origin is Union or origin is types.UnionType:
+        for each in get_args(annotation):
+            yield from _options(each)
+    elif annotation is not type(None):
+        yield annotation
+
+
+def _base(annotation: Any) -> Any:
+    origin = get_origin(annotation)
+    if isinstance(origin, type) and origin.__module__ == "collections.abc":
+        return dict if origin.__name__.endswith("Mapping") else list
+    return origin
+
+
+def _model(options: list[Any], node: Mapping) -> Any:
+    """The model among the options that a map means: by a tag of its own, else by its keys; or None."""
+    scored: list[tuple[int, int, int, Any]] = []
+    for position, each in enumerate(options):
+        if not (isinstance(each, type) and hasattr(each, "__pydantic_fields__")):
+            continue
+        names, tags = _names(each), 0
+        for name, field in names.items():
+            entry = node.entries.get(name)
+            if entry is not None and get_origin(field.annotation) is Literal and isinstance(entry.node, Scalar):
+                tags += 1 if entry.node.value in get_args(field.annotation) else -1
+        scored.append((-tags, sum(name not in names for name in node.entries), position, each))
+    return min(scored, key=lambda each: each[:3])[3] if scored else None
 
 
 def _names(kind: Any) -> dict[str, Any]:
@@ -64,57 +160,72 @@ def _names(kind: Any) -> dict[str, Any]:
     return names
 
 
-def _walk(kind: Any, node: Mapping, key: str, gather: Gather, secrets: tuple[type, ...]) -> None:
-    """Unknown keys, which pydantic ignores unless told, file-only settings, and what is secret."""
-    names = _names(kind)
-    for name, (place, child) in node.entries.items():
-        inner = f"{key}.{name}" if key else name
-        field = names.get(name)
-        if field is None:
-            if kind.model_config.get("extra") not in ("allow", "forbid"):
-                unknown_key(gather, place, inner, name, names)
-            continue
-        extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
-        secret = bool(extra.get("secret")) or any(_mentions(field.annotation, each) for each in secrets)
-        if secret:
-            gather.hidden.setdefault(inner, "***")
-        if secret or extra.get("file_only"):
-            refuse_overrides(child, inner, gather)
-        annotation = field.annotation
-        if isinstance(annotation, type) and hasattr(annotation, "__pydantic_fields__") and isinstance(child, Mapping):
-            _walk(annotation, child, inner, gather, secrets)
+def _is_secret(annotation: Any) -> bool:
+    if isinstance(annotation, type) and annotation.__module__.startswith("pydantic"):
+        return any(base.__name__ in _SECRET_TYPES for base in annotation.__mro__)
+    return any(_is_secret(each) for each in get_args(annotation))
 
 
-def _mentions(annotation: Any, kind: type) -> bool:
-    return annotation is kind or any(_mentions(each, kind) for each in getattr(annotation, "__args__", ()))
+# -- what pydantic says -----------------------------------------------------------------------------------------
 
 
-def _raw_texts(kind: Any, node: Mapping, values: dict[str, Any]) -> None:
-    """A field of text takes the environment's raw text, not its YAML value."""
-    for name, field in _names(kind).items():
-        entry = node.entries.get(name)
-        if entry is None:
-            continue
-        child, annotation = entry.node, field.annotation
-        if isinstance(child, Mapping) and hasattr(annotation, "__pydantic_fields__"):
-            _raw_texts(annotation, child, values[name])
-        elif isinstance(child, Scalar) and child.text is not None and annotation is str and Gather.raw_text(child):
-            values[name] = child.text
+def _tell(error: Any, node: Mapping, key: str, gather: Gather) -> None:
+    kind, text = error["type"], str(error["msg"])
+    if kind == "extra_forbidden":
+        return  # noted with the nearest name
+    place, path, found = _locate(node, key, error["loc"])
+    if any(path == each or path.startswith((f"{each}.", f"{each}[")) for each in gather.hidden):
+        gather.add(place, path, "the value of this secret does not fit")
+        return
+    text = gather.scrubbed(re.sub(r"^(Value|Assertion) (error|failed), ", "", text))
+    if kind == "missing":
+        gather.add(place, path, "is required and missing", "a value")
+        return
+    expected = str(error.get("ctx", {}).get("expected") or error.get("ctx", {}).get("expected_tags") or "")
+    allowed = re.sub(r"^.*? should (be|have|match) ", "", text) if " should " in text else expected
+    if "duration" in text:
+        allowed = Seconds.example
+    if text.startswith("Input should") and found is not None:
+        text = f"{written(found)} does not fit"
+    united = re.search(r"with its unit, e\.g\. (\S+)$", text)
+    if united:
+        gather.add(place, path, text[: united.start()] + "with its unit", "a number and its unit", united.group(1))
+        return
+    gather.add(place, path, text, allowed, _suggested(kind, found, expected))
 
 
-def _locate(node: Node, key: str, location: tuple[Any, ...]) -> tuple[Place, str]:
+def _suggested(kind: str, found: Node | None, expected: str) -> str:
+    value = found.value if isinstance(found, Scalar) else None
+    if expected:
+        tag = str(value) if value is not None else ""
+        return nearest(tag, _QUOTED.findall(expected)) if tag else ""
+    if isinstance(value, str):
+        if kind == "bool_type":
+            return _WORDS.get(value.lower(), value.lower() if value.lower() in ("true", "false") else "")
+        if kind in ("int_type", "float_type") and re.fullmatch(r"[-+]?\d+(\.\d+)?", value.strip()):
+            return value.strip()
+        if kind in ("list_type", "set_type", "tuple_type"):
+            return f"[{value}]"
+    elif kind == "string_type" and found is not None and isinstance(found, Scalar) and found.text:
+        return f'"{found.text}"'
+    elif kind == "bool_type" and value in (0, 1):
+        return "true" if value else "false"
+    return ""
+
+
+def _locate(node: Node, key: str, location: tuple[Any, ...]) -> tuple[Place, str, Node | None]:
     """The deepest place along pydantic's location; parts that are no key (a union's tag) are skipped."""
-    place, path = node.place, key
+    place, path, found = node.place, key, node
     for part in location:
-        if isinstance(node, Mapping) and part in node.entries:
-            entry = node.entries[part]
-            node = entry.node
-            place = node.place if isinstance(node, Scalar) else entry.place
+        if isinstance(found, Mapping) and part in found.entries:
+            entry = found.entries[part]
+            found = entry.node
+            place = found.place if isinstance(found, Scalar) else entry.place
             path = f"{path}.{part}" if path else str(part)
-        elif isinstance(node, Sequence) and isinstance(part, int) and part < len(node.items):
-            node = node.items[part]
-            place = node.place
+        elif isinstance(found, Sequence) and isinstance(part, int) and part < len(found.items):
+            found = found.items[part]
+            place = found.place
             path = f"{path}[{part}]"
-        elif isinstance(node, Mapping) and part is location[-1]:
+        elif isinstance(found, Mapping) and part is location[-1]:
             path = f"{path}.{part}" if path else str(part)
-    return place, path
+    return place, path, found

@@ -73,6 +73,10 @@ def section_schema(kind: type, definitions: dict[str, Any] | None = None) -> dic
     """The schema of one section's class. Shared classes go into `definitions` (`$defs`)."""
     if hasattr(kind, "__pydantic_fields__"):
         schema: dict[str, Any] = kind.model_json_schema()  # type: ignore[attr-defined]
+        for part in (schema, *schema.get("$defs", {}).values()):
+            for field in part.get("properties", {}).values():
+                if field.get("secret") or field.get("writeOnly"):
+                    field.pop("default", None)
         if definitions is not None:
             definitions.update(schema.pop("$defs", {}))
         return schema
