@@ -166,8 +166,17 @@ def make_log(home: Path, count: int, *, compressed: bool) -> Layout:
     """A log of `count` records of 600 bytes, written through the journal and sealed; what is there already stays."""
     layout = Layout.of(home)
     have = Checkpoint.parse(layout.checkpoint.read_bytes()).head.size if layout.checkpoint.exists() else 0
-    if have >= count:
-        return layout
+    if have < count:
+        write_log(layout, have, count, compressed=compressed)
+    start = time.perf_counter()
+    for segment in JournalReader(layout.log).segments():
+        if not segment.live:
+            build(segment, layout.index)
+    print(f"{count} records written, sealed and indexed; the index took {time.perf_counter() - start:.0f} s")
+    return layout
+
+
+def write_log(layout: Layout, have: int, count: int, *, compressed: bool) -> None:
     layout.log.parent.mkdir(parents=True, exist_ok=True)
     settings = JournalSettings(
         compression="gzip" if compressed else "none",
@@ -201,12 +210,6 @@ def make_log(home: Path, count: int, *, compressed: bool) -> Layout:
     journal.drain(120)
     sealer.finish()
     journal.close()
-    start = time.perf_counter()
-    for segment in JournalReader(layout.log).segments():
-        if not segment.live:
-            build(segment, layout.index)
-    print(f"{count} records written, sealed and indexed; the index took {time.perf_counter() - start:.0f} s")
-    return layout
 
 
 def bench_verify(layout: Layout) -> None:

@@ -79,7 +79,7 @@ class LogsEndpoint:
 
 def render(page: Page) -> bytes:
     """Return a page as JSON; each record stands in it byte for byte, beside its proof where one was asked for."""
-    if any(row.proof for row in page.rows):
+    if page.proofs:
         records = [
             b'{"line":%b,"proof":%b}' % (msgspec.json.encode(row.line.decode()), msgspec.json.encode(row.proof))
             for row in page.rows

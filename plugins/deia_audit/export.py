@@ -21,6 +21,7 @@ COLUMNS: Final = (
 )  # fmt: skip
 _FORMULA: Final = ("=", "+", "-", "@", "\t", "\r", "\n", "|", "%", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 _ACTIVITY: Final = {"create": 1, "read": 2, "update": 3, "delete": 4}
+_ACTIVITY_NAMES: Final = {1: "Create", 2: "Read", 3: "Update", 4: "Delete"}
 _SEVERITY: Final = {"info": 1, "warning": 3, "error": 4}
 OCSF_VERSION = "1.3.0"
 
@@ -71,7 +72,8 @@ def to_ocsf(line: bytes) -> bytes:
     record = msgspec.json.decode(line)
     http, source = record.pop("http", None) or {}, record.pop("src", None) or {}
     actor = record.pop("actor", None) or {}
-    activity = _ACTIVITY.get(record.pop("op", ""), 99)
+    op = record.pop("op", "")
+    activity = _ACTIVITY.get(op, 99)
     outcome = record.pop("outcome", "")
     event: dict[str, Any] = {
         "class_uid": 6003,
@@ -79,7 +81,9 @@ def to_ocsf(line: bytes) -> bytes:
         "category_uid": 6,
         "category_name": "Application Activity",
         "activity_id": activity,
+        "activity_name": _ACTIVITY_NAMES.get(activity) or op or "Other",
         "type_uid": 600_300 + activity,
+        "type_name": f"API Activity: {_ACTIVITY_NAMES.get(activity, 'Other')}",
         "time": parse_time(record["time"]) // 1_000_000,
         "severity_id": _SEVERITY.get(record.pop("level", "info"), 1),
         "status_id": {"success": 1, "failure": 2, "refused": 2}.get(outcome, 0),

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("deia_audit")
 
+INTENT_NOTE = "audit.intent"
 _STARTS = frozenset({"http.response.start", "websocket.accept", "websocket.http.response.start"})
 
 
@@ -38,6 +39,11 @@ async def durable(receipt: Receipt, timeout: float) -> bool:
     return False
 
 
+def changing(scope: Scope, context: RequestContext) -> bool:
+    """Whether a call may change something: all but reads whose route has no effects."""
+    return scope.get("method") not in READS or bool(context.revision.effects.match(scope, False))
+
+
 def unavailable() -> Problem:
     """The refusal of a call that could not be recorded; nothing was done."""
     return Problem(
@@ -50,20 +56,24 @@ def unavailable() -> Problem:
 
 
 class HeldSend:
-    """A `send` that lets the answer's start through once its record is durable."""
+    """A `send` that lets the answer's start through once its record is durable.
+
+    Under `intent` that is the answer of a call whose handler was reached: a refusal before did nothing.
+    """
 
     def __init__(self, call: Call, send: Send, settings: AuditSettings) -> None:
         self._call = call
         self._send = send
         self._timeout = float(settings.durable_timeout)
         self._refuse = settings.on_failure == "refuse"
+        self._all = settings.guarantee == "response"
         self._lost = False
 
     async def __call__(self, message: Message) -> None:
         if self._lost:
             return  # the client has been told that the outcome is unknown
         kind = message["type"]
-        if kind in _STARTS and not self._call.recorded:
+        if kind in _STARTS and not self._call.recorded and (self._all or INTENT_NOTE in self._call.context.notes):
             status = message.get("status") or 101
             receipt = self._call.record_start(status)
             if receipt is not None and not await durable(receipt, self._timeout):
@@ -102,7 +112,7 @@ class IntentMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         context: RequestContext = scope[SCOPE_KEY]
-        if scope["type"] == "http" and scope["method"] in READS and not context.revision.effects.match(scope, False):
+        if not changing(scope, context):
             await self._app(scope, receive, send)
             return
         audit = self._audit
@@ -112,4 +122,5 @@ class IntentMiddleware:
             if self._refuse:
                 await unavailable().send(send, websocket=scope["type"] == "websocket")
                 return
+        context.notes[INTENT_NOTE] = "1"
         await self._app(scope, receive, send)

@@ -13,9 +13,9 @@ from urllib.parse import parse_qsl
 
 from deia_audit.bodies import BodyWatch, watch_receive, watch_send
 from deia_audit.escape import quoted, quoted_header
-from deia_audit.guarantees import HeldSend, unavailable
+from deia_audit.guarantees import HeldSend, changing, unavailable
 from deia_audit.policy import Level, Policy
-from deia_audit.recognise import CHAT, MCP, OPENAI, recognise
+from deia_audit.recognise import CHAT, MCP, OPENAI, mcp_outcome, recognise
 from deia_audit.records import plain_map
 from deia_audit.service import TRACE_NOTE, AuditLogger
 from deia_audit.settings import AuditSettings
@@ -46,9 +46,10 @@ class AuditMiddleware:
         self.bodies = policy.highest >= Level.REQUEST
         self.kept = bool(settings.headers or settings.query)
         self.holds = settings.guarantee == "response"
+        self.intends = settings.guarantee == "intent" and settings.on_failure == "refuse"
         self.refuse = settings.on_failure == "refuse"
         self.reasons = Routes((pattern, pattern.rpartition(" ")[2]) for pattern in settings.require_reason)
-        self.careful = self.bodies or self.holds or not self.reasons.empty
+        self.careful = self.bodies or self.holds or self.intends or not self.reasons.empty
         """Whether something may have to be awaited before the app is called."""
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
@@ -85,12 +86,14 @@ class AuditMiddleware:
         if logger.encrypts and context.actor is not ANONYMOUS and not logger.assembler.knows(context.actor):
             await logger.meet(context.actor)
         if (self.bodies or scope["path"] in self.protocols) and scope["type"] == "http":
-            await logger.prepare()
+            await logger.prepare(context.actor)
             receive, send = self._look(call, scope, receive, send)
         if self.holds:
             if self.refuse and not self.logger.journal.health().ok:
                 await unavailable().send(send, websocket=scope["type"] == "websocket")
                 return
+            send = HeldSend(call, send, self.settings)
+        elif self.intends and changing(scope, context):
             send = HeldSend(call, send, self.settings)
         await self.app(scope, receive, send)
 
@@ -107,7 +110,7 @@ class AuditMiddleware:
         call.protocol = protocol
         call.request = BodyWatch(key, limit)
         receive = watch_receive(receive, call.request)
-        if level >= Level.RESPONSE or protocol == OPENAI:
+        if level >= Level.RESPONSE or protocol in (OPENAI, MCP):
             call.response = BodyWatch(key, limit, limit if protocol == OPENAI else 0)
             send = watch_send(send, call.response)
         return receive, send
@@ -243,10 +246,12 @@ class Call:
         return extra
 
     def _used(self) -> bytes:
-        """Return what the answer of a model says that the call used, and how long its first byte took."""
+        """Return what an answer says of its call: a tool's outcome; what a model used and when its first byte came."""
         answer = self.response
         if answer is None or not answer.size:
             return b""
+        if self.protocol == MCP:
+            return mcp_outcome(answer.first, self.context.exchange.status)
         told = usage(answer.first, answer.last)
         first = b'"first_ms":%.3f' % ((answer.began - self.context.received) * 1000)
         return b"%b,%b" % (told, first) if told else first

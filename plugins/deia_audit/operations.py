@@ -7,6 +7,7 @@ the local socket and the shell only.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator, Sequence
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -48,6 +49,7 @@ from deia_audit.operation_types import (
 from deia_audit.proof import TlogProof, check_proof
 from deia_audit.query.follow import follow
 from deia_audit.query.grammar import QueryError
+from deia_audit.query.search import Search
 from deia_audit.staticlog import export_tlog
 from deia_audit.tilestore import TileNodes, TileStore
 from deia_audit.tree import ProofError, inclusion_proof
@@ -89,6 +91,13 @@ def proving(layout: Layout, seq: int) -> Checkpoint:
     except (OSError, NoteError):
         return newest
     return cosigned if seq < cosigned.head.size <= newest.head.size else newest
+
+
+def _newest(layout: Layout) -> Checkpoint | None:
+    try:
+        return Checkpoint.parse(layout.checkpoint.read_bytes())
+    except (OSError, NoteError):
+        return None
 
 
 def lines(layout: Layout, start: int, end: int) -> Iterator[bytes]:
@@ -133,11 +142,14 @@ class Handlers:
     async def query(self, value: QueryInput, call: Call) -> AsyncIterator[Progress | QueryOutput]:
         limit = "" if "limit=" in value.filter else f"&limit={value.limit}"
         try:
-            page = await self._plugin.logger.query(f"{value.filter}{limit}".lstrip("&"))
+            ask = self._plugin.logger.query
+            if not self._running:
+                ask = partial(ask, at_rest=Search(self._layout, partial(_newest, self._layout)))
+            page = await ask(f"{value.filter}{limit}".lstrip("&"))
             following = value.follow and call.stepwise  # one JSON answer would never come
             self._read(call, "query", followed=following)
             if following:
-                async for row in follow(self._plugin.logger.query, value.filter, value.limit, self._pause):
+                async for row in follow(ask, value.filter, value.limit, self._pause):
                     yield Progress(row.line.decode())
         except QueryError as error:
             raise Problem(400, f"{error.field}: {error}", extensions={"field": error.field}) from None
@@ -322,7 +334,7 @@ def operations(plugin: AuditPlugin) -> Sequence[Operation]:
     reading = [
         Operation(
             name="audit.query", summary="Find records of the trail.", role=Role.VIEWER, handler=do.query,
-            input=QueryInput, output=QueryOutput, changes=False,
+            input=QueryInput, output=QueryOutput, changes=False, offline=True,
         ),
         Operation(
             name="audit.verify", summary="Check the whole trail; says what is wrong and where it begins.",
@@ -363,7 +375,7 @@ def operations(plugin: AuditPlugin) -> Sequence[Operation]:
         ),
         Operation(
             name="audit.lookup", summary="How a subject stands in the trail, or who is behind a name there.",
-            role=Role.ADMIN, handler=do.lookup, input=LookupInput, output=LookupOutput, local=True,
+            role=Role.ADMIN, handler=do.lookup, input=LookupInput, output=LookupOutput, local=True, offline=True,
         ),
         Operation(
             name="audit.witness", summary="Serve a witness for logs of others, until it is interrupted.",

@@ -24,6 +24,9 @@ from deia_hardening.journal import JournalReader, parse_time
 from deia_hardening.outer import RecordSink
 from deia_hardening.plugin import ASGIApp, Event, Health, Host, Layer, Operation, Plugin, Position
 
+_SETTLE = 1.0
+"""Seconds that a query with proofs waits for another thread that is writing."""
+
 
 class AuditPlugin(Plugin[AuditSettings]):
     """Records every request and event, and keeps the evidence."""
@@ -80,7 +83,10 @@ class AuditPlugin(Plugin[AuditSettings]):
         await self.keeper.start(settings)
         sealer = self.keeper.sealer
         search = self.logger.search = Search(
-            sealer.layout, lambda: sealer.checkpoint, connections=settings.query_connections
+            sealer.layout,
+            lambda: sealer.checkpoint,
+            connections=settings.query_connections,
+            settle=self._settle,
         )
         await self.host.blocking(self._told_start)
         withdraw = self.host.services.provide(AuditLogger, self.logger)
@@ -102,6 +108,11 @@ class AuditPlugin(Plugin[AuditSettings]):
             await self.host.blocking(search.close)
             await self.host.blocking(self.logger.journal.drain, 5.0)
             await self.keeper.stop()
+
+    def _settle(self) -> None:
+        """Have the newest records on disk and under a checkpoint, for proofs of them."""
+        self.logger.journal.drain(_SETTLE)
+        self.keeper.sealer.tick()
 
     def _told_start(self) -> None:
         """Record the start, and how long nothing was recorded before it."""

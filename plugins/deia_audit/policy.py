@@ -129,12 +129,17 @@ def weakened(old: AuditSettings, new: AuditSettings) -> list[str]:
         found.append("level")
     if new.rules != old.rules:
         found.append("rules")
+    for name in ("body_text", "immutable", "user_agent"):
+        if getattr(old, name) and not getattr(new, name):
+            found.append(name)
+    for name in ("checkpoint_interval", "epoch_records", "epoch_time"):
+        if getattr(new, name) > getattr(old, name):
+            found.append(name)
+    if new.flood_rate < old.flood_rate or new.flood_burst < old.flood_burst:
+        found.append("flood_rate")
     if set(new.probes) - set(old.probes):
         found.append("probes")
-    if set(old.require_reason) - set(new.require_reason):
-        found.append("require_reason")
-    if set(old.witnesses) - set(new.witnesses):
-        found.append("witnesses")
-    if set(old.heads) - set(new.heads):
-        found.append("heads")
+    for name in ("require_reason", "witnesses", "heads", "headers", "query", "mcp", "openai", "chat"):
+        if set(getattr(old, name)) - set(getattr(new, name)):
+            found.append(name)
     return found

@@ -55,15 +55,15 @@ class Subjects:
         return PSEUDONYM + self.handle(subject)
 
     def digest(self, subject: str, data: bytes) -> str:
-        """Return a keyed digest of a text: under the subject's key where there is one, else the home's."""
-        key = self._key(subject, make=False) if subject else None
-        return "hmac-sha256:" + hmac.new(key or self.root(), data, sha256).hexdigest()
+        """Return a keyed digest of a text: under the subject's key, `(erased)` for an erased one, else the home's."""
+        key = self._key(subject) if subject else self.root()
+        return ERASED if key is None else "hmac-sha256:" + hmac.new(key, data, sha256).hexdigest()
 
     # -- encryption --
 
     def encrypt(self, subject: str) -> str:
         """Return the subject's name encrypted under its own key; the same each time, so that it can be searched."""
-        key = self._key(subject, make=True)
+        key = self._key(subject)
         if key is None:
             return ERASED
         data = subject.encode("utf-8", "replace")
@@ -73,7 +73,7 @@ class Subjects:
 
     def hide(self, subject: str, text: str) -> str:
         """Return `text` encrypted under the subject's key, `(erased)` for an erased one; never the same twice."""
-        key = self._key(subject, make=True)
+        key = self._key(subject)
         if key is None:
             return ERASED
         nonce = os.urandom(12)
@@ -92,13 +92,15 @@ class Subjects:
 
     def key(self, subject: str) -> bytes | None:
         """Return the subject's own key, made at first use; None when it was erased."""
-        return self._key(subject, make=True)
+        return self._key(subject)
 
     def decrypt(self, text: str) -> str:
         """Return the name or text behind an encrypted one, or `(erased)` when its key is gone. Raises ValueError."""
         handle, _, encoded = text.removeprefix(ENCRYPTED).partition(":")
         if not text.startswith(ENCRYPTED) or len(handle) != 32 or not handle.isalnum():
             raise ValueError("not an encrypted subject")
+        if handle in self._erased():  # its key may have come back with an old copy of the folder
+            return ERASED
         try:
             key = (self._folder / f"{handle}.key").read_bytes()
         except FileNotFoundError:
@@ -109,17 +111,15 @@ class Subjects:
         except (InvalidTag, ValueError):
             raise ValueError("the subject can't be decrypted under its key") from None
 
-    def _key(self, subject: str, *, make: bool) -> bytes | None:
-        found = self._keys.get(subject)
-        if found is not None or (subject in self._keys and not make):
-            return found
+    def _key(self, subject: str) -> bytes | None:
+        if subject in self._keys:
+            return self._keys[subject]
         handle = self.handle(subject)
         with self._lock:
             if handle in self._erased():
                 key = None
             else:
-                path = self._folder / f"{handle}.key"
-                key = _load_or_make(path) if make or path.exists() else None
+                key = _load_or_make(self._folder / f"{handle}.key")
             if len(self._keys) >= 4096:
                 self._keys.clear()
             self._keys[subject] = key
@@ -138,7 +138,7 @@ class Subjects:
                 sync_file(descriptor)
             finally:
                 os.close(descriptor)
-            self._keys.pop(subject, None)
+            self._keys[subject] = None
             return self._destroy(handle)
 
     def reapply(self) -> int:

@@ -5,6 +5,7 @@ Blocking, reads only. What it finds wrong it raises as a `Found`, which ends the
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 
 import msgspec
@@ -21,7 +22,7 @@ from deia_audit.tree import HASH_SIZE
 from deia_audit.verdict import WINDOW, Line, Verdict, classify, find_bad
 from deia_audit.walk import RANGE, Piece, walk
 from deia_hardening.journal import JournalReader, Segment, leaf_hash
-from deia_hardening.journal.lines import GENESIS, parse_header, parse_prefix
+from deia_hardening.journal.lines import GENESIS, LONGEST_HEADER, parse_header, parse_prefix
 from deia_hardening.journal.reader import SegmentText
 
 
@@ -141,6 +142,8 @@ class LogReading:
         wanted = GENESIS if self.last_leaf is None else self.last_leaf.hex().encode()
         fits = header.first == self.next and header.prev.encode() == wanted and header.segment == piece.segment.number
         if not fits or (origin and header.origin != origin):
+            if header.segment != piece.segment.number and (found := self._moved_segment(piece)) is not None:
+                raise found
             if previous is not None and header.first > self.next:
                 raise Found(
                     Verdict.TRUNCATED, f"records {self.next} to {header.first - 1} are missing before {name}", self.next
@@ -153,6 +156,20 @@ class LogReading:
                 raise self._name_bad(piece, [])
             raise Found(Verdict.ALTERED, f"the header of segment {name} does not continue the chain", self.next)
         return header.origin
+
+    def _moved_segment(self, piece: Piece) -> Found | None:
+        """Say what happened where another segment of this log stands under a segment's name."""
+        name, wanted = piece.segment.path.name, piece.segment.number
+        for other in self.listed:
+            with contextlib.suppress(OSError, ValueError), SegmentText(other) as text:
+                header = parse_header(text.read(0, LONGEST_HEADER).partition(b"\n")[0])
+                if other.number != wanted and header is not None and header.segment == wanted:
+                    return Found(
+                        Verdict.REORDERED,
+                        f"{name} holds another segment, its own stands as {other.path.name}",
+                        self.next,
+                    )
+        return None
 
     def _take(self, piece: Piece, part: Part, tree: RebuiltTree, *, last: bool) -> None:
         if part.error:

@@ -16,6 +16,8 @@ MCP: Final = "mcp"
 OPENAI: Final = "openai"
 CHAT: Final = "chat"
 _NAME_LIMIT = 128
+_MOST_CALLS = 16
+"""Calls of a JSON-RPC batch that are named one by one."""
 Digest = Callable[[bytes], str]
 
 
@@ -43,6 +45,7 @@ class _Chat(msgspec.Struct):
 
 
 _mcp = msgspec.json.Decoder(_Mcp)
+_mcp_batch = msgspec.json.Decoder(list[_Mcp])
 _model = msgspec.json.Decoder(_Model)
 _chat = msgspec.json.Decoder(_Chat)
 
@@ -68,10 +71,10 @@ def recognise(
     """Return the record's further members for a call of a known protocol, or nothing.
 
     `body` is the request's first bytes; cut JSON is looked through as far as it goes. `used` are ready members that
-    the answer told of a model's call, `digest` makes the keyed digest of a tool's arguments.
+    the answer told of the call, `digest` makes the keyed digest of a tool's arguments.
     """
     if kind == MCP:
-        return _recognise_mcp(body, mcp_headers(headers), digest)
+        return _recognise_mcp(body, mcp_headers(headers), digest, used)
     if kind == OPENAI:
         found = _decode(_model, body)
         model = found.model if found is not None else _text_member(body, b"model")
@@ -101,24 +104,38 @@ def _chat_event(body: bytes) -> str | None:
     return rest[1:end].decode("ascii", "replace") if comma and rest.startswith(b'"') and end > 1 else None
 
 
-def _recognise_mcp(body: bytes, told: dict[str, str], digest: Digest | None) -> bytes:
-    call = _decode(_mcp, body)
-    method = call.method if call is not None else told.get("method") or _text_member(body, b"method")
-    params = call.params if call is not None else None
-    name = (params.name or params.uri) if params is not None else told.get("name") or _text_member(body, b"name")
-    call_id = str(call.id) if call is not None and isinstance(call.id, (str, int)) else None
-    arguments = params.arguments if params is not None else None
-    args = digest(bytes(arguments)) if arguments and digest is not None else None
-    return _object(
-        b"tool",
-        [
-            _member(b"name", name),
-            _member(b"method", method),
-            _member(b"call_id", call_id),
-            _member(b"args", args),
-            _member(b"conversation", told.get("session")),
-        ],
-    )
+def _recognise_mcp(body: bytes, told: dict[str, str], digest: Digest | None, outcome: bytes) -> bytes:
+    calls = _decode(_mcp_batch, body) if body.lstrip()[:1] == b"[" else None
+    call = calls[0] if calls else _decode(_mcp, body)
+    if call is None:
+        call = _Mcp(told.get("method") or _text_member(body, b"method"))
+        call.params = _McpParams(told.get("name") or _text_member(body, b"name"))
+    others = [b"{%b}" % b",".join(filter(None, _call_members(one, digest))) for one in (calls or [])[1:_MOST_CALLS]]
+    also = b'"also":[%b]' % b",".join(others) if others else b""
+    more = b'"calls":%d' % len(calls) if others and calls is not None else b""
+    session = _member(b"conversation", told.get("session"))
+    return _object(b"tool", [*_call_members(call, digest), session, more, also, outcome])
+
+
+def _call_members(call: _Mcp, digest: Digest | None) -> list[bytes]:
+    params = call.params if call.params is not None else _McpParams()
+    arguments = bytes(params.arguments)
+    return [
+        _member(b"name", params.name or params.uri),
+        _member(b"method", call.method),
+        _member(b"call_id", str(call.id) if isinstance(call.id, (str, int)) else None),
+        _member(b"args", digest(arguments) if arguments and digest is not None else None),
+    ]
+
+
+def mcp_outcome(answer: bytes, status: int) -> bytes:
+    """Return the member `outcome` as status and first bytes of an answer to a tool's call tell it.
+
+    An error of JSON-RPC or of the tool is a failure. Quotes inside of texts are escaped, so no text can pretend one.
+    """
+    plain = answer.replace(b'": ', b'":')
+    failed = status >= 400 or b'"isError":true' in plain or (b'"error":{' in plain and b'"result":' not in plain)
+    return b'"outcome":"failure"' if failed else b'"outcome":"success"'
 
 
 def _decode(decoder: msgspec.json.Decoder[Any], body: bytes) -> Any:

@@ -114,6 +114,7 @@ class Assembler:
         self.subject: Callable[[str], str] = str
         self.address: Callable[[str], str] = str
         self.user_agent = True
+        self.shows_query = False
 
     def reset(self) -> None:
         """Forget the fragments, after settings changed what they hold."""
@@ -227,6 +228,8 @@ class Assembler:
             more = f'{more},"target":{{"type":{kind},"id":{quote(str(parameters[name]), 256)}}}'
         if trace is not None:
             more = f'{more},"trace":"{trace.decode("ascii")}"'
+        if scope.get("query_string") and not self.shows_query:
+            more = f'{more},"redacted":["query"]'
         if context.reason:
             more = f'{more},"reason":{quote(context.reason)}'
         if error is not None:

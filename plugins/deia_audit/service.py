@@ -79,6 +79,7 @@ class AuditLogger:
         self.flood.rate = settings.flood_rate
         self.flood.burst = float(settings.flood_burst)
         self._flood_summary = float(settings.flood_summary)
+        self.assembler.shows_query = bool(settings.query)
         privacy = (settings.actor_ids, settings.client_address, settings.user_agent)
         if privacy != self._privacy:
             self._privacy = privacy
@@ -95,26 +96,26 @@ class AuditLogger:
         if bodies or settings.actor_ids != "plain" or settings.client_address == "pseudonym":
             self.subjects.root()
 
-    async def prepare(self) -> None:
-        """Have the home's key in memory, for digests."""
+    async def prepare(self, actor: Actor) -> None:
+        """Have the keys of an actor's digests in memory; the first call of each actor waits for the disk."""
         if not self.subjects.ready:
             await self._host.blocking(self.subjects.root)
+        subject = _subject(actor)
+        if subject and not self.subjects.knows(subject):
+            await self._host.blocking(self.subjects.key, subject)
 
-    def _subject(self, actor: Actor) -> str:
-        return actor.id if self.encrypts and actor.id and actor.type != SYSTEM.type else ""
-
-    def body_key(self, actor: Actor) -> bytes:
-        """Return the key of digests of what an actor sent: its own where actors are encrypted, else the home's."""
-        subject = self._subject(actor)
-        return (self.subjects.key(subject) if subject else None) or self.subjects.root()
+    def body_key(self, actor: Actor) -> bytes | None:
+        """Return the key of digests of what an actor sent: its own, None once it was erased; the home's for nobody."""
+        subject = _subject(actor)
+        return self.subjects.key(subject) if subject else self.subjects.root()
 
     def digest_for(self, actor: Actor) -> Callable[[bytes], str]:
         """Return what makes keyed digests of an actor's short texts: guessing them needs the key, erasing ends them."""
-        return partial(self.subjects.digest, self._subject(actor))
+        return partial(self.subjects.digest, _subject(actor))
 
     def encryption_for(self, actor: Actor) -> Callable[[str], str] | None:
         """Return what hides an actor's texts under its key, or None where actors are not encrypted."""
-        subject = self._subject(actor)
+        subject = _subject(actor) if self.encrypts else ""
         return partial(self.subjects.hide, subject) if subject else None
 
     async def know(self, subject: str) -> None:
@@ -247,15 +248,18 @@ class AuditLogger:
 
     # -- reading --
 
-    async def query(self, query: Query | str) -> Page:
+    async def query(self, query: Query | str, *, at_rest: Search | None = None) -> Page:
         """Find records; `query` is in the grammar of `GET /api/audit/logs` (`"actor=alice&status=500..599"`).
 
-        Awaitable from any loop. Raises QueryError (a ValueError that names the field), NotStarted before the start.
+        Awaitable from any loop. `at_rest` searches a log that no service has open. Raises QueryError (a ValueError that
+        names the field), NotStarted before the start.
         """
         if isinstance(query, str):
             query = parse_query(
                 parse_qsl(query, keep_blank_values=True), most=10_000, now_ns=self._host.clock.wall_ns()
             )
+        if at_rest is not None:
+            return await self._host.blocking(at_rest.run, query)
         search = self.search
         if search is None:
             raise NotStarted("the audit trail can be searched once the app has started")
@@ -297,6 +301,11 @@ class AuditLogger:
             refusals = [{"status": status, "route": route, "count": count} for (status, route), count in counts.items()]
             total = sum(counts.values())
             self.system("audit.refusals-summed", outcome="refused", level="warning", count=total, refusals=refusals)
+
+
+def _subject(actor: Actor) -> str:
+    """Return whose key digests and texts of an actor are kept under: nobody's for the service and the unknown."""
+    return actor.id if actor.type != SYSTEM.type else ""
 
 
 def _nothing(text: str) -> str:

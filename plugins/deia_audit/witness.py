@@ -13,7 +13,7 @@ import attrs
 
 from deia_audit.checkpoint import Checkpoint, TreeHead
 from deia_audit.notes import NoteError, Signer, VerifierKey, b64, unb64
-from deia_audit.tree import ProofError, verify_consistency
+from deia_audit.tree import EMPTY_ROOT, ProofError, verify_consistency
 
 MAX_PROOF_LINES = 63
 SIZE_TYPE = "text/x.tlog.size"
@@ -88,7 +88,8 @@ def decide(
     known = last.size if last is not None else 0
     if request.old != known:
         return WitnessAnswer(409, f"{known}\n".encode(), content_type=SIZE_TYPE)
-    if last is not None and last.size == head.size and last.root != head.root:
+    seen = last.root if last is not None else EMPTY_ROOT
+    if known == head.size and seen != head.root:
         return WitnessAnswer(409, f"{known}\n".encode(), content_type=SIZE_TYPE)
     if known == 0 and request.proof:
         return WitnessAnswer(422, b"the consistency proof from size 0 must be empty\n")

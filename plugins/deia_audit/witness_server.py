@@ -38,7 +38,9 @@ class Witness:
                 raise
             key = keys.generate(KEY)
         self.signer = Signer(name, key, COSIGNATURE_V1)
-        self.logs: Mapping[str, list[VerifierKey]] = {log.name: [log] for log in logs}
+        self.logs: Mapping[str, list[VerifierKey]] = {
+            log.name: [other for other in logs if other.name == log.name] for log in logs
+        }
         self._heads = folder / "heads.json"
         self._now = now
 

@@ -54,8 +54,8 @@ def breaks(monkeypatch: pytest.MonkeyPatch) -> Any:
         logger = current(AuditLogger, app=app)
         journal, real = logger.journal, logger.journal.append_body
 
-        def append(body: bytes, **options: Any) -> Any:
-            return Broken() if b'"kind":"http"' in body else real(body, **options)
+        def append(body: bytes, *when: Any) -> Any:
+            return Broken() if b'"kind":"http"' in body else real(body, *when)
 
         monkeypatch.setattr(journal, "append_body", append)
         monkeypatch.setattr(logger, "append", append)
@@ -118,3 +118,18 @@ def test_a_result_that_can_not_be_written_is_never_retryable(tmp_path: Path, bre
         answer = client.post("/change")
     assert (answer.status_code, answer.json()["code"]) == (500, "outcome-unknown")
     assert "retry-after" not in answer.headers
+
+
+def test_a_change_whose_result_is_lost_behind_its_intent_is_never_retryable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+    app = make(tmp_path, calls, guarantee="intent", on_failure="refuse")
+    with TestClient(app) as client:
+        logger = current(AuditLogger, app=app)
+        real = logger.append
+        lost: Any = Broken()
+        monkeypatch.setattr(logger, "append", lambda body: lost if b'"stage":"result"' in body else real(body))
+        answer = client.post("/change")
+    assert calls[0] == "handler"
+    assert (answer.status_code, answer.json()["code"]) == (500, "outcome-unknown")

@@ -16,9 +16,10 @@ from typing import Any
 
 import pytest
 from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-from deia_audit.notes import VerifierKey
+from deia_audit.checkpoint import TreeHead, sign_checkpoint
+from deia_audit.notes import Signer, VerifierKey
 from deia_audit.operation_types import ExportInput
 from deia_audit.operations import export, proving
 from deia_audit.proof import TlogProof
@@ -265,6 +266,18 @@ def test_a_witness_answers_as_the_specification_says(
         assert (again.status, again.body) == (409, f"{size}\n".encode())
         forged = str(trail.sealer.checkpoint).replace("\n— ", "\n— x", 1).encode()
         assert witness.answer(b"old %d\n\n" % size + forged).status == 403
+
+
+def test_a_witness_knows_each_key_of_an_origin_and_the_one_empty_tree(trail: Any, tmp_path: Path) -> None:
+    log = VerifierKey.parse(trail.layout.vkey.read_text())
+    other = Ed25519PrivateKey.generate()
+    keys = [log, VerifierKey(log.name, 1, other.public_key().public_bytes_raw())]
+    witness = Witness(tmp_path / "witness", "witness.example/w1", keys, lambda: 1_700_000_000.0)
+    forged = sign_checkpoint(TreeHead(log.name, 0, bytes(32)), [Signer(log.name, other)])
+    assert witness.answer(b"old 0\n\n" + str(forged).encode()).status == 409
+    empty = sign_checkpoint(TreeHead(log.name, 0, sha(b"")), [Signer(log.name, other)])
+    assert witness.answer(b"old 0\n\n" + str(empty).encode()).status == 200
+    assert witness.answer(b"old 0\n\n" + str(trail.sealer.checkpoint).encode()).status == 200
 
 
 def test_exported_lines_are_the_entries(trail: Any, tmp_path: Path) -> None:

@@ -20,11 +20,12 @@ from starlette.routing import Route
 from deia_audit import AuditLogger
 from deia_audit.layout import Layout
 from deia_audit.privacy import ERASED, Subjects
-from deia_audit.recognise import CHAT, MCP, OPENAI, recognise
+from deia_audit.query.terms import values_of
+from deia_audit.recognise import CHAT, MCP, OPENAI, mcp_outcome, recognise
 from deia_audit.verdict import Verdict
 from deia_audit.verify import verify
 from deia_hardening import current
-from deia_hardening.context import Actor
+from deia_hardening.context import ANONYMOUS, Actor
 from deia_hardening.runtime import runtime
 from deia_hardening.testing import running
 
@@ -90,6 +91,7 @@ def test_only_listed_headers_and_parameters_are_kept(tmp_path: Path) -> None:
     plain, listed = calls(tmp_path)
     assert "headers" not in plain
     assert "query" not in plain
+    assert plain["redacted"] == ["query"]
     assert listed["headers"] == {"X-Team": "blue"}
     assert listed["query"] == {"page": "2"}
     assert listed["redacted"] == ["query.token"]
@@ -103,8 +105,52 @@ def test_an_mcp_call_is_named(tmp_path: Path) -> None:
     serve(tmp_path, [("POST", "/mcp", body.encode(), {})])
     (call,) = calls(tmp_path)
     assert call["tool"].pop("args").startswith("hmac-sha256:")
-    assert call["tool"] == {"name": "search", "method": "tools/call", "call_id": "7"}
+    assert call["tool"] == {"name": "search", "method": "tools/call", "call_id": "7", "outcome": "success"}
     assert "request_body" not in call
+
+
+def test_a_batch_of_mcp_calls_names_each(tmp_path: Path) -> None:
+    names = ["search", "pay", "mail"]
+    body = [{"jsonrpc": "2.0", "id": name, "method": "tools/call", "params": {"name": name}} for name in names]
+    serve(tmp_path, [("POST", "/mcp", json.dumps(body).encode(), {})])
+    (call,) = calls(tmp_path)
+    assert call["tool"]["calls"] == 3
+    assert [call["tool"]["name"], *(one["name"] for one in call["tool"]["also"])] == names
+    assert values_of(call, "tool") == names
+
+
+@pytest.mark.parametrize(
+    ("status", "answer", "outcome"),
+    [
+        (200, b'{"jsonrpc":"2.0","id":1,"result":{"content":[]}}', "success"),
+        (200, b'data: {"jsonrpc": "2.0", "result": {"content": [], "isError": true}}\n\n', "failure"),
+        (200, b'{"jsonrpc":"2.0","id":1,"error":{"code":-32602,"message":"no such tool"}}', "failure"),
+        (200, b'{"jsonrpc":"2.0","id":1,"result":{"content":[{"text":"{\\"isError\\":true}"}]}}', "success"),
+        (404, b'{"detail":"no session"}', "failure"),
+    ],
+)  # fmt: skip
+def test_a_tools_outcome_is_read_from_its_answer(status: int, answer: bytes, outcome: str) -> None:
+    assert mcp_outcome(answer, status) == b'"outcome":"%b"' % outcome.encode()
+
+
+def test_digests_of_what_people_send_end_with_their_keys(tmp_path: Path) -> None:
+    """Whatever `actor_ids` says: the same text of two people has two digests, and none that an erasure leaves open."""
+
+    async def work() -> None:
+        async with running(app(), {"home": str(tmp_path), "audit": {}}) as service:
+            logger = current(AuditLogger, app=service.app)
+            found = []
+            for name in ("alice", "bob"):
+                actor = Actor("user", name, "test")
+                await logger.prepare(actor)
+                found.append(logger.digest_for(actor)(b"yes"))
+            found.append(logger.digest_for(ANONYMOUS)(b"yes"))
+            assert len(set(found)) == 3
+            await runtime().blocking(logger.subjects.erase, "alice")
+            assert logger.digest_for(Actor("user", "alice", "test"))(b"yes") == ERASED
+            assert logger.body_key(Actor("user", "alice", "test")) is None
+
+    asyncio.run(work())
 
 
 @pytest.mark.parametrize(
@@ -153,7 +199,7 @@ def test_an_erased_subject_can_not_be_read_and_stays_erased_after_a_restore(tmp_
 
     shutil.copytree(tmp_path / "kept", tmp_path / "keys", dirs_exist_ok=True)
     restored = subjects(tmp_path)
-    assert restored.decrypt(text) == "alice"
+    assert restored.decrypt(text) == ERASED  # before any start has destroyed the key that came back
     assert restored.reapply() == 1
     assert restored.decrypt(text) == ERASED
 

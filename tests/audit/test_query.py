@@ -17,6 +17,7 @@ from starlette.routing import Route
 from starlette.testclient import TestClient
 
 from deia_audit import AuditLogger
+from deia_audit.endpoint import render
 from deia_audit.notes import VerifierKey
 from deia_audit.proof import TlogProof, check_proof
 from deia_audit.query.grammar import Cursor, QueryError, parse_query
@@ -104,6 +105,13 @@ QUERIES: list[tuple[str, Callable[[dict[str, Any]], bool]]] = [
     ("trace=" + f"{7:032x}", lambda one: one.get("trace") == f"{7:032x}"),
     ("q=nightly&actor=bob", lambda one: "nightly" in one.get("reason", "") and actor(one) == "bob"),
     ("q=load test&-q=nightly", lambda one: False),
+    (
+        "-actor=alice&-status=500..599&-action=bot.*",
+        lambda one: (
+            actor(one) != "alice" and not 500 <= status(one) <= 599 and not str(one.get("action")).startswith("bot.")
+        ),
+    ),
+    ("kind=h*&outcome=f*", lambda one: one["kind"] == "http" and one["outcome"] == "failure"),
     ("actor=nobody", lambda one: False),
     ("request=id-77", lambda one: one.get("id") == "id-77"),
 ]
@@ -128,6 +136,42 @@ def test_pages_never_shift_while_records_come(filled: Any) -> None:
     http = [one["seq"] for one in records if one["kind"] == "http"][::-1]
     assert [row.seq for row in (*first.rows, *second.rows)] == http[:20]
     assert search.run(parse("kind=test")).rows
+
+
+def test_every_page_counts_the_same(filled: Any) -> None:
+    _trail, search, records = filled
+    wanted = sum(one["kind"] == "http" for one in records)
+    for order in ("asc", "desc"):
+        first = search.run(parse(f"kind=http&limit=10&count=1&order={order}"))
+        second = search.run(parse(f"kind=http&limit=10&count=1&order={order}&cursor={first.next}"))
+        assert first.count == second.count == wanted
+        assert len({row.seq for row in (*first.rows, *second.rows)}) == 20
+
+
+def test_so_long_ago_means_the_same_on_every_page() -> None:
+    first = parse_query([("since", "10m")], most=1000, now_ns=10**18)
+    cursor = Cursor(50, 7, first.digest, first.now_ns).encode()
+    later = parse_query([("since", "10m"), ("cursor", cursor)], most=1000, now_ns=10**18 + 10**12)
+    assert later.since == first.since
+
+
+def test_the_newest_rows_have_proofs_and_a_row_without_one_keeps_the_shape(filled: Any) -> None:
+    trail, _search, _records = filled
+    trail.journal.append({"kind": "test", "action": "test.newest"})
+
+    def settle() -> None:
+        assert trail.journal.drain(30)
+        trail.sealer.tick()
+
+    settled = Search(trail.layout, lambda: trail.sealer.checkpoint, settle=settle)
+    (row,) = settled.run(parse("proof=1&limit=1")).rows
+    assert b"test.newest" in row.line
+    assert TlogProof.parse(row.proof).index == row.seq
+    settled.close()
+    bare = Search(trail.layout, lambda: None)
+    answer = json.loads(render(bare.run(parse("proof=1&limit=1"))))
+    assert answer["records"] == [{"line": row.line.decode(), "proof": ""}]
+    bare.close()
 
 
 def test_time_bounds(filled: Any) -> None:

@@ -76,26 +76,27 @@ class Filter:
 
 @attrs.frozen
 class Cursor:
-    """Where a page ends: the tree size that all pages of a query share, and the last record that was shown."""
+    """Where a page ends: the last record that was shown, and what all pages share: tree size, what `2h` ago means."""
 
     size: int
     last: int
     digest: str
+    now_ns: int = 0
 
     def encode(self) -> str:
-        data = msgspec.json.encode([1, self.size, self.last, self.digest])
+        data = msgspec.json.encode([2, self.size, self.last, self.digest, self.now_ns])
         return base64.urlsafe_b64encode(data).decode().rstrip("=")
 
     @classmethod
     def parse(cls, text: str) -> Cursor:
         try:
             data = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
-            version, size, last, digest = msgspec.json.decode(data, type=tuple[int, int, int, str])
+            version, size, last, digest, now_ns = msgspec.json.decode(data, type=tuple[int, int, int, str, int])
         except (binascii.Error, ValueError, msgspec.DecodeError):
             raise QueryError("cursor", "the cursor is not one that a page gave") from None
-        if version != 1 or size < 0 or last < -1:
+        if version != 2 or size < 0 or last < -1:
             raise QueryError("cursor", "the cursor is of another release: begin again without it")
-        return cls(size, last, digest)
+        return cls(size, last, digest, now_ns)
 
 
 @attrs.frozen
@@ -113,6 +114,7 @@ class Query:
     proof: bool = False
     cursor: Cursor | None = None
     digest: str = ""
+    now_ns: int = 0
 
     def matches(self, record: Mapping[str, Any], time_ns: int) -> bool:
         """Return whether a record fits; what the index said is checked by this."""
@@ -159,17 +161,17 @@ def parse_query(pairs: Iterable[tuple[str, str]], *, most: int, now_ns: int) -> 
     order = controls.get("order", "desc")
     if order not in ("asc", "desc"):
         raise QueryError("order", "order is asc (oldest first) or desc (newest first)")
+    cursor = Cursor.parse(controls["cursor"]) if "cursor" in controls else None
+    now_ns = cursor.now_ns if cursor is not None else now_ns
     since, until = _time(controls, "since", now_ns), _time(controls, "until", now_ns)
-    # a relative time moves between pages: the text is what a cursor belongs to
     times = [controls.get("since"), controls.get("until")]
     text = msgspec.json.encode([sorted(map(str, filters)), words, without, order, times])
     digest = sha256(text).hexdigest()[:16]
-    cursor = Cursor.parse(controls["cursor"]) if "cursor" in controls else None
     if cursor is not None and cursor.digest != digest:
         raise QueryError("cursor", "the cursor belongs to another query: begin again without it")
     return Query(
         filters, tuple(words), tuple(without), since, until, _limit(controls, most), order == "desc",
-        _flag(controls, "count"), _flag(controls, "proof"), cursor, digest,
+        _flag(controls, "count"), _flag(controls, "proof"), cursor, digest, now_ns,
     )  # fmt: skip
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import fcntl
 import os
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from hashlib import file_digest, sha256
 from pathlib import Path
 
@@ -242,9 +242,18 @@ class SegmentIndex:
         return [value for (value,) in found]
 
     def numbers(
-        self, driver: int | None, also: Iterable[tuple[int, ...]], low: int, high: int, *, newest_first: bool
+        self,
+        driver: int | None,
+        also: Iterable[tuple[int, ...]],
+        without: Sequence[int],
+        low: int,
+        high: int,
+        *,
+        newest_first: bool,
     ) -> Iterator[tuple[int, int]]:
-        """Yield number and offset, in `[low, high)`, of records with `driver` and one term of each group in `also`."""
+        """Yield number and offset, in `[low, high)`, of records with `driver`, one term of each group in `also`, and
+        none of `without`.
+        """
         also = tuple(also)
         order = "DESC" if newest_first else "ASC"
         source, base = "rows r", "r.n >= ? AND r.n < ?"
@@ -256,9 +265,12 @@ class SegmentIndex:
             marks = ",".join("?" * len(group))
             parts.append(f"EXISTS (SELECT 1 FROM postings o WHERE o.term IN ({marks}) AND o.n = r.n)")  # noqa: S608
             arguments += group
+        for key in without:
+            parts.append("NOT EXISTS (SELECT 1 FROM postings o WHERE o.term = ? AND o.n = r.n)")
+            arguments.append(key)
         where = " AND ".join(parts)
-        key = "r.n" if driver is None else "p.n"
-        sql = f"SELECT r.n, r.at FROM {source} WHERE {where} ORDER BY {key} {order}"  # noqa: S608 - only question marks
+        by = "r.n" if driver is None else "p.n"
+        sql = f"SELECT r.n, r.at FROM {source} WHERE {where} ORDER BY {by} {order}"  # noqa: S608 - only question marks
         yield from self.connection.execute(sql, arguments)
 
     def after(self, ns: int) -> int:

@@ -42,6 +42,8 @@ _SETTLED_NS = 100_000_000
 _TILES_KEPT = 2048
 """Tiles of 16 KiB that stay in memory for inclusion proofs: 32 MiB at most."""
 _FIRST_READ = 1536
+_MOST_WITHOUT = 16
+"""Terms that the index leaves out for a negated filter."""
 _decode = msgspec.json.Decoder(dict[str, Any]).decode
 
 
@@ -58,7 +60,8 @@ class Row:
 class Page:
     """A page of a query.
 
-    `size` is the tree size that it is pinned to; `damaged` are records that failed the check.
+    `size` is the tree size that it is pinned to; `damaged` are records that failed the check; `proofs` says whether
+    rows carry them.
     """
 
     rows: tuple[Row, ...]
@@ -66,6 +69,7 @@ class Page:
     next: str = ""
     count: int | None = None
     damaged: tuple[int, ...] = ()
+    proofs: bool = False
 
 
 @attrs.define
@@ -89,11 +93,13 @@ class Search:
         *,
         connections: int = 128,
         elsewhere: Callable[[Segment, Path], bool] = build_elsewhere,
+        settle: Callable[[], object] = lambda: None,
     ) -> None:
         self._layout = layout
         self._checkpoint = checkpoint
         self._connections = connections
         self._elsewhere = elsewhere
+        self._settle = settle
         self._reader = JournalReader(layout.log)
         self._nodes = TileNodes(TileStore(layout.evidence), 0, limit=_TILES_KEPT)
         self._lock = threading.Lock()
@@ -105,7 +111,12 @@ class Search:
         self.rebuilt = 0
 
     def run(self, query: Query) -> Page:
-        """Answer a query. Raises QueryError for a cursor that this log can't have given."""
+        """Answer a query. Raises QueryError for a cursor that this log can't have given.
+
+        `settle`, which the caller gave, is asked for a checkpoint of the newest records where proofs are wanted.
+        """
+        if query.proof and query.cursor is None:
+            self._settle()
         with self._lock:
             return self._run(query)
 
@@ -134,7 +145,7 @@ class Search:
             raise QueryError("cursor", "the cursor is of a longer log than this one")
         size = cursor.size if cursor is not None else end
         low, high = 0, size
-        if cursor is not None:
+        if cursor is not None and not query.count:  # what is counted is what all pages show
             low, high = (0, cursor.last) if query.newest_first else (cursor.last + 1, size)
         rows: list[Row] = []
         damaged: list[int] = []
@@ -146,14 +157,17 @@ class Search:
             if not query.matches(record, parse_time(record["time"]) if timed else 0):
                 continue
             count += 1
+            if cursor is not None and (seq >= cursor.last if query.newest_first else seq <= cursor.last):
+                continue
             if len(rows) < query.limit:
                 rows.append(Row(seq, line, self._proof(seq, checkpoint) if query.proof else ""))
             else:
                 more = True
                 if not query.count:
                     break
-        following = Cursor(size, rows[-1].seq, query.digest).encode() if more and rows else ""
-        return Page(tuple(rows), size, following, count if query.count else None, tuple(damaged))
+        following = Cursor(size, rows[-1].seq, query.digest, query.now_ns).encode() if more and rows else ""
+        counted = count if query.count else None
+        return Page(tuple(rows), size, following, counted, tuple(damaged), proofs=query.proof)
 
     def _candidates(
         self, query: Query, segments: list[Segment], low: int, high: int, size: int, damaged: list[int]
@@ -179,23 +193,27 @@ class Search:
     def _numbers(self, query: Query, index: SegmentIndex, low: int, high: int) -> Iterator[tuple[int, int]]:
         """Yield what the index offers, in order: the rarest group of terms drives, the others must hold too."""
         groups: list[tuple[int, tuple[int, ...]]] = []
+        without: list[int] = []
         for one in query.filters:
-            if one.negated:
-                continue
             found = index.terms(one)
             if found is None:
+                continue
+            if one.negated:
+                if len(found) <= _MOST_WITHOUT:  # looked up for each record; the check of the line decides anyway
+                    without += (key for key, _ in found)
                 continue
             groups.append((sum(count for _, count in found), tuple(key for key, _ in found)))
         for word in query.words:
             hit = index.lookup("q", word)
             groups.append((hit[1], (hit[0],)) if hit is not None else (0, ()))
+        without += (hit[0] for word in query.without if (hit := index.lookup("q", word)) is not None)
         if any(not keys for _, keys in groups):
             return iter(())
         groups.sort()
         if not groups:
-            return index.numbers(None, (), low, high, newest_first=query.newest_first)
+            return index.numbers(None, (), without, low, high, newest_first=query.newest_first)
         drivers, also = groups[0][1], [keys for _, keys in groups[1:]]
-        streams = [index.numbers(key, also, low, high, newest_first=query.newest_first) for key in drivers]
+        streams = [index.numbers(key, also, without, low, high, newest_first=query.newest_first) for key in drivers]
         if len(streams) == 1:
             return streams[0]
         return _distinct(heapq.merge(*streams, reverse=query.newest_first))

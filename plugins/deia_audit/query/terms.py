@@ -13,7 +13,10 @@ from typing import Any, Final
 
 _WORD = re.compile(r"[\w.\-]{2,64}")
 _TEXTS: Final = ("action", "reason", "ticket", "policy", "error", "q")
-LISTED: Final = ("action", "actor", "ip", "status", "target", "tool", "model", "conversation", "trace", "request")
+LISTED: Final = (
+    "action", "actor", "ip", "status", "target", "tool", "model", "conversation", "trace", "request", "op", "outcome",
+    "mode", "version", "kind",
+)  # fmt: skip
 """Fields whose distinct values an index lists where there are few, for globs and ranges."""
 INDEXED: Final = (
     "actor", "action", "op", "target", "outcome", "status", "ip", "trace", "tool", "model", "conversation", "mode",
@@ -36,7 +39,10 @@ def values_of(record: Mapping[str, Any], field: str) -> list[str]:
     if field == "ip":
         return _inside(record, "src", "ip")
     if field == "tool":
-        return _inside(record, "tool", "name")
+        part = record.get("tool")
+        also = part.get("also") if isinstance(part, Mapping) else None  # further calls of a batch
+        names = [one["name"] for one in also if isinstance(one, Mapping) and "name" in one] if also else []
+        return [*_inside(record, "tool", "name"), *map(str, names)]
     if field == "model":
         return _inside(record, "model", "name")
     if field == "conversation":
