@@ -14,12 +14,13 @@ from pathlib import Path
 
 import attrs
 
+from deia_recovery.backup.shipping import read_shipped
 from deia_recovery.crash import CLEAN, CRASH, REBOOT, UNKNOWN, Ownership, Verdict, writable
 from deia_recovery.engine.connections import apart
 from deia_recovery.engine.engine import DATABASE
 from deia_recovery.engine.files import FileLock, make_folder
 from deia_recovery.engine.generation import Generation, create_first, newest_number, read_current, read_meta
-from deia_recovery.engine.pages import LiveVerdict, PageSums, verify_live
+from deia_recovery.engine.pages import LiveVerdict, PageProblem, PageSums, verify_live
 from deia_recovery.errors import StartRefused, StateDamaged, StateUnavailable
 
 
@@ -110,7 +111,7 @@ class StateHome:
             generation, reason = None, str(error)
         if generation is not None:
             database = generation.folder / DATABASE
-            live = verify_live(database)
+            live = verified(self.root, generation)
             notes: tuple[str, ...] = ()
             if live.unproven and _structure_holds(database):
                 _take_sums(database)
@@ -157,6 +158,27 @@ class StateHome:
         return Opened(create_first(self.root), verdict, created=True)
 
 
+def verified(root: Path, generation: Generation) -> LiveVerdict:
+    """Whether a generation's live files verify, and hold what is known to have been committed. Nobody may have it open.
+
+    A log that was cut or lost leaves an older state that is sound in itself: what was shipped tells.
+    """
+    database = generation.folder / DATABASE
+    live = verify_live(database)
+    shipped = read_shipped(root)
+    if not live.ok or shipped is None or (shipped.store, shipped.generation) != (generation.store, generation.number):
+        return live
+    position = _readable_position(database)
+    if position is None or position >= shipped.position:
+        return live
+    problem = PageProblem(
+        f"{DATABASE}-wal",
+        0,
+        f"the state ends at position {position}, but changes up to {shipped.position} were shipped",
+    )
+    return attrs.evolve(live, ok=False, problems=(problem,))
+
+
 def in_doubt(verdict: Verdict) -> bool:
     """Whether work that was in flight at the end of the last run is surely in nobody's hands now."""
     return verdict.kind in (CRASH, REBOOT)
@@ -182,7 +204,7 @@ def _readable_position(database: Path) -> int | None:
     try:
         with apart(database) as connection:
             row = connection.execute("SELECT max(position) FROM changes").fetchone()
-            return row[0] if row else None
+            return row[0] or 0
     except (sqlite3.Error, OSError):
         return None
 

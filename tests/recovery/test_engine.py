@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 import sqlite3
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from pathlib import Path
 import pytest
 import trio
 
+from deia_recovery.engine.connections import connect
 from deia_recovery.engine.engine import Engine
 from deia_recovery.engine.options import EngineOptions
 from deia_recovery.engine.pages import PageSums, verify_live
@@ -287,3 +289,34 @@ def test_a_flip_in_the_log_never_passes_for_a_torn_tail(engine: Engine) -> None:
         path.write_bytes(data)
         assert not verify_live(engine.database).ok, f"seed {seed}: byte {at} bit {bit}"
         data[at] ^= bit
+
+
+def test_a_checkpoint_that_readers_hold_back_knows_what_it_moved(engine: Engine) -> None:
+    """Readers that stand anywhere in the log make a checkpoint move older images of a page than the newest."""
+    dice = random.Random(7)
+    readers: list[sqlite3.Connection] = []
+
+    def write(count: int) -> None:
+        for _ in range(count):
+            key, value = f"k{dice.randrange(40)}", dice.randbytes(600)
+            engine.write(lambda tx, key=key, value=value: tx.put_registry("s", key, value)).result(10)
+
+    write(30)
+    for turn in range(40):
+        write(dice.randrange(1, 12))
+        if len(readers) < 3:
+            reader = connect(engine.database, reading=True)
+            reader.execute("BEGIN")
+            reader.execute("SELECT 1 FROM meta").fetchone()
+            readers.append(reader)
+        write(dice.randrange(1, 12))
+        assert engine.checkpoints.run(wait=True)
+        assert engine.checkpoints.scrub(1, 1 << 20)[1] == [], f"turn {turn}"
+        if dice.random() < 0.4:
+            engine.connections.close_one(readers.pop(dice.randrange(len(readers))))
+    for reader in readers:
+        engine.connections.close_one(reader)
+    assert engine.checkpoints.run(wait=True)
+    assert engine.checkpoints.problems == []
+    engine.close()
+    assert verify_live(engine.database).ok

@@ -188,6 +188,32 @@ async def test_a_damaged_state_is_restored_beside_and_kept(home: Path) -> None:
     assert database.read_bytes() == bytes(data)
 
 
+@pytest.mark.parametrize("what", ["gone", "empty", "cut"])
+async def test_a_log_that_is_gone_or_cut_is_no_state_that_verifies(home: Path, what: str) -> None:
+    more = {"snapshots": [], "log_limit": "64MiB"}
+    async with running(app, settings(home, **more)) as up:
+        await bots.put("b0", Bot("first"))
+        recovery = up.service(DisasterRecovery)
+        recovery.engine.checkpoints.run = lambda **_: False  # as if killed: the last writes are in the log only
+        for i in range(20):
+            await bots.put(f"b{i}", Bot("x" * 200))
+        await invoke(up, "recovery.take")
+        for i in range(20, 40):
+            await bots.put(f"b{i}", Bot("x" * 200))
+    log = home / "state" / "recovery" / "g000001" / "state.db-wal"
+    data = log.read_bytes()
+    frames = len(data.rstrip(b"\0"))
+    if what == "gone":
+        log.unlink()
+    else:
+        log.write_bytes(b"" if what == "empty" else data[: frames // 2])
+    async with running(app, settings(home, **more)) as up:
+        assert await bots.count() == 40
+        opened = up.service(DisasterRecovery).opened
+        assert opened.restored
+        assert "were shipped" in opened.live.problems[0].detail
+
+
 async def test_damage_without_a_backup_refuses_to_start_and_says_what_to_do(home: Path) -> None:
     async with running(app, settings(home)) as up:
         await up.get("/put")
@@ -370,7 +396,7 @@ WORKER = textwrap.dedent(
     async def app(scope, receive, send): ...
 
     async def main():
-        async with running(app, {"home": sys.argv[1], "recovery": {"reserve": "0"}}):
+        async with running(app, {"home": sys.argv[1], "recovery": {"reserve": "0", "snapshots": []}}):
             print((await bots.get("b1"))["name"], flush=True)
             while line := await asyncio.to_thread(sys.stdin.readline):
                 if line.startswith("write"):
@@ -386,7 +412,7 @@ async def test_another_worker_follows_a_restore_and_writes_into_the_new_generati
 
     from deia_recovery.operations import RestoreInput
 
-    async with running(app, settings(home)) as up:
+    async with running(app, settings(home, snapshots=[])) as up:
         await bots.put("b1", Bot("first"))
         await invoke(up, "recovery.take")
         snapshot = (await invoke(up, "recovery.list")).snapshots[0]["id"]

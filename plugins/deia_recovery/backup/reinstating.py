@@ -14,10 +14,9 @@ from deia_recovery.backup.restoring import Restoring
 from deia_recovery.backup.selection import bring_back, fill_some, tables_of
 from deia_recovery.engine.connections import apart
 from deia_recovery.engine.generation import Generation, build, read_current
-from deia_recovery.engine.pages import verify_live
 from deia_recovery.engine.turns import DATABASE
 from deia_recovery.errors import BackupError, StateDamaged, WrongKey
-from deia_recovery.opening import Found, StateHome
+from deia_recovery.opening import Found, StateHome, verified
 
 _LONG = 600.0
 """Seconds that one commit of restored rows may take: a million of them take some ten."""
@@ -147,4 +146,4 @@ def _verifies(root: Path) -> bool:
         generation = read_current(root)
     except StateDamaged:
         return False
-    return generation is not None and verify_live(generation.folder / DATABASE).ok
+    return generation is not None and verified(root, generation).ok

@@ -159,9 +159,9 @@ class Checkpointer:
 
 
 def _collect(tail: LogTail, end: tuple[bytes, int], candidates: dict[int, set[bytes]]) -> bool:
-    """Add the digests of the committed frames up to `end` that were not read before. Whether there were any."""
+    """Add the digests of what a checkpoint could move of the frames up to `end`; whether there were any."""
     found = False
-    for number, page in tail.images(*end):
+    for number, page in tail.newest(*end):
         candidates.setdefault(number, set()).add(digest(page))
         found = True
     return found

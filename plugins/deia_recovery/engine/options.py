@@ -15,7 +15,7 @@ class EngineOptions:
     """After this long without work the thread ends and every descriptor is closed."""
     cache: int = 64 << 20
     """Memory for registry values, per process."""
-    log_limit: int = 4 << 20
+    log_limit: int = 16 << 20
     """The write-ahead log is moved into the database when it has grown to this."""
     log_reserve: int = 4 << 20
     """Bytes of log laid out in advance, so that commits overwrite and don't extend the file."""

@@ -24,6 +24,10 @@ _ENTRY = struct.Struct(f">I{DIGEST}s")
 _COUNT = struct.Struct(">I")
 _BLOCK = 256
 
+_UNWRITTEN = bytes(DIGEST)
+"""Stands for a page that was not moved yet: a reader that holds a checkpoint back leaves holes, full of zeros, where
+the newest images are behind what it reads; the log has them."""
+
 
 def digest(page: bytes | memoryview) -> bytes:
     """The first 16 bytes of the page's SHA-256."""
@@ -131,20 +135,21 @@ class PageSums:
         known = len(digests) // DIGEST
         problems: list[PageProblem] = []
         if pages > known:
-            digests.extend(bytes(DIGEST) * (pages - known))
+            digests.extend(_UNWRITTEN * (pages - known))
         else:
             del digests[pages * DIGEST :]
         for number, allowed in candidates.items():
             if number > pages:
                 continue
             place = (number - 1) * DIGEST
-            value = digest(os.pread(fd, page_size, (number - 1) * page_size))
+            page = os.pread(fd, page_size, (number - 1) * page_size)
+            value, before = digest(page), digests[place : place + DIGEST]
             if value in allowed:
                 digests[place : place + DIGEST] = value
-            elif value != bytes(digests[place : place + DIGEST]):
+            elif value != before and not (before == _UNWRITTEN and not any(page)):
                 problems.append(PageProblem(self.database.name, number, "is not what the log moved there"))
         for number in range(known + 1, pages + 1):
-            if number not in candidates:
+            if number not in candidates and any(os.pread(fd, page_size, (number - 1) * page_size)):
                 problems.append(PageProblem(self.database.name, number, "appeared without having been in the log"))
         self.save(page_size, digests)
         if not problems:
@@ -197,7 +202,8 @@ class PageSums:
                     continue
                 if value in candidates.get(number, ()):
                     continue
-                if number > known and not any(block[at : at + page_size]):
+                unwritten = number > known or (count is not None and digests[place : place + DIGEST] == _UNWRITTEN)
+                if unwritten and not any(block[at : at + page_size]):
                     continue  # the file was extended, the page was not written: only the log may speak of it
                 problems.append(PageProblem(name, number, "its content is not what was written"))
         return problems

@@ -7,6 +7,7 @@ each commit is synced before the next begins, a frame that follows another commi
 
 from __future__ import annotations
 
+import os
 import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,6 +20,9 @@ _FRAME = struct.Struct(">IIIIII")
 _MAGIC_LITTLE = 0x377F0682
 _MAGIC_BIG = 0x377F0683
 _MASK = 0xFFFFFFFF
+_FRAME_HEAD = struct.Struct(">II8s")
+_BLOCK = 1 << 20
+"""Bytes of log that are read at once."""
 
 
 @attrs.frozen
@@ -117,38 +121,59 @@ def _commit_follows(head: bytes, read: Callable[[int], bytes], page_size: int, s
 
 
 class LogTail:
-    """Reads the pages of a growing log: each call of `images` gives what came since the call before."""
+    """Reads a growing log: each call of `newest` looks at what came since the call before.
+
+    Of a page that was written many times a checkpoint moves the newest image only, or none where readers still stand
+    before that.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._salts = b""
         self._read = 0
 
-    def images(self, salts: bytes, frames: int) -> Iterator[tuple[int, bytes]]:
+    def newest(self, salts: bytes, frames: int) -> Iterator[tuple[int, bytes]]:
         """(page number, page) of the frames up to number `frames`, of the log that carries `salts`.
 
         Both come from the index that SQLite's connections share: frames beyond may be half written.
         """
         try:
-            stream = self._path.open("rb")
+            fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
             return
-        with stream:
-            head = stream.read(_HEADER.size)
+        try:
+            head = os.pread(fd, _HEADER.size, 0)
             if len(head) < _HEADER.size or head[16:24] != salts:
                 return
             page_size = _HEADER.unpack(head)[2]
             page_size = 65536 if page_size == 1 else page_size
             if salts != self._salts:
                 self._salts, self._read = salts, 0
-            stream.seek(_HEADER.size + self._read * (_FRAME.size + page_size))
-            while self._read < frames:
-                frame = stream.read(_FRAME.size)
-                data = stream.read(page_size)
-                if len(data) < page_size or frame[8:16] != salts:
-                    return
+            for number, offset in self._offsets(fd, page_size, frames).items():
+                yield number, os.pread(fd, page_size, offset)
+        finally:
+            os.close(fd)
+
+    def _offsets(self, fd: int, page_size: int, stop: int) -> dict[int, int]:
+        """Where the newest image of each page begins, among the frames behind the last call's up to `stop`."""
+        found: dict[int, int] = {}
+        size = _FRAME.size + page_size
+        at_once = max(1, _BLOCK // size)
+        unpack = _FRAME_HEAD.unpack_from
+        salts = self._salts
+        while self._read < stop:
+            count = min(at_once, stop - self._read)
+            first = _HEADER.size + self._read * size
+            block = os.pread(fd, count * size, first)
+            for place in range(0, len(block) - size + 1, size):
+                number, _, theirs = unpack(block, place)
+                if theirs != salts:
+                    return found
+                found[number] = first + place + _FRAME.size
                 self._read += 1
-                yield _FRAME.unpack(frame)[0], data
+            if len(block) < count * size:
+                break
+        return found
 
 
 def stray_images(path: Path, page_size: int) -> dict[int, bytes]:
