@@ -310,6 +310,10 @@ class Backups(Reinstating):
             grace=float(rules.grace),
             now=self._recovery.host.clock.wall(),
         )
+        if catalog.refused:
+            self._failed("pruning", f"nothing is removed while a manifest can't be read: {catalog.refused[0]}")
+        else:
+            self._succeeded("pruning")
         found["compacted"] = compact(catalog.vault, catalog.keys, self._generation().store)
         if any(found.values()):
             self._recovery.journal({"kind": "recovery.pruned", **found})

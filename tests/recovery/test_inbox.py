@@ -19,8 +19,10 @@ from hypothesis import strategies as st
 
 from deia_hardening.context import SCOPE_KEY, Actor
 from deia_hardening.plugin import TaskSink
-from deia_hardening.testing import running
+from deia_hardening.testing import ASGIRecorder, running
+from deia_hardening.testing.asgi import http_scope
 from deia_recovery.errors import StateUnavailable, join_starlette
+from deia_recovery.inbox.middleware import InboxMiddleware
 from deia_recovery.inbox.senders import sender_for
 from deia_recovery.service import DisasterRecovery
 from deia_recovery.settings import InboxRoute
@@ -243,6 +245,15 @@ def test_no_delivery_makes_a_sender_fail(body: bytes, headers: dict[str, str]) -
 def test_a_sender_that_can_not_be_proven_is_refused_at_the_settings(verify: str) -> None:
     with pytest.raises(ValueError):
         sender_for(InboxRoute(path="/a", verify=verify, secret=SECRET))
+
+
+async def test_while_it_is_not_up_a_delivery_never_reaches_the_app_unverified() -> None:
+    route = InboxRoute(path="/webhook", preset="telegram", secret=SECRET)
+    bot = Bot()
+    layer = InboxMiddleware(bot, {"/webhook": sender_for(route)}, lambda: None)
+    answer = await ASGIRecorder(layer, http_scope("POST", "/webhook")).run()
+    assert (answer.status, answer.headers["retry-after"]) == (503, "5")
+    assert bot.seen == []
 
 
 @pytest.mark.parametrize("name", ["é" * 200, "\U0001f600" * 150, "x" * 5000, "a\nb", "\x00", " "])

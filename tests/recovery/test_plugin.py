@@ -265,6 +265,24 @@ async def test_restoring_while_serving_goes_back_to_a_point_in_time(home: Path) 
         assert await bots.get("b3") == Bot("after")
 
 
+async def test_a_manifest_that_can_not_be_read_keeps_every_chunk_and_is_said(home: Path) -> None:
+    async with running(app, settings(home, snapshots=[], retention={"grace": "0s"})) as up:
+        await up.get("/put")
+        await invoke(up, "recovery.take")
+        recovery = up.service(DisasterRecovery)
+        vault = recovery.backups.vault(recovery.generation.store).folder
+        (manifest,) = (vault / "snapshots").iterdir()
+        good = manifest.read_bytes()
+        manifest.write_bytes(good.replace(b'"rows"', b'"rowz"'))
+        (vault / "chunks" / "stray").write_bytes(b"x")
+        blocking = recovery.host.blocking
+        assert (await blocking(recovery.backups.prune))["chunks"] == 0
+        assert any("nothing is removed" in text for text in recovery.complaints())
+        manifest.write_bytes(good)
+        assert (await blocking(recovery.backups.prune))["chunks"] == 1
+        assert recovery.complaints() == []
+
+
 async def test_rehearsal_and_verification_prove_and_are_remembered(home: Path) -> None:
     async with running(app, settings(home)) as up:
         await up.get("/put")

@@ -35,9 +35,13 @@ class InboxMiddleware:
         # No coroutine of our own around a request that is the app's.
         if scope["type"] == "http":
             path = scope["path"]
-            if path in self._senders:
-                if scope["method"] == "POST" and (replayer := self._replayer()) is not None:
-                    return self._deliver(self._senders[path], replayer, scope, receive, send)
+            sender = self._senders.get(path)
+            if sender is not None:
+                if scope["method"] == "POST":
+                    replayer = self._replayer()
+                    if replayer is None:  # never to the app: it relies on deliveries being verified
+                        return Problem(503, "The inbox is not up. Deliver it again.", retry_after=5).send(send)
+                    return self._deliver(sender, replayer, scope, receive, send)
             elif path.startswith(STATUS) and scope["method"] == "GET" and (replayer := self._replayer()) is not None:
                 return self._status(replayer, path[len(STATUS) :], scope, receive, send)
         return self.app(scope, receive, send)
