@@ -8,6 +8,7 @@ follows at its next request. A dead store or journal never holds up a lower mode
 from __future__ import annotations
 
 import logging
+import math
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -332,7 +333,12 @@ class ModeControl:
         self.page_version = self.page.version()
 
     def lease(self, name: str, seconds: float, reason: str) -> Demand:
-        """Ask for DEGRADED until `seconds` from now, under `name`; the same name again prolongs it."""
+        """Ask for DEGRADED until `seconds` from now, under `name`; the same name again prolongs it.
+
+        Raises ValueError for what is no number.
+        """
+        if math.isnan(seconds):
+            raise ValueError(f"the signal {name!r} must say for how many seconds it holds, not {seconds!r}")
         demand = Demand(Source.LEASE, Mode.DEGRADED, self.host.clock.monotonic() + seconds, SYSTEM, reason, name)
         with self._lock:
             self._leases[name] = demand

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from deia_degradation.control import ModeControl
 
 
+_REASON = 200
+"""Characters of an operator's reason that clients are told."""
+
+
 class ModeGate:
     """Says whether a request is served in a mode. Built once per revision."""
 
@@ -46,7 +50,7 @@ class ModeGate:
             retry = float(self._maintenance.retry_after)
             if demand is not None:
                 if demand.reason:
-                    extensions["reason"] = demand.reason
+                    extensions["reason"] = demand.reason[:_REASON]
                 if math.isfinite(demand.until):
                     retry = max(1.0, demand.until - now)
                     end = self._control.host.clock.wall() + demand.until - now

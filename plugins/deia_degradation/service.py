@@ -94,7 +94,8 @@ class DegradationManager:
     def signal(self, name: str, *, seconds: float, reason: str = "") -> None:
         """Ask for DEGRADED under `name` for `seconds`; the same name again prolongs it, `release` ends it.
 
-        For plugins and the app's own code. It can neither force FULL nor MAINTENANCE. Any thread, never blocks.
+        For plugins and the app's own code. It can neither force FULL nor MAINTENANCE. Any thread, never blocks. Raises
+        ValueError for seconds that are no number.
         """
         self.control.lease(name, seconds, reason)
         self.ticks.wake()

@@ -148,6 +148,8 @@ async def test_a_leased_signal_degrades_until_it_is_released():
         async with changed(app):  # FULL is in force once its record is on disk
             manager.release("backend slow")
         assert manager.mode is Mode.FULL
+        with pytest.raises(ValueError, match="backend slow"):
+            manager.signal("backend slow", seconds=float("nan"))
 
 
 class DeadJournal:
