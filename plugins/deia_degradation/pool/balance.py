@@ -27,7 +27,7 @@ class BalancePolicy:
 class Load:
     """How costly a bot is now. Not thread-safe: the pool's lock protects it."""
 
-    __slots__ = ("failing", "in_flight", "latency", "stamp")
+    __slots__ = ("failing", "in_flight", "latency", "stamp", "waiting")
 
     def __init__(self) -> None:
         self.in_flight = 0
@@ -36,13 +36,21 @@ class Load:
         self.failing = 0.0
         """Average of recent failures, 0 to 1, as of `stamp`."""
         self.stamp = 0.0
+        self.waiting = 0.0
+        """Since when something has been in flight without any answer; of no meaning while nothing is."""
+
+    def taken(self, now: float) -> None:
+        """One more call is in flight."""
+        if not self.in_flight:
+            self.waiting = now
+        self.in_flight += 1
 
     def observe(self, now: float, seconds: float, policy: BalancePolicy) -> None:
         """A good answer, that began after `seconds`."""
         elapsed = now - self.stamp
         share = elapsed / policy.tau
         keep = exp(-share) if share > 0.05 else 1.0 - share if share > 0.0 else 1.0
-        self.stamp = now
+        self.stamp = self.waiting = now
         latency = self.latency * keep
         # The share of the newest answer is that of one 20th: the time-only rule of the original hardly moves at
         # hundreds of answers a second.
@@ -53,7 +61,7 @@ class Load:
     def failed(self, now: float, policy: BalancePolicy) -> None:
         """A failure. Its time says nothing: to fail quickly is not to be quick, to hang is not to be slow."""
         failing = self.failing * exp(min(0.0, self.stamp - now) / policy.tau)
-        self.stamp = now
+        self.stamp = self.waiting = now
         self.failing = failing + (1.0 - failing) * 0.3
 
     def cost(self, now: float, policy: BalancePolicy, assumed: float) -> float:
@@ -67,6 +75,8 @@ class Load:
             latency = assumed
         elif age > 1.0:  # not asked for a while: what was a peak is forgotten
             latency *= exp(-age / policy.tau)
+        if self.in_flight and now - self.waiting > latency:  # it is at least as slow as that: a hung one says nothing
+            latency = now - self.waiting
         cost = (latency + _EQUAL) * (self.in_flight + 1)
         if self.failing > 0.001:
             cost *= 1.0 + policy.penalty * self.failing * exp(-age / policy.tau)

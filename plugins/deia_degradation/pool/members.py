@@ -167,7 +167,7 @@ class Members:
                     due = member.ejected_until if probe else member.overdue
                     if due is not None and due <= now and not member.probing:
                         member.probing = True
-                        member.load.in_flight += 1
+                        member.load.taken(now)
                         return member
             serving = self._serving
             if exclude:
@@ -184,7 +184,7 @@ class Members:
                 member = sticky(serving, key)
             else:
                 member = of_two(serving, now, self.policy, probe)
-            member.load.in_flight += 1
+            member.load.taken(now)
             return member
 
     def take(self, bot_id: str, now: float) -> Member | None:
@@ -195,7 +195,7 @@ class Members:
             member = self._members.get(bot_id)
             if member is None or member.state(now) is not BotState.SERVING:
                 return None
-            member.load.in_flight += 1
+            member.load.taken(now)
             return member
 
     # -- judging -------------------------------------------------------------------------------------------

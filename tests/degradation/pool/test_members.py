@@ -211,6 +211,19 @@ def test_the_bot_that_fails_fastest_is_not_preferred(pool, time, repeatable):
     assert asked["b"] <= 220
 
 
+def test_a_bot_that_hangs_collects_no_calls_that_nobody_may_repeat(pool, time):
+    serve(pool, time, 300)
+    stuck = 0
+    for _ in range(6000):  # a minute: its latency, long ago, was as good as the others'
+        member = pool.choose(time.now)
+        if member.bot.id == "b":
+            stuck += 1
+            continue
+        time.now += 0.01
+        pool.done(member, time.now, 0.01, Verdict.GOOD)
+    assert 1 <= stuck <= 3
+
+
 def test_an_empty_pool_chooses_nobody(time):
     pool = Members("bots", clock=time)
     assert pool.choose(time.now) is None
