@@ -43,7 +43,8 @@ class Chooser:
         self._key = compile_key(settings.key, ipv4=settings.network_ipv4, ipv6=settings.network_ipv6)
         self._plan = tuple(_step(text, settings) for text in settings.key)
         # The header that is the first choice of a key: a request with nothing else that is wanted needs no more looks.
-        self._only = self._plan[0][1] or b"" if self._plan and self._plan[0][0] == _HEADER else b""
+        first = self._plan[0][1] or b"" if self._plan and self._plan[0][0] == _HEADER else b""
+        self._only = b"" if any(first in source.headers for source in sources) else first
         self._override = _compile_override(settings)
         wanted = headers_of(settings.key).union(*(source.headers for source in sources))
         if self._override is not None:
@@ -79,6 +80,8 @@ class Chooser:
                     found = {name: value}
                 elif name not in found:
                     found[name] = value
+                elif name == b"cookie":  # HTTP/2 may split it (RFC 9113, section 8.2.3)
+                    found[name] += b"; " + value
         weight = live.weight
         if found is None:
             if scope["path"].startswith(self._prefixes):
@@ -111,6 +114,7 @@ class Chooser:
             if forced is not None:
                 return forced and live.candidate.ready, NOT_JUDGED, None
         bind: tuple[SessionSource, int] | None = None
+        unknown: SessionSource | None = None
         for source in self._sources:
             try:
                 session = source.read(scope, context, found)
@@ -121,14 +125,17 @@ class Chooser:
             number = fingerprint(source.tag, session)
             bound = self._table.find(number, int(_now()))
             if bound is not None:
-                if bound.version == live.candidate.number and live.candidate.ready:
+                # Also while it misses a readiness check: the session is nowhere else.
+                if bound.version == live.candidate.number and not live.candidate.lost:
                     return True, bound.weight, source
                 if bound.version == live.stable.number:
                     return False, bound.weight, source
             if source.issued:
-                return False, NOT_JUDGED, source  # issued before anybody learned: by the version that served then
-            bind = (source, number)
-            break
+                unknown = unknown or source
+            elif bind is None:
+                bind = (source, number)
+        if unknown is not None:  # issued before anybody learned: by the version that served then
+            return False, NOT_JUDGED, unknown
         weight = live.weight
         new = live.split.new(self._key(scope, context, found), weight)
         if new and not live.candidate.ready:
@@ -160,8 +167,11 @@ class Chooser:
                     self._table.bind(number, version, NOT_JUDGED, int(_now()))
 
     def learn(self, source: SessionSource, session: str | bytes, version: int, weight: float) -> None:
-        """A version has issued a session."""
-        self._table.bind(fingerprint(source.tag, session), version, weight, int(_now()))
+        """A version has issued a session, or names again the one that it has."""
+        number = fingerprint(source.tag, session)
+        bound = self._table.find(number, int(_now()))
+        if bound is None or bound.version != version:
+            self._table.bind(number, version, weight, int(_now()))
 
     def end(self, source: SessionSource, scope: Scope, context: RequestContext) -> None:
         """A client has ended its session."""

@@ -26,18 +26,27 @@ SILENT = 2.0
 """Seconds after which a worker that reported nothing is taken to be gone."""
 
 
-@attrs.frozen
-class Report:
-    """What one worker says: its outcomes, and how many requests it has on the version that leaves."""
+class Report(msgspec.Struct, array_like=True, frozen=True):
+    """What one worker says: its outcomes, and how many requests it has on the version (by number) that leaves."""
 
     rollout: str
     pid: int
     leaving: int = 0
     outcomes: tuple[Outcome, ...] = ()
+    version: int = 0
+
+
+@attrs.frozen
+class Heard:
+    """What another worker said last, and when by this loop's clock."""
+
+    version: int
+    leaving: int
+    at: float
 
 
 _encode = msgspec.msgpack.encode
-_decode = msgspec.msgpack.Decoder(tuple[str, int, int, list[Outcome]]).decode
+_decode = msgspec.msgpack.Decoder(Report).decode
 
 
 class Crew:
@@ -49,8 +58,10 @@ class Crew:
         self._receiving: socket.socket | None = None
         self._sending: socket.socket | None = None
         self._take: Callable[[Report], None] = lambda report: None
-        self._flights: dict[int, tuple[int, float]] = {}
+        self._heard: dict[int, Heard] = {}
+        self._here: Path | None = None
         self._inode = 0
+        self._began = 0.0
         self.dropped = 0
 
     def prepare(self) -> Path:
@@ -60,6 +71,36 @@ class Crew:
             folder.prepare()
             self._path = folder.socket_path("migration-crew").with_suffix(".dgram")
         return self._path
+
+    def enter(self) -> None:
+        """Be counted among the workers of this home. Blocks."""
+        here = self.prepare().with_suffix(f".{os.getpid()}.here")
+        here.touch(0o600)
+        self._here = here
+
+    def leave(self) -> None:
+        """Be counted no more. Blocks."""
+        if self._here is not None:
+            self._here.unlink(missing_ok=True)
+            self._here = None
+
+    def others(self) -> list[int]:
+        """The other workers of this home that live. Blocks for a folder's listing."""
+        found = []
+        path = self.prepare()
+        for one in path.parent.glob(f"{path.stem}.*.here"):
+            pid = int(one.name.split(".")[-2])
+            if pid == os.getpid():
+                continue
+            try:
+                os.kill(pid, 0)
+            except ProcessLookupError:
+                one.unlink(missing_ok=True)
+            except PermissionError:
+                pass
+            else:
+                found.append(pid)
+        return found
 
     def listen(self, take: Callable[[Report], None]) -> None:
         """Take the workers' reports from now on; the one that drove before is gone or stops. Blocks for file work."""
@@ -82,6 +123,7 @@ class Crew:
 
     def attach(self, loop: asyncio.AbstractEventLoop) -> None:
         """Begin to read what `listen` has opened."""
+        self._began = loop.time()
         if self._receiving is not None:
             loop.add_reader(self._receiving, self._read)
 
@@ -95,17 +137,30 @@ class Crew:
             except (BlockingIOError, InterruptedError):
                 return
             with contextlib.suppress(msgspec.DecodeError):
-                rollout, pid, leaving, outcomes = _decode(data)
-                self._flights[pid] = (leaving, asyncio.get_running_loop().time())
-                self._take(Report(rollout, pid, leaving, tuple(outcomes)))
+                report = _decode(data)
+                self._heard[report.pid] = Heard(report.version, report.leaving, asyncio.get_running_loop().time())
+                self._take(report)
 
-    def in_flight(self) -> int:
-        """Requests on the version that leaves, in the other workers that still report."""
+    def idle(self, others: Sequence[int], version: int, since: float, drain: float) -> bool:
+        """Whether no other worker has anything in flight on a version that leaves since `since` (this loop's clock).
+
+        Each must have said so since then. One that is silent for `SILENT` seconds is taken to be gone, but not before
+        `drain` where its last word was that it still has something.
+        """
         now = asyncio.get_running_loop().time()
-        self._flights = {pid: seen for pid, seen in self._flights.items() if now - seen[1] < SILENT}
-        return sum(leaving for leaving, _ in self._flights.values())
+        for pid in others:
+            heard = self._heard.get(pid)
+            if heard is None or heard.version != version:
+                busy = now - max(since, self._began) < SILENT
+            elif heard.leaving:
+                busy = now - heard.at < SILENT or now - since < drain + SILENT
+            else:
+                busy = heard.at <= since and now - max(since, self._began) < SILENT
+            if busy:
+                return False
+        return True
 
-    def report(self, rollout: str, leaving: int, outcomes: Sequence[Outcome]) -> None:
+    def report(self, rollout: str, version: int, leaving: int, outcomes: Sequence[Outcome]) -> None:
         """Send to whoever drives; nobody listening loses it. Never blocks."""
         sending = self._sending
         if sending is None:
@@ -119,7 +174,7 @@ class Crew:
         for start in range(0, max(1, len(outcomes)), BATCH):
             batch = outcomes[start : start + BATCH]
             try:
-                sending.sendto(_encode((rollout, os.getpid(), leaving, batch)), path)
+                sending.sendto(_encode(Report(rollout, os.getpid(), leaving, tuple(batch), version)), path)
             except OSError:
                 self.dropped += len(batch)
 
@@ -141,4 +196,4 @@ class Crew:
         if self._sending is not None:
             self._sending.close()
             self._sending = None
-        self._flights.clear()
+        self._heard.clear()

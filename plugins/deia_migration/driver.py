@@ -21,6 +21,7 @@ from deia_migration.book import busy
 from deia_migration.crew import Report
 from deia_migration.plan import Plan
 from deia_migration.rollout import Move, Phase, Rollout, Seen, apply, next_move
+from deia_migration.shield import PATIENCE
 from deia_migration.traffic import Version
 
 if TYPE_CHECKING:
@@ -77,14 +78,19 @@ class Driver:
             self._checked = clock.monotonic()
             readiness = await hosted.ready()
             self._unready = 0 if readiness.ok else self._unready + 1
-            if not hosted.died and not state.latched:
+            if not state.latched and not (hosted.died and state.plan.guards.crash):
                 hosted.version.ready = readiness.ok
+                if readiness.ok and hosted.died:  # started again, and a crash is no reason to go back
+                    hosted.died, hosted.version.lost = "", False
         watcher.hung((live.stable, live.candidate), clock.monotonic())
+        for task, since in list(live.candidate.held.items()):
+            if clock.monotonic() - since > PATIENCE:
+                live.candidate.cut(task)
         leaving = live.candidate if state.latched else live.stable
         if state.phase in (Phase.PROMOTED, Phase.ROLLING_BACK):
             self._drain(state, leaving, max(0.0, clock.wall() - state.since))
         if not self.driving:
-            self._engine.crew.report(state.id, leaving.in_flight(), watcher.hand_over())
+            self._engine.crew.report(state.id, leaving.number, leaving.in_flight(), watcher.hand_over())
 
     async def lead(self, rollout: str) -> None:
         """Drive while the lease is held: one worker at a time looks at the clock and decides."""
@@ -146,8 +152,12 @@ class Driver:
         self._engine.verdict = watcher.judge(clock.monotonic())
         leaving = live.candidate if state.latched else live.stable
         waited = max(0.0, now - state.since)
-        sessions = 0
+        sessions, idle = 0, not leaving.in_flight()
         if state.phase in (Phase.PROMOTED, Phase.ROLLING_BACK):
+            others = await self._engine.host.blocking(self._engine.crew.others)
+            began = asyncio.get_running_loop().time() - waited
+            limit = 0.0 if state.cut and state.latched else float(state.plan.limits.drain)
+            idle = idle and self._engine.crew.idle(others, leaving.number, began, limit)
             since = int(now - state.plan.limits.idle)
             sessions = await self._engine.host.blocking(self._engine.table.alive, leaving.number, since)
         else:
@@ -162,7 +172,7 @@ class Driver:
             tests=gates.tests,
             mirror=gates.mirror,
             webhook=gates.webhook,
-            idle=not leaving.in_flight() and not self._engine.crew.in_flight(),
+            idle=idle,
             sessions=sessions,
             leaving=waited,
         )

@@ -94,6 +94,7 @@ class Engine:
         self.moving = asyncio.Lock()
         self.running = True
         await self.host.blocking(self.host.page.open)
+        await self.host.blocking(self.crew.enter)
         self.router.follow = self.follow
         self.router.state = self.host.page.state
         if any(text.startswith(("client:", "path:")) for text in settings.sessions):
@@ -125,6 +126,7 @@ class Engine:
         await asyncio.gather(*(hosted.stop(leaving=True) for hosted in self.hosts.values()))
         self.hosts.clear()
         await self.host.blocking(self.crew.remove)
+        await self.host.blocking(self.crew.leave)
         self.table.close()
 
     def _spawn(self, work: Any, name: str) -> asyncio.Task[Any]:
@@ -330,6 +332,7 @@ class Engine:
             self.base = Base(state.candidate, state.target, state.digest)
         elif state.phase is Phase.ROLLING_BACK:
             self.router.latch(state.id)
+            live.candidate.lost = live.candidate.lost or not live.candidate.ready
             self.base = Base(state.stable, state.stable_target, state.stable_digest)
             if state.cut:
                 await self.host.blocking(self.table.drop, live.candidate.number)

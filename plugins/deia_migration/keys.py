@@ -125,11 +125,14 @@ def _prefix(host: str, ipv4: int, ipv6: int) -> str | None:
 
 
 def pick(scope: Scope, wanted: frozenset[bytes]) -> Found:
-    """The wanted header fields of a request, the first of each name."""
+    """The wanted header fields of a request, the first of each name; cookies may come in several fields (HTTP/2)."""
     found: Found = {}
     for name, value in scope["headers"]:
-        if name in wanted and name not in found:
-            found[name] = value[:LONGEST] if name != b"cookie" else value
+        if name in wanted:
+            if name not in found:
+                found[name] = value[:LONGEST] if name != b"cookie" else value
+            elif name == b"cookie":
+                found[name] += b"; " + value
     return found
 
 

@@ -101,15 +101,14 @@ class SplitLayer:
                 new, weight, source = self._rules.chooser.choose_read(live, scope, context, body)
             version = live.candidate if new else live.stable
             context.version = version.label
-            if source is None:
-                learning = self._learning
-                if learning[0] is not live or scope["path"].startswith(self._body_prefixes):
-                    send = self._learn(live, new, scope, context, send)
-                else:
-                    learner = learning[2] if new else learning[1]
-                    if learner is not None:
-                        context.exchange.on_start(learner)
-            elif source.ends and scope.get("method") == "DELETE":
+            learning = self._learning
+            if learning[0] is not live or weight != live.weight or scope["path"].startswith(self._body_prefixes):
+                send = self._learn(live, new, weight, source is not None, scope, context, send)
+            else:
+                learner = learning[2] if new else learning[1]
+                if learner is not None:
+                    context.exchange.on_start(learner)
+            if source is not None and source.ends and scope.get("method") == "DELETE":
                 self._forget_at_end(source, scope, context)
             if new or self._rules.special:
                 await self._special(live, version, new, weight, scope, receive, send)
@@ -219,12 +218,16 @@ class SplitLayer:
     async def _shielded(self, live: Live, weight: float, scope: Scope, shield: Shield) -> bool:
         """Let the candidate try; what fails with nothing sent yet is answered by the stable version."""
         context: RequestContext = scope[SCOPE_KEY]
+        held, task = live.candidate.held, current_task()
+        shield.on_failed = lambda: held.setdefault(task, _monotonic())
         try:
             await self._caller.fly(live.candidate, weight, scope, shield.receive, shield.send)
         except Exception:
             if shield.started:
                 raise
             shield.failed = True
+        finally:
+            held.pop(task, None)
         if not shield.failed and not shield.silent:
             return False
         if context.exchange.disconnected or context.exchange.complete:
@@ -299,23 +302,30 @@ class SplitLayer:
 
     # -- sessions -------------------------------------------------------------------------------------------
 
-    def _learn(self, live: Live, new: bool, scope: Scope, context: RequestContext, send: Send) -> Send:
-        """Have the answer looked at for a session that it issues."""
+    def _learn(
+        self, live: Live, new: bool, weight: float, known: bool, scope: Scope, context: RequestContext, send: Send
+    ) -> Send:
+        """Have the answer looked at for a session that it issues; `known`: in the place of the request's own."""
         chooser = self._rules.chooser
-        if self._learning[0] is not live:
-            old_learner = new_learner = None
-            if chooser.learners:
-                old_learner = HeaderLearner(chooser, live.stable.number, live.weight)
-                new_learner = HeaderLearner(chooser, live.candidate.number, live.weight)
-            self._learning = (live, old_learner, new_learner)
-        learner = self._learning[2] if new else self._learning[1]
-        if learner is not None:
-            context.exchange.on_start(learner)
+        number = (live.candidate if new else live.stable).number
+        if chooser.learners:
+            if weight != live.weight:  # an override, or a session begun at another weight: what follows inherits it
+                context.exchange.on_start(HeaderLearner(chooser, number, weight))
+            else:
+                if self._learning[0] is not live:
+                    old_learner = HeaderLearner(chooser, live.stable.number, weight)
+                    self._learning = (live, old_learner, HeaderLearner(chooser, live.candidate.number, weight))
+                learner = self._learning[2] if new else self._learning[1]
+                assert learner is not None
+                context.exchange.on_start(learner)
+        elif self._learning[0] is not live:
+            self._learning = (live, None, None)
+        if known:
+            return send
         path = scope["path"]
         for source in chooser.looks_at_bodies:
             if not source.prefix or path.startswith(source.prefix):
-                number = (live.candidate if new else live.stable).number
-                return BodyLearner(chooser, source, number, live.weight, send)
+                return BodyLearner(chooser, source, number, weight, send)
         return send
 
     def _forget_at_end(self, source: Any, scope: Scope, context: RequestContext) -> None:

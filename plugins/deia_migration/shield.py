@@ -1,11 +1,17 @@
 """The shield: a GET or HEAD that fails on the new version before anything was sent is answered by the old one.
 
-It holds back nothing but the head of a failing answer; a good one passes untouched and unbuffered.
+It holds back nothing but the head of a failing answer; a good one passes untouched and unbuffered. A version that does
+not come to the end of its failing answer is given `PATIENCE`, then the old one is asked.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from deia_hardening.plugin import Message, Receive, Scope, Send
+
+PATIENCE = 1.0
+"""Seconds for the rest of a failing answer that nobody will see, and for what its version does after it."""
 
 
 def bodyless(scope: Scope) -> bool:
@@ -20,10 +26,11 @@ class Shield:
     """One request's second chance.
 
     `failed`: the candidate's answer began with 500 or more and was held back. `started`: an answer has begun.
-    `silent`: the candidate returned without any answer. `scope` is what the second try is called with.
+    `silent`: the candidate returned without any answer. `scope` is what the second try is called with; `on_failed` is
+    called when a failing answer begins.
     """
 
-    __slots__ = ("_read", "_receive", "failed", "pass_on", "scope", "started")
+    __slots__ = ("_read", "_receive", "failed", "on_failed", "pass_on", "scope", "started")
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         # The candidate gets the request's own scope, where its routing is looked for; the second try a clean copy.
@@ -33,6 +40,7 @@ class Shield:
         self._receive = receive
         self.pass_on = send
         self.failed = False
+        self.on_failed: Callable[[], object] = lambda: None
         self.started = False
         self._read: list[Message] = []
 
@@ -63,6 +71,7 @@ class Shield:
         if not self.started and message["type"] == "http.response.start":
             if message["status"] >= 500:
                 self.failed = True
+                self.on_failed()
                 return
             self.started = True
         await self.pass_on(message)

@@ -25,11 +25,13 @@ class Version:
     """Something that answers requests. `answer` is None for the wrapped app: the layer then calls inward.
 
     `flights` holds what is in progress in this process: the task that serves it, with its context and the
-    probability at which it was assigned (below 0: not by chance). `ready`: it may be given new requests.
+    probability at which it was assigned (below 0: not by chance). `ready`: it may be given new requests. `lost`: it
+    has ended, and its sessions with it. `held`: since when a failing answer has been held back (`shield`).
     """
 
     __slots__ = (
-        "_trio", "answer", "counted", "cutting", "digest", "flights", "label", "name", "number", "ready", "target"
+        "_trio", "answer", "counted", "cutting", "digest", "flights", "held", "label", "lost", "name", "number",
+        "ready", "target",
     )  # fmt: skip
 
     def __init__(self, name: str, number: int, answer: ASGIApp | None, *, target: str = "", digest: str = "") -> None:
@@ -40,6 +42,8 @@ class Version:
         self.target = target
         self.digest = digest
         self.ready = answer is None
+        self.lost = False
+        self.held: dict[Any, float] = {}
         self.flights: dict[Any, tuple[RequestContext, float]] = {}
         self.cutting: set[Any] = set()
         self.counted: set[Any] = set()

@@ -64,6 +64,7 @@ class VersionHost:
                 if not self._stop.is_set():
                     self.died = str(reason) or "it ended"
                     self.version.ready = False
+                    self.version.lost = True
                     on_death(self.died)
 
             deaths(died)
@@ -104,6 +105,7 @@ class VersionHost:
     async def stop(self, *, leaving: bool = False) -> None:
         """End it; `leaving`: this process goes, the others of the home go on with it. Raises nothing; it is logged."""
         self.version.ready = False
+        self.version.lost = True
         self._stop.set()
         if self._held is not None:
             held, self._held = self._held, None

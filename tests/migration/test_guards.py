@@ -165,3 +165,17 @@ async def test_a_version_that_answers_nonsense_is_rolled_back_and_its_users_hear
             assert bad == 0 or handler is cut_off  # a GET is answered by old, unless new's answer had begun
             for user in range(30):
                 assert (await live.get("/", headers=[(b"x-user", str(user).encode())])).body == b"old"
+
+
+async def test_a_version_that_begins_a_failure_and_never_ends_it_is_answered_for(pair: Any, until: Any) -> None:
+    async def half(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 503, "headers": []})
+        await asyncio.Event().wait()
+
+    pair.new.behaviour = half
+    async with pair.up() as live:
+        manager: MigrationManager = live.service(MigrationManager)
+        await manager.start("v2", plan=Plan(steps=(Step(weight=Ratio("100%"), gate="manual"),), promote="manual"))
+        await until(lambda: manager.status().weight == 1)
+        assert (await live.get("/")).body == b"old"
+        await until(lambda: manager.status().requests["new_failed"] == 1)
