@@ -94,10 +94,14 @@ def outcome_of(error: BaseException | None, *, started: bool) -> Outcome:
 
 @attrs.frozen
 class Readiness:
-    """The answer to an active check: `ok`, and in `detail` what was tried and what came back."""
+    """The answer to an active check: `ok`, and in `detail` what was tried and what came back.
+
+    `absent`: nothing accepts connections there, as while a child is started again.
+    """
 
     ok: bool
     detail: str
+    absent: bool = False
 
 
 class Upstream(Protocol):

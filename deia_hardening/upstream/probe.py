@@ -32,6 +32,8 @@ async def probe(upstream: HttpUpstream) -> Readiness:
                 await anyio.aclose_forcefully(stream)
     except TimeoutError:
         return Readiness(False, f"no answer within {settings.probe_timeout}")
+    except (ConnectionRefusedError, FileNotFoundError) as error:
+        return Readiness(False, str(error), absent=True)
     except (OSError, Malformed, anyio.EndOfStream, anyio.BrokenResourceError) as error:
         return Readiness(False, str(error) or type(error).__name__)
 

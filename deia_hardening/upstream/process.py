@@ -168,7 +168,7 @@ class ProcessUpstream(HttpUpstream):
 
     async def ready(self) -> Readiness:
         if self._key is None:
-            return Readiness(False, self._why)
+            return Readiness(False, self._why, absent=True)
         return await super().ready()
 
     async def _start(self) -> None:

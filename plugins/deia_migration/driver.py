@@ -16,6 +16,7 @@ from deia_hardening.events import WeightChanged
 from deia_hardening.ids import uuid7
 from deia_hardening.plugin import SYSTEM, Actor, Problem, Target
 from deia_hardening.store import StaleRevision, StoreError
+from deia_hardening.upstream import Readiness
 from deia_migration import log
 from deia_migration.book import busy
 from deia_migration.crew import Report
@@ -23,6 +24,7 @@ from deia_migration.plan import Plan
 from deia_migration.rollout import Move, Phase, Rollout, Seen, apply, next_move
 from deia_migration.shield import PATIENCE
 from deia_migration.traffic import Version
+from deia_migration.view import View
 
 if TYPE_CHECKING:
     from deia_migration.engine import Engine
@@ -37,11 +39,12 @@ class Driver:
         self._engine = engine
         self.driving = False
         self._unready = 0
+        self._absent = 0.0
         self._checked = 0.0
 
     def reset(self) -> None:
         """Another rollout begins."""
-        self._unready = 0
+        self._unready, self._absent = 0, 0.0
 
     # -- attending: what every worker does --------------------------------------------------------------------
 
@@ -53,6 +56,8 @@ class Driver:
                     if self._engine.book.changed():
                         await self._engine.reload()
                     await self._tend()
+                    if not self.driving:
+                        await self._ended_here()
                 if self.driving:
                     await self._look()
             except StoreError as error:
@@ -77,7 +82,7 @@ class Driver:
         if hosted is not None and started and not self._engine.start_error and due:
             self._checked = clock.monotonic()
             readiness = await hosted.ready()
-            self._unready = 0 if readiness.ok else self._unready + 1
+            self._count(readiness, state)
             if not state.latched and not (hosted.died and state.plan.guards.crash):
                 hosted.version.ready = readiness.ok
                 if readiness.ok and hosted.died:  # started again, and a crash is no reason to go back
@@ -89,8 +94,37 @@ class Driver:
         leaving = live.candidate if state.latched else live.stable
         if state.phase in (Phase.PROMOTED, Phase.ROLLING_BACK):
             self._drain(state, leaving, max(0.0, clock.wall() - state.since))
-        if not self.driving:
+        if self.driving:
+            view = View(state.id, self._engine.verdict, watcher.figures(), self._engine.problem)
+            self._engine.view = None
+            await self._engine.host.blocking(self._engine.shown.show, view)
+        else:
+            self._engine.view = await self._engine.host.blocking(self._engine.shown.look, state.id)
             self._engine.crew.report(state.id, leaving.number, leaving.in_flight(), watcher.hand_over())
+
+    def _count(self, readiness: Readiness, state: Rollout) -> None:
+        """Failed checks in a row. A child that its supervisor starts again (it was replaced, say) has time for that."""
+        if readiness.ok:
+            self._unready, self._absent = 0, 0.0
+            return
+        now = self._engine.host.clock.monotonic()
+        if readiness.absent and state.target.startswith("process:"):
+            self._absent = self._absent or now
+            if now - self._absent < state.plan.limits.start:
+                return
+        self._unready += 1
+
+    async def _ended_here(self) -> None:
+        """The candidate has ended, or could not start, in this worker, which does not drive: nobody else may know."""
+        state = self._engine.rollout
+        hosted = self._engine.hosts.get(state.candidate) if state is not None else None
+        if state is None or hosted is None or state.phase.over or state.latched:
+            return
+        crashed = hosted.died or self._engine.start_error
+        if crashed and (state.plan.guards.crash or state.phase is Phase.STARTING):
+            move = next_move(state, Seen(now=self._engine.host.clock.wall(), crashed=crashed))
+            if move is not None:
+                await self._act(state, move, SYSTEM)
 
     async def lead(self, rollout: str) -> None:
         """Drive while the lease is held: one worker at a time looks at the clock and decides."""

@@ -30,6 +30,7 @@ from deia_migration.settings import MigrationSettings, VersionSettings
 from deia_migration.split import Split
 from deia_migration.traffic import Live, Router, Version
 from deia_migration.versions import APP_NAME, AppHosted, VersionHost
+from deia_migration.view import Shown, View
 from deia_migration.watchers import Watcher
 
 logger = logging.getLogger("deia_migration")
@@ -56,6 +57,8 @@ class Engine:
         self.driver = Driver(self)
         self.book = Book(host)
         self.crew = Crew(host.home)
+        self.shown = Shown(host.home)
+        self.view: View | None = None
         self.wake = asyncio.Event()
         self._waking = False
         self.loop: asyncio.AbstractEventLoop | None = None
@@ -210,7 +213,7 @@ class Engine:
         self.hosts[state.candidate] = hosted
         self.start_error = ""
         self.driver.reset()
-        self.verdict = None
+        self.verdict = self.view = None
         self.watcher = Watcher(self.settings, state.plan, self.poke_from_anywhere, lambda: self.driver.driving)
         if self._mirror is not None:
             self._mirror.reset()

@@ -103,7 +103,12 @@ class MigrationManager:
                 _version(live.stable, "stable", 1.0 - live.weight),
                 _version(live.candidate, "candidate", live.weight),
             )
-        verdict, watcher = engine.verdict, engine.watcher
+        view = engine.view if not engine.driving else None
+        if view is not None and view.rollout != state.id:
+            view = None
+        verdict = view.verdict if view is not None else engine.verdict
+        watcher = engine.watcher
+        figures = view.requests if view is not None else watcher.figures() if watcher else {}
         return MigrationStatus(
             rollout=state.id,
             phase=str(state.phase),
@@ -115,11 +120,11 @@ class MigrationManager:
             latched=state.latched,
             by=state.by,
             reason=state.reason,
-            problem=engine.problem,
+            problem=engine.problem or (view.problem if view is not None else ""),
             verdict=str(verdict.decision) if verdict else "",
             versions=versions,
             evidence=attrs.asdict(verdict.evidence) if verdict else {},
-            requests=watcher.figures() if watcher else {},
+            requests=figures,
             rolls_back_at=round(1 / float(state.plan.judge.alpha), 3),
         )
 

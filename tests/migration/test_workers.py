@@ -94,7 +94,8 @@ WORKER = textwrap.dedent(
                     answer = {"problem": problem.status, "detail": problem.detail}
                 status = manager.status()
                 answer |= {"weight": status.weight, "phase": status.phase, "driving": manager._engine.driving,
-                           "latched": status.latched, "rollout": status.rollout}
+                           "latched": status.latched, "rollout": status.rollout, "verdict": status.verdict,
+                           "told": status.requests.get("old", 0) + status.requests.get("new", 0)}
                 print(json.dumps(answer), flush=True)
 
     asyncio.run(main())
@@ -208,6 +209,18 @@ def test_a_worker_that_slept_through_a_whole_rollout_serves_what_it_came_to(work
         for worker in workers:
             assert worker.ask("hit 0 50")[serves] == 50
         assert two.ask(verb)["problem"] == 409  # it serves already, and this worker knows
+
+
+@pytest.mark.fault
+def test_whoever_is_asked_tells_what_the_leader_knows(workers: list[Worker]) -> None:
+    workers[0].ask("start")
+    for worker in workers:
+        worker.until("weight", 0.2)
+    for worker in workers:
+        worker.ask("hit 0 30")
+    for worker in workers:
+        worker.until("told", 60)
+        worker.until("verdict", "hold")
 
 
 @pytest.mark.fault
