@@ -1,11 +1,23 @@
-"""Limits failed tries per address. Pure: time comes in, a verdict goes out; memory is bounded."""
+"""Limits failed tries per address (64 bits of an IPv6 one). Pure: time comes in, a verdict goes out; memory is bounded."""
 
 from __future__ import annotations
 
+import ipaddress
 from collections import OrderedDict
 from typing import Final
 
 _ADDRESSES: Final = 4096
+
+
+def network_of(address: str) -> str:
+    """What one somebody has: an IPv4 address, or the 64 bits of an IPv6 network that a single machine gets. Pure."""
+    try:
+        parsed = ipaddress.ip_address(address)
+    except ValueError:
+        return address[:64]
+    if isinstance(parsed, ipaddress.IPv6Address) and parsed.ipv4_mapped is None:
+        return parsed.packed[:8].hex()
+    return str(getattr(parsed, "ipv4_mapped", None) or parsed)
 
 
 class FailedTries:
@@ -22,6 +34,7 @@ class FailedTries:
     def failed(self, address: str, now: float, most: int, window: float) -> float | None:
         """Note a failure at `now` (monotonic seconds). Returns the seconds to wait when there were too many."""
         self.total += 1
+        address = network_of(address)
         began, count = self._seen.pop(address, (now, 0))
         if now - began >= window:
             began, count = now, 0

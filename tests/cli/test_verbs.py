@@ -122,17 +122,8 @@ EVIL = "\x1b[2J\x07\x9b31m\u202eevil[bold]\udc80"
 
 
 def test_shown_data_steers_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    show(
-        {
-            "name": EVIL,
-            EVIL: 1,
-            "rows": [{EVIL: EVIL}],
-            "list": [EVIL],
-            "deep": {EVIL: {"a": EVIL}},
-            f"{EVIL}s": [{"a": 1}],
-        },
-        False,
-    )
+    rows = {"rows": [{EVIL: EVIL}], f"{EVIL}s": [{"a": 1}]}
+    show({"name": EVIL, EVIL: 1, "list": [EVIL], "deep": {EVIL: {"a": EVIL}}, **rows}, False)
     show({EVIL: EVIL}, True)
     shown = capsys.readouterr().out
     assert "[bold]" in shown

@@ -14,6 +14,7 @@ from deia_hardening.control import tokens
 from deia_hardening.control.codec import plain
 from deia_hardening.control.http import Peer, Way
 from deia_hardening.control.settings import ControlSettings
+from deia_hardening.control.tries import FailedTries
 from deia_hardening.errors import SettingsError
 from deia_hardening.settings import load
 
@@ -473,3 +474,11 @@ async def test_expect_continue_is_answered(service: Any, probe: Any) -> None:
     assert b" 200 " in await reader.read(-1)
     writer.close()
     assert probe.done == ["x"]
+
+
+def test_one_machine_with_many_ipv6_addresses_has_no_more_tries() -> None:
+    tries = FailedTries()
+    waits = [tries.failed(f"2001:db8::{number:x}", 0.0, 3, 60.0) for number in range(5)]
+    assert waits == [None, None, None, 60.0, 60.0]
+    assert tries.failed("2001:db8:0:1::1", 0.0, 3, 60.0) is None
+    assert [tries.failed(text, 0.0, 1, 60.0) for text in ("192.0.2.1", "::ffff:192.0.2.1")] == [None, 60.0]

@@ -13,7 +13,8 @@ from websockets.sync.client import connect
 from .test_servers import COMMANDS
 
 NAMES = (
-    "uvicorn", "uvicorn --workers", "granian", "gunicorn", "hypercorn", "deia-hardening run", "deia-hardening run --workers",
+    "uvicorn", "uvicorn --workers", "granian", "gunicorn", "hypercorn", "deia-hardening run",
+    "deia-hardening run --workers",
 )  # fmt: skip
 
 
