@@ -1,4 +1,4 @@
-"""Limits failed tries per address (64 bits of an IPv6 one). Pure: time comes in, a verdict goes out; memory is bounded."""
+"""Limits failed tries per address (64 bits of an IPv6 one). Pure: time in, a verdict out; memory is bounded."""
 
 from __future__ import annotations
 
