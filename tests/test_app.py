@@ -443,3 +443,20 @@ async def test_liveness_does_not_depend_on_the_start(home: Path) -> None:
     home.write_text("a file where the folder should be")
     assert (await request(app, "GET", "/deia/livez")).status == 200
     assert (await request(app, "GET", "/deia/readyz")).status == 503
+
+
+@pytest.mark.parametrize("late", [None, ValueError("a background task's")])
+async def test_a_layer_is_told_when_the_call_is_over_and_how_it_ended(home: Path, late: Exception | None) -> None:
+    told: list[Any] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        context: RequestContext = scope["deia_hardening"]
+        context.on_return(lambda: told.append((context.exchange.complete, context.error)))
+        await number(scope, receive, send)
+        told.append("background work")
+        if late is not None:
+            raise late
+
+    recorder = await ASGIRecorder(harden(app, {"home": str(home)}), http_scope("/")).run()
+    assert recorder.error is late
+    assert told == ["background work", (True, late)]
