@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
+from typing import Any, Final, TypeAlias, TypeVar
 
 from deia_hardening.clock import SYSTEM_CLOCK, Clock
 from deia_hardening.store.base import (
@@ -29,12 +29,9 @@ from deia_hardening.store.base import (
 )
 from deia_hardening.store.epoch import HomePage
 from deia_hardening.store.held import hold_in_thread
-from deia_hardening.store.postgres_session import PostgresSession
+from deia_hardening.store.postgres_session import NamespaceGone, PostgresSession
 from deia_hardening.store.settings import StoreSettings
 from deia_hardening.store.transaction import PAGE_PREFIX, check_page_fields
-
-if TYPE_CHECKING:
-    pass
 
 T = TypeVar("T")
 
@@ -93,7 +90,7 @@ class PostgresStore:
 
     def revision(self) -> int:
         """The newest revision of the namespace."""
-        return int(self._rows("SELECT revision FROM deia_store_meta WHERE namespace = %s")[0][0])
+        return int(self._meta("revision"))
 
     def changes(self, prefix: str, since: int, limit: int) -> Sequence[Change]:
         """What changed after revision `since`, oldest first. Raises WatchExpired when deletions were forgotten."""
@@ -125,7 +122,7 @@ class PostgresStore:
 
     def identity(self) -> str:
         """What tells this namespace from one made anew."""
-        return str(self._rows("SELECT identity FROM deia_store_meta WHERE namespace = %s")[0][0])
+        return str(self._meta("identity"))
 
     def stamp(self) -> object:
         """None: only asking tells."""
@@ -189,8 +186,10 @@ class PostgresStore:
 
     def _take_turn(self, cursor: Any) -> tuple[int, str]:
         cursor.execute("SELECT revision, identity FROM deia_store_meta WHERE namespace = %s FOR UPDATE", (self._space,))
-        revision, identity = cursor.fetchone()
-        return int(revision), str(identity)
+        row = cursor.fetchone()
+        if row is None:
+            raise NamespaceGone
+        return int(row[0]), str(row[1])
 
     def _end_turn(self, cursor: Any, last: int) -> None:
         keep = float(self._settings.tombstones)
@@ -288,6 +287,16 @@ class PostgresStore:
         def work(cursor: Any) -> Any:
             cursor.execute(statement, (self._space, *arguments) if named else arguments)
             return cursor.fetchall()
+
+        return self._work(work)
+
+    def _meta(self, column: str) -> Any:
+        def work(cursor: Any) -> Any:
+            cursor.execute(f"SELECT {column} FROM deia_store_meta WHERE namespace = %s", (self._space,))  # noqa: S608
+            row = cursor.fetchone()
+            if row is None:
+                raise NamespaceGone
+            return row[0]
 
         return self._work(work)
 

@@ -66,8 +66,8 @@ class PostgresSession:
             fresh = self._connection is None
             try:
                 return self._once(work)
-            except _NotBegun:
-                if fresh:
+            except _NotBegun as error:
+                if fresh and not isinstance(error, _Elsewhere):
                     raise
                 return self._once(work)  # the connection had died while nobody used it
 
@@ -118,25 +118,36 @@ class PostgresSession:
             # Acknowledged means on disk, whatever the server's default is.
             options=f"-c synchronous_commit=on -c lock_timeout={milliseconds} -c statement_timeout={milliseconds * 2}",
             tcp_user_timeout=milliseconds * 2,
+            keepalives_idle=timeout
+            * 2,  # the system's two hours would hold every caller when the server's host is gone
+            keepalives_interval=timeout,
+            keepalives_count=2,
         )
-        if not self._prepared:
-            with connection.transaction(), connection.cursor() as cursor:
-                cursor.execute("SELECT pg_advisory_xact_lock(%s)", (_SCHEMA_LOCK,))
-                cursor.execute(_SCHEMA)
-                cursor.execute(
-                    "INSERT INTO deia_store_meta VALUES (%s, %s, %s, "
-                    "(extract(epoch FROM clock_timestamp()) * 1000)::bigint, 0, clock_timestamp()) "
-                    "ON CONFLICT DO NOTHING",
-                    (self._settings.namespace, FORMAT, secrets.token_hex(8)),
-                )
-                cursor.execute("SELECT format FROM deia_store_meta WHERE namespace = %s", (self._settings.namespace,))
-                found = (cursor.fetchone() or (0,))[0]
-            if found > FORMAT:
-                connection.close()
-                raise StoreError(f"{self.place} has format {found}; this release reads up to {FORMAT}: upgrade")
-            self._prepared = True
+        try:
+            if not self._prepared:
+                self._prepare(connection)
+        except BaseException:
+            connection.close()
+            raise
+        self._prepared = True
         reaper.watch(self)
         return connection
+
+    def _prepare(self, connection: psycopg.Connection[Any]) -> None:
+        """Make the tables and the namespace where they are missing; refuse those of a newer release."""
+        with connection.transaction(), connection.cursor() as cursor:
+            cursor.execute("SELECT pg_advisory_xact_lock(%s)", (_SCHEMA_LOCK,))
+            cursor.execute(_SCHEMA)
+            cursor.execute(
+                "INSERT INTO deia_store_meta VALUES (%s, %s, %s, "
+                "(extract(epoch FROM clock_timestamp()) * 1000)::bigint, 0, clock_timestamp()) "
+                "ON CONFLICT DO NOTHING",
+                (self._settings.namespace, FORMAT, secrets.token_hex(8)),
+            )
+            cursor.execute("SELECT format FROM deia_store_meta WHERE namespace = %s", (self._settings.namespace,))
+            found = (cursor.fetchone() or (0,))[0]
+        if found > FORMAT:
+            raise StoreError(f"{self.place} has format {found}; this release reads up to {FORMAT}: upgrade")
 
     def _once(self, work: Callable[[Any], T]) -> T:
         began = False
@@ -147,6 +158,8 @@ class PostgresSession:
             with connection.transaction(), connection.cursor() as cursor:
                 began = True
                 return work(cursor)
+        except NamespaceGone as error:
+            raise self._elsewhere(f"{self.place}: {error}") from error
         except StoreError:
             raise
         except Exception as error:
@@ -154,9 +167,11 @@ class PostgresSession:
 
             if not isinstance(error, psycopg.Error):
                 raise
+            where = f"{self.place}: {_first_line(error)}"
+            if isinstance(error, (psycopg.errors.UndefinedTable, psycopg.errors.ReadOnlySqlTransaction)):
+                raise self._elsewhere(f"{where}; nothing was written; try again") from error
             if isinstance(error, psycopg.OperationalError) and not isinstance(error, psycopg.errors.LockNotAvailable):
                 self._drop()
-            where = f"{self.place}: {_first_line(error)}"
             if not began:
                 raise _NotBegun(f"{where}; nothing was written; try again") from error
             raise StoreUnavailable(
@@ -165,9 +180,25 @@ class PostgresSession:
         finally:
             self._used = time.monotonic()
 
+    def _elsewhere(self, told: str) -> _Elsewhere:
+        self._prepared = False
+        self._drop()
+        return _Elsewhere(told)
+
+
+class NamespaceGone(StoreUnavailable):
+    """The database has no row for the namespace (any more)."""
+
+    def __init__(self) -> None:
+        super().__init__("the namespace is not there; nothing was written; try again")
+
 
 class _NotBegun(StoreUnavailable):
-    """No transaction was begun, so trying again is safe."""
+    """Nothing was done, so trying again is safe."""
+
+
+class _Elsewhere(_NotBegun):
+    """Another server answers than the one that was prepared: a standby, a restored or an empty database."""
 
 
 def _first_line(error: Exception) -> str:

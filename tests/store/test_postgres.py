@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import socket
 import subprocess
 import sys
+import tempfile
 import textwrap
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from deia_hardening.store import HomePage, SharedStore, StoreSettings, StoreUnavailable
+from deia_hardening.store import HomePage, SharedStore, StaleRevision, StoreSettings, StoreUnavailable
 from deia_hardening.store.postgres import PostgresStore
 
 
@@ -117,3 +122,136 @@ def test_the_driver_is_imported_only_when_it_is_used() -> None:
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, env=dict(os.environ)
     )
     assert done.stdout.strip() == "False", done.stderr
+
+
+def run_sql(url: str, *statements: str) -> None:
+    import psycopg
+
+    with psycopg.connect(url, autocommit=True) as connection:
+        for statement in statements:
+            connection.execute(statement)
+
+
+@pytest.fixture
+def database(postgres_url: str) -> Iterator[str]:
+    """The URL of a database that a test may break."""
+    run_sql(postgres_url, "CREATE DATABASE breakable")
+    yield postgres_url.replace("/postgres?", "/breakable?")
+    run_sql(postgres_url, "DROP DATABASE breakable WITH (FORCE)")
+
+
+def test_a_server_that_became_a_standby_is_left_for_the_one_that_writes(database: str, clock: Any) -> None:
+    run_sql(database, "ALTER DATABASE breakable SET default_transaction_read_only = on")
+    store = PostgresStore(database, None, StoreSettings(), clock)
+    with pytest.raises(StoreUnavailable, match="nothing was written"):
+        store.put("k", b"1")
+    run_sql(database, "SET default_transaction_read_only = off",
+            "ALTER DATABASE breakable SET default_transaction_read_only = off")  # fmt: skip
+    assert store.put("k", b"1")
+    old = pid_of(store)
+    run_sql(database, "ALTER DATABASE breakable SET default_transaction_read_only = on")
+    end(database, old)
+    with pytest.raises(StoreUnavailable, match="nothing was written"):
+        store.put("k", b"2")
+    run_sql(database, "SET default_transaction_read_only = off",
+            "ALTER DATABASE breakable SET default_transaction_read_only = off")  # fmt: skip
+    assert store.put("k", b"2")  # although the connection is as it was
+    store.close()
+
+
+@pytest.mark.parametrize(
+    "loss", ["DROP TABLE deia_store_meta, deia_store_entries, deia_store_leases", "DELETE FROM deia_store_meta"]
+)
+@pytest.mark.parametrize("idle", [False, True])
+def test_a_database_that_was_replaced_by_an_empty_one_is_prepared_anew(
+    database: str, clock: Any, loss: str, idle: bool
+) -> None:
+    store = PostgresStore(database, None, StoreSettings(), clock)
+    before = store.put("k", b"1")
+    identity = store.identity()
+    if idle:
+        store.close()
+    run_sql(database, loss)
+    assert store.put("other", b"2") > before
+    assert store.identity() != identity
+    assert store.lease_take("x", 30, "a")
+    store.close()
+
+
+class Between:
+    """A server's socket in front of the server's: passes everything on, until it is told to lose the answers."""
+
+    def __init__(self, folder: Path, server: str) -> None:
+        self.server = server
+        self.losing = threading.Event()
+        self.ends: list[socket.socket] = []
+        self.socket = socket.socket(socket.AF_UNIX)
+        self.socket.bind(str(folder / ".s.PGSQL.5432"))
+        self.socket.listen()
+        threading.Thread(target=self.accept, daemon=True).start()
+
+    def accept(self) -> None:
+        while True:
+            try:
+                client = self.socket.accept()[0]
+            except OSError:
+                return
+            server = socket.socket(socket.AF_UNIX)
+            server.connect(self.server)
+            self.ends += [client, server]
+            for source, target, answers in ((client, server, False), (server, client, True)):
+                threading.Thread(target=self.pass_on, args=(source, target, answers), daemon=True).start()
+
+    def pass_on(self, source: socket.socket, target: socket.socket, answers: bool) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                if answers and self.losing.is_set() and b"COMMIT" in data:
+                    break
+                target.sendall(data)
+        for end_of in (source, target):
+            with contextlib.suppress(OSError):
+                end_of.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        self.socket.shutdown(socket.SHUT_RDWR)
+        for end_of in (self.socket, *self.ends):
+            end_of.close()
+
+
+def test_a_connection_cut_at_the_commit_says_that_the_outcome_is_unknown(postgres_url: str, clock: Any) -> None:
+    with tempfile.TemporaryDirectory(prefix="deia-pg-") as folder:
+        between = Between(Path(folder), postgres_url.partition("host=")[2] + "/.s.PGSQL.5432")
+        store = PostgresStore(f"postgresql://deia@/postgres?host={folder}", None, StoreSettings(namespace="cut"), clock)
+        before = store.put("k", b"1")
+        between.losing.set()
+        with pytest.raises(StoreUnavailable, match="whether the last write arrived is unknown"):
+            store.put("k", b"2", if_revision=before)
+        between.losing.clear()
+        assert store.get("k").value == b"2"  # it had arrived: only the answer was lost
+        with pytest.raises(StaleRevision):
+            store.put("k", b"2", if_revision=before)
+        store.close()
+        between.close()
+
+
+def test_of_processes_that_ask_at_once_one_gets_the_lease(postgres_url: str, clock: Any) -> None:
+    stores = [PostgresStore(postgres_url, None, StoreSettings(namespace="race"), clock) for _ in range(4)]
+    barrier = threading.Barrier(len(stores))
+    granted: list[tuple[int, int]] = []
+
+    def ask(store: PostgresStore) -> None:
+        for number in range(25):
+            barrier.wait(60)
+            grant = store.lease_take(f"lease-{number}", 60, "x")
+            if grant is not None:
+                granted.append((number, grant.token))
+
+    threads = [threading.Thread(target=ask, args=(store,)) for store in stores]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    for store in stores:
+        store.close()
+    assert sorted(number for number, _ in granted) == list(range(25))
+    assert len({token for _, token in granted}) == 25
