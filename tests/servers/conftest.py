@@ -55,7 +55,10 @@ class Server:
     def terminate(self, seconds: float = 25) -> int:
         """SIGTERM, and wait for the end."""
         self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(seconds)
+        try:
+            return self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"still up {seconds:g} s after SIGTERM:\n{self.log.read_text()}") from None
 
     def end(self) -> None:
         if self.process.poll() is None:
