@@ -24,21 +24,11 @@ _PEEK = socket.MSG_PEEK | socket.MSG_DONTWAIT
 class Connection(ResponseReader, asyncio.Protocol):
     """A connection in the hands of its pool (idle) or of one call (active)."""
 
-    transport: asyncio.Transport
-    deadline = 0.0
-    watch_at = 0.0
-    since = 0.0
-    requests = 0
-    uploaded = True
-    watched = False
-    lost = False
-    refused = False
-    queued = False
-    sending_paused = False
-    error: BaseException | None = None
-    task: asyncio.Task[None] | None = None
-    receive: Callable[[], Awaitable[Message]] | None = None
-    context: Context | None = None
+    __slots__ = (
+        "_flow", "_limit", "_reading_paused",
+        "context", "deadline", "error", "local", "lost", "pool", "queued", "receive", "refused", "requests",
+        "sending_paused", "since", "sock", "task", "transport", "uploaded", "waiter", "watch_at", "watched",
+    )  # fmt: skip
 
     def __init__(self, pool: Pool, sock: socket.socket | None, *, local: bool) -> None:
         settings = pool.settings
@@ -46,10 +36,19 @@ class Connection(ResponseReader, asyncio.Protocol):
         self.pool = pool
         self.sock = sock
         self.local = local
-        self._limit = settings.buffer
-        self._reading_paused = False
+        self.transport: asyncio.Transport
+        self.deadline = self.watch_at = self.since = 0.0
+        self.requests = 0
+        self.uploaded = True
+        self.watched = self.lost = self.refused = self.queued = self.sending_paused = False
+        self.error: BaseException | None = None
+        self.task: asyncio.Task[None] | None = None
+        self.receive: Callable[[], Awaitable[Message]] | None = None
+        self.context: Context | None = None
         self.waiter: asyncio.Future[None] | None = None
         """Set by a call that waits for the next event; it then looks again at `events`, `done` and `error`."""
+        self._limit = int(settings.buffer)
+        self._reading_paused = False
         self._flow: asyncio.Future[None] | None = None
 
     # the transport calls these
