@@ -210,6 +210,8 @@ def forwardable(scope: Scope, route: Route) -> list[tuple[str, str]]:
         if b"\r" in value or b"\n" in value or b"\0" in value:
             raise BadRequest("a line end or NUL inside a header field")
         if kind == _HOST:
+            if host is not None:
+                raise BadRequest("more than one Host field")
             host = value
         elif kind == _CONNECTION:
             nominated.update(option.strip(b" \t").lower() for option in value.split(b","))

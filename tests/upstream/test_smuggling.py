@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deia_hardening.upstream import FailedBeforeStart, UpstreamError, UpstreamSettings, open_upstream
-from deia_hardening.upstream.request import BadRequest, Route, encode, encode_target
+from deia_hardening.upstream.request import BadRequest, Route, encode, encode_target, forwardable
 from deia_hardening.upstream.response import Malformed, ResponseReader
 
 ROUTE = Route(host=b"up", keep_host=True)
@@ -79,6 +79,35 @@ def encoded(scope: dict[str, Any]) -> Any:
 def test_an_ambiguous_request_is_refused(name):
     with pytest.raises(BadRequest):
         encoded(scope_of(**CLIENT[name]))
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        [(b"host", b"a"), (b"host", b"b")],
+        [(b"x-a", b"b\r\nx-evil: 1")],
+        [(b"x-a", b"b\nx-evil: 1")],
+        [(b"x-a", b"b\0")],
+        [(b"x-a: 1\r\nx-evil", b"2")],
+        [(b"transfer-encoding ", b"chunked")],
+    ],
+)
+def test_an_ambiguous_handshake_is_refused(headers):
+    with pytest.raises(BadRequest):
+        forwardable(scope_of(type="websocket", headers=headers), ROUTE)
+
+
+def test_a_client_can_not_have_removed_what_we_add():
+    """`Connection: x-forwarded-for, x-deia-context` takes neither the front's own lines nor its framing away."""
+    named = b"x-forwarded-for, x-deia-context, host, content-length, transfer-encoding, x-own"
+    headers = [(b"connection", named), (b"x-own", b"1"), (b"x-deia-context", b"forged"), (b"content-length", b"2")]
+    scope = scope_of(headers=headers, client=("192.0.2.7", 1))
+    route = Route(b"upstream", forwarded=True)
+    head = encode(scope, route, encode_target(scope, b""), (b"x-deia-context: ours",))
+    data = head.framed(head.length)
+    assert b"x-forwarded-for: 192.0.2.7\r\n" in data and b"content-length: 2\r\n" in data
+    assert data.count(b"x-deia-context") == 1 and b"x-deia-context: ours\r\n" in data
+    assert b"host: upstream\r\n" in data and b"x-own" not in data
 
 
 def test_it_is_answered_400_without_a_connection(run, tmp_path, call):
