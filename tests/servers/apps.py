@@ -7,7 +7,7 @@ import contextlib
 import os
 from collections.abc import AsyncIterator
 
-from fastapi import FastAPI, WebSocket
+from fastapi import FastAPI, Request, WebSocket
 from fastapi.responses import StreamingResponse
 
 from deia_hardening import RequestContext, current, harden
@@ -28,9 +28,12 @@ def bare() -> FastAPI:
         return {"hardened": bool(current(RequestContext).id), "pid": os.getpid()}
 
     @app.get("/who")
-    async def who() -> dict[str, object]:
+    async def who(request: Request) -> dict[str, object]:
         context = current(RequestContext)
-        return {"id": context.id, "claimed": context.claims.get("x-request-id")}
+        client = request.client.host if request.client else ""
+        return {
+            "id": context.id, "claimed": context.claims.get("x-request-id"), "client": client, "url": str(request.url),
+        }  # fmt: skip
 
     @app.get("/endless")
     async def endless() -> StreamingResponse:

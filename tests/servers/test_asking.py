@@ -25,7 +25,7 @@ COMMANDS = {
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_a_request_id_is_believed_from_a_verified_proxy_only(name: str, serve: Callable[..., Any]) -> None:
+def test_only_a_verified_proxy_is_believed_on_id_client_and_scheme(name: str, serve: Callable[..., Any]) -> None:
     command, verified, peer_is_trusted = COMMANDS[name]
     # The peer is 127.0.0.1. One service trusts it, another an address that the client merely claims.
     claimed = () if "verified" in name else (("10.0.0.1", False),)
@@ -33,9 +33,13 @@ def test_a_request_id_is_believed_from_a_verified_proxy_only(name: str, serve: C
         settings = f'requests:\n  trusted_proxies: ["{proxy}"]\n{verified}'
         server = serve(*command, settings=settings, DEIA__REQUESTS__LAME_DUCK="0s")
         connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)
-        connection.request("GET", "/who", headers={"x-request-id": "mine", "x-forwarded-for": "10.0.0.1"})
+        forwarded = {"x-forwarded-for": "6.6.6.6, 10.0.0.1", "x-forwarded-proto": "https"}
+        connection.request("GET", "/who", headers={"x-request-id": "mine", **forwarded})
         said = json.loads(connection.getresponse().read())
         connection.close()
         assert (said["id"] == "mine") is believed, (said, server.log.read_text())
         assert said["claimed"] == "mine"
+        if "believes everybody" not in name:  # that server has its own opinion
+            assert said["client"] == ("10.0.0.1" if believed else "127.0.0.1")
+            assert said["url"].startswith("https:" if believed else "http:")
         server.terminate()

@@ -17,9 +17,9 @@ COMMANDS = {
     "uvicorn --reload": [PYTHON, "-m", "uvicorn", "apps:app", "--reload", "--port", "{port}"],
     "uvicorn --lifespan off": [PYTHON, "-m", "uvicorn", "apps:app", "--lifespan", "off", "--port", "{port}"],
     "granian": ["granian", "--interface", "asgi", "apps:app", "--port", "{port}"],
-    "gunicorn": ["gunicorn", "-k", "uvicorn_worker.UvicornWorker", "-b", "127.0.0.1:{port}", "-w", "2", "apps:app"],
+    "gunicorn": ["gunicorn", "--no-control-socket", "-k", "uvicorn_worker.UvicornWorker", "-b", "127.0.0.1:{port}", "-w", "2", "apps:app"],
     "gunicorn --preload": [
-        "gunicorn", "--preload", "-k", "uvicorn_worker.UvicornWorker", "-b", "127.0.0.1:{port}", "apps:app",
+        "gunicorn", "--no-control-socket", "--preload", "-k", "uvicorn_worker.UvicornWorker", "-b", "127.0.0.1:{port}", "apps:app",
     ],
     "hypercorn": [PYTHON, "-m", "hypercorn", "apps:app", "-b", "127.0.0.1:{port}"],
     "deia-hardening run": [PYTHON, "-m", "deia_hardening.cli", "run", "apps:app", "--port", "{port}"],
