@@ -10,6 +10,9 @@ from typing import Any
 import pytest
 
 PYTHON = sys.executable
+GUNICORN = [
+    "gunicorn", "--no-control-socket", "-k", "uvicorn_worker.UvicornWorker", "-b", "127.0.0.1:{port}",
+]  # fmt: skip
 COMMANDS = {
     "uvicorn": [PYTHON, "-m", "uvicorn", "apps:app", "--port", "{port}"],
     "uvicorn --factory": [PYTHON, "-m", "uvicorn", "--factory", "apps:make", "--port", "{port}"],
@@ -17,10 +20,8 @@ COMMANDS = {
     "uvicorn --reload": [PYTHON, "-m", "uvicorn", "apps:app", "--reload", "--port", "{port}"],
     "uvicorn --lifespan off": [PYTHON, "-m", "uvicorn", "apps:app", "--lifespan", "off", "--port", "{port}"],
     "granian": ["granian", "--interface", "asgi", "apps:app", "--port", "{port}"],
-    "gunicorn": ["gunicorn", "--no-control-socket", "-k", "uvicorn_worker.UvicornWorker", "-b", "127.0.0.1:{port}", "-w", "2", "apps:app"],
-    "gunicorn --preload": [
-        "gunicorn", "--no-control-socket", "--preload", "-k", "uvicorn_worker.UvicornWorker", "-b", "127.0.0.1:{port}", "apps:app",
-    ],
+    "gunicorn": [*GUNICORN, "-w", "2", "apps:app"],
+    "gunicorn --preload": [*GUNICORN, "--preload", "apps:app"],
     "hypercorn": [PYTHON, "-m", "hypercorn", "apps:app", "-b", "127.0.0.1:{port}"],
     "deia-hardening run": [PYTHON, "-m", "deia_hardening.cli", "run", "apps:app", "--port", "{port}"],
     "deia-hardening run --workers": [
