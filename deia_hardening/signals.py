@@ -51,11 +51,14 @@ def install(core: Core, schedule: Schedule) -> None:
         standing = signal.getsignal(signal.SIGTERM)
         if standing is None:  # not a Python handler: it could not be chained
             return
-        with contextlib.suppress(ValueError):  # not the main interpreter
+        # Everything stands before the handler does: a signal may come between any two lines.
+        _previous, _installed, _leaving = standing, True, False
+        streams.reset()
+        streams.armed = True
+        try:
             signal.signal(signal.SIGTERM, _handle)
-            _previous, _installed, _leaving = standing, True, False
-            streams.reset()
-            streams.armed = True
+        except ValueError:  # not the main interpreter
+            _installed = streams.armed = False
 
 
 def remove(core: Core) -> None:
