@@ -134,11 +134,14 @@ def _init_fields(value: object) -> dict[str, Any] | None:
     return None
 
 
-def leaves(node: Node, path: str = "") -> Iterator[tuple[str, Node]]:
-    """Every leaf with its dotted path; a list and an empty map count as one leaf."""
+def leaves(node: Node, path: str = "", *, lists: bool = False) -> Iterator[tuple[str, Node]]:
+    """Every leaf with its dotted path; an empty map, and a list unless `lists` says otherwise, count as one leaf."""
     if isinstance(node, Mapping) and node.entries:
         for key, entry in node.entries.items():
-            yield from leaves(entry.node, f"{path}.{key}" if path else key)
+            yield from leaves(entry.node, f"{path}.{key}" if path else key, lists=lists)
+    elif lists and isinstance(node, Sequence) and node.items:
+        for index, item in enumerate(node.items):
+            yield from leaves(item, f"{path}[{index}]", lists=lists)
     else:
         yield path, node
 

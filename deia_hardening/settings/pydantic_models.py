@@ -8,10 +8,7 @@ from __future__ import annotations
 import datetime
 import json
 import re
-import types
-import typing
-from collections.abc import Iterator
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin
 
 from deia_hardening.settings.classes import refuse_overrides, unknown_key
 from deia_hardening.settings.fields import NO_SPEC, FieldSpec
@@ -19,9 +16,9 @@ from deia_hardening.settings.gather import FAILED, Gather, Reader
 from deia_hardening.settings.nodes import Mapping, Node, Place, Scalar, Sequence, leaves
 from deia_hardening.settings.problems import nearest
 from deia_hardening.settings.scalars import written
+from deia_hardening.settings.secrecy import base_of, names_secret, types_of
 from deia_hardening.settings.units import Seconds
 
-_SECRET_TYPES = ("SecretStr", "SecretBytes", "Secret")
 _QUOTED = re.compile(r"'([^']*)'")
 _WORDS = {"yes": "true", "on": "true", "no": "false", "off": "false"}
 
@@ -65,22 +62,22 @@ def model_reader(kind: Any) -> Reader:
 
 def _fitted(annotation: Any, node: Node, value: Any, key: str, gather: Gather) -> Any:
     """The plain value made ready for pydantic; unknown keys and file-only settings are noted, secrets hidden."""
-    options = list(_options(annotation))
+    options = list(types_of(annotation))
     if isinstance(node, Mapping):
         model = _model(options, node)
         if model is not None:
             return _fitted_model(model, node, value, key, gather)
-        inner = next((get_args(each)[1] for each in options if _base(each) is dict and len(get_args(each)) > 1), None)
+        inner = next((get_args(each)[1] for each in options if base_of(each) is dict and len(get_args(each)) > 1), None)
         if inner is not None:
             for name, entry in node.entries.items():
                 value[name] = _fitted(inner, entry.node, value[name], f"{key}.{name}", gather)
     elif isinstance(node, Sequence):
         listed = next(
-            (each for each in options if _base(each) in (list, tuple, set, frozenset) and get_args(each)), None
+            (each for each in options if base_of(each) in (list, tuple, set, frozenset) and get_args(each)), None
         )
         kinds = get_args(listed) if listed is not None else ()
         for index, item in enumerate(node.items if kinds else ()):
-            fixed = _base(listed) is tuple and Ellipsis not in kinds
+            fixed = base_of(listed) is tuple and Ellipsis not in kinds
             inner = kinds[index] if fixed and index < len(kinds) else kinds[0]
             value[index] = _fitted(inner, item, value[index], f"{key}[{index}]", gather)
     elif options == [str] and node.text is not None and Gather.raw_text(node):
@@ -103,35 +100,16 @@ def _fitted_model(model: Any, node: Mapping, value: Any, key: str, gather: Gathe
                 unknown_key(gather, place, inner, name, names)
             continue
         extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
-        secret = bool(extra.get("secret")) or _is_secret(field.annotation)
+        secret = bool(extra.get("secret")) or names_secret(field.annotation)
         if secret:
             gather.hidden.setdefault(inner, "***")
-            for path, leaf in leaves(child):
+            for path, leaf in leaves(child, lists=True):
                 if isinstance(leaf, Scalar) and isinstance(leaf.value, (str, int)):
                     gather.secrets.setdefault(f"{inner}.{path}" if path else inner, str(leaf.value))
         if secret or extra.get("file_only"):
             refuse_overrides(child, inner, gather)
         value[name] = _fitted(field.annotation, child, value[name], inner, gather)
     return value
-
-
-def _options(annotation: Any) -> Iterator[Any]:
-    """The types that an annotation names, `None` and `Annotated` apart."""
-    origin = get_origin(annotation)
-    if origin is typing.Annotated:
-        yield from _options(get_args(annotation)[0])
-    elif origin is Union or origin is types.UnionType:
-        for each in get_args(annotation):
-            yield from _options(each)
-    elif annotation is not type(None):
-        yield annotation
-
-
-def _base(annotation: Any) -> Any:
-    origin = get_origin(annotation)
-    if isinstance(origin, type) and origin.__module__ == "collections.abc":
-        return dict if origin.__name__.endswith("Mapping") else list
-    return origin
 
 
 def _model(options: list[Any], node: Mapping) -> Any:
@@ -158,12 +136,6 @@ def _names(kind: Any) -> dict[str, Any]:
         if by_name:
             names[name] = field
     return names
-
-
-def _is_secret(annotation: Any) -> bool:
-    if isinstance(annotation, type) and annotation.__module__.startswith("pydantic"):
-        return any(base.__name__ in _SECRET_TYPES for base in annotation.__mro__)
-    return any(_is_secret(each) for each in get_args(annotation))
 
 
 # -- what pydantic says -----------------------------------------------------------------------------------------

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 from typing import Any
 
 from deia_config.history import flatten, nest
 from deia_hardening.plugin import Problem
-from deia_hardening.settings.classes import fields_of
 from deia_hardening.settings.nodes import Scalar, leaves
 from deia_hardening.settings.plain import restart_values, to_plain
-from deia_hardening.settings.structure import is_settings_class
+from deia_hardening.settings.secrecy import refers, without_secrets
 
 
 def sections_of(revision: Any) -> dict[str, Any]:
@@ -39,8 +37,8 @@ def references(document: Any) -> dict[str, str]:
     found: dict[str, str] = {}
     if document is None:
         return found
-    for key, node in leaves(document.root):
-        if isinstance(node, Scalar) and isinstance(node.value, str) and "${" in node.value:
+    for key, node in leaves(document.root, lists=True):
+        if isinstance(node, Scalar) and refers(node.value):
             found[key] = node.value
     return found
 
@@ -58,30 +56,14 @@ def blame(revision: Any, key: str) -> list[tuple[str, Any]]:
     """Where a value comes from, the winner first, then what it shadows; at last its default. Redacted."""
     values = effective(revision)
     below = [known for known in values if known == key or known.startswith((f"{key}.", f"{key}["))]
-    if not below:
+    node = revision.document.find(key)
+    if not below and node is None:
         raise Problem(404, f"there is no setting {key!r}; `config show` lists them")
-    masked = values.get(key) == "***" or is_secret(revision, key)
+    name, *path = key.replace("[", ".").replace("]", "").split(".")
+    kind = type(sections_of(revision).get(name))
     told: list[tuple[str, Any]] = []
-    for place, value in revision.document.blame(key):
-        reference = isinstance(value, str) and "${" in value
-        told.append((str(place), "***" if masked and value is not None and not reference else value))
+    for each in () if node is None else (node, *node.beneath):
+        told.append((str(each.place), without_secrets(each, kind, tuple(path))))
     if not told:
         told.append(("<default>", values.get(key, nest({known: values[known] for known in below}))))
     return told
-
-
-def is_secret(revision: Any, key: str) -> bool:
-    """Whether the setting, or something that it stands in, is secret."""
-    name, *path = key.split(".")
-    value: Any = sections_of(revision).get(name)
-    for part in path:
-        if not is_settings_class(type(value)):
-            return False
-        with contextlib.suppress(Exception):
-            known = fields_of(type(value)).get(part)
-            if known is not None and known.spec.secret:
-                return True
-        if hasattr(getattr(value, part, None), "get_secret_value"):
-            return True
-        value = getattr(value, part, None)
-    return False

@@ -240,7 +240,10 @@ class Follower:
             await self._host.clock.sleep(self._settings().settle)
 
     def _secrets_rotated(self) -> bool:
-        """Whether a file that a `${file:…}` refers to was replaced since the last look. Blocking."""
+        """Whether a file that a `${file:…}` refers to was replaced since the last look. Blocking.
+
+        At the first look nobody knows: they may have been replaced since the settings were read.
+        """
         stamps: list[tuple[str, int, int, int]] = []
         document = self._host.revisions.document
         for text in references(document).values():
@@ -252,7 +255,7 @@ class Follower:
                     found = path.stat()
                     stamps.append((name, found.st_mtime_ns, found.st_size, found.st_ino))
         before, self._secret_stamps = self._secret_stamps, stamps
-        return before is not None and before != stamps
+        return bool(stamps) if before is None else before != stamps
 
     async def _look_at_flags(self, force: bool) -> bool:
         manager = self._manager

@@ -10,11 +10,13 @@ import asyncio
 import gc
 import random
 import threading
+from functools import partial
 from typing import Any
 
 import pytest
 
 from deia_hardening.plugin import Problem
+from deia_hardening.runtime import runtime
 
 
 def text(number: int, picky: str, value: int = 1, extra: str = "") -> str:
@@ -23,7 +25,7 @@ def text(number: int, picky: str, value: int = 1, extra: str = "") -> str:
     return f"config: {{cut_off: refuse}}\n{app}picky:\n  use: {picky}\n  value: {value}\n{extra}"
 
 
-async def campaign(start: Any, picky: str, limits: Any, steps: int, seed: int, most: int = 1000) -> None:
+async def campaign(start: Any, picky: str, limits: Any, steps: int, seed: int, forced: bool = False) -> None:
     rng = random.Random(seed)
     torn: list[Any] = []
     reads = 0
@@ -67,6 +69,11 @@ async def campaign(start: Any, picky: str, limits: Any, steps: int, seed: int, m
                 else:
                     with pytest.raises(Problem):
                         await service.manager.set("app.max_bots", 0)
+                if forced and action != "half":  # a reload for each of them, whatever comes of it
+                    follower = core.plugins["config"].follower
+                    refused = action in ("refused", "broken", "plugin refuses")
+                    fine = await runtime().run(partial(follower.look, force=True))
+                    assert fine != refused or action == "override", action
                 await asyncio.sleep(rng.choice([0, 0.005, 0.03]))
                 seen = core.revision.settings[limits]
                 assert seen.max_bots in allowed, (action, seen)
@@ -78,7 +85,7 @@ async def campaign(start: Any, picky: str, limits: Any, steps: int, seed: int, m
             reader.join()
         assert not torn, torn[:3]
         print(f"{reads} reads, {service.manager.revision} revisions")
-        assert reads > most
+        assert reads > (10**7 if steps == 10_000 else 1000)
     gc.collect()
     assert not [thread for thread in threading.enumerate() if thread.name == "deia-config-watch"]
 
@@ -93,7 +100,14 @@ async def test_no_torn_read_and_nothing_refused_is_ever_seen(start: Any, picky: 
 async def test_ten_thousand_reloads(start: Any, picky: str, limits: Any) -> None:
     seed = random.randrange(1 << 32)
     print("seed", seed)
-    await campaign(start, picky, limits, 10_000, seed, 10**7)
+    await campaign(start, picky, limits, 10_000, seed, forced=True)
+
+
+async def test_every_save_is_a_reload_that_is_taken_or_refused(start: Any, picky: str, limits: Any) -> None:
+    """A slice of the ten thousand."""
+    seed = random.randrange(1 << 32)
+    print("seed", seed)
+    await campaign(start, picky, limits, 40, seed, forced=True)
 
 
 async def test_requests_never_fail_while_reloads_go_on(start: Any, picky: str) -> None:

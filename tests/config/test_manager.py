@@ -1,15 +1,32 @@
+# ruff: noqa: E501
 from __future__ import annotations
 
 import asyncio
 import json
+import os
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 
+from deia_config import ConfigManager
 from deia_hardening.plugin import Actor, Problem
+from deia_hardening.settings import setting
 
 ONE = "config: {}\napp:\n  max_bots: 1\n  token: ${env:APP_TOKEN}\n"
+
+
+@attrs.frozen
+class Peer:
+    key: str = setting("", "a key", secret=True)
+    port: int = setting(1, "a port")
+
+
+@attrs.frozen
+class Fleet:
+    peers: tuple[Peer, ...] = setting((), "peers")
+    named: dict[str, Peer] = setting(None, "peers by name", factory=dict)
 
 
 @pytest.fixture(autouse=True)
@@ -122,6 +139,50 @@ async def test_an_inline_secret_is_masked_in_blame(start: Any) -> None:
     async with start(ONE.replace("${env:APP_TOKEN}", "plain-secret")) as service:
         assert service.manager.blame("app.token")[0][1] == "***"
         assert "plain-secret" not in repr(service.manager.show())
+
+
+async def test_secrets_in_lists_show_nowhere_and_are_rotated(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from deia_hardening import harden
+    from deia_hardening.testing.live import running
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        for phase in ("startup", "shutdown"):
+            await receive()
+            await send({"type": f"lifespan.{phase}.complete"})
+
+    secret = folder.parent / "peer-key"
+    secret.write_text("peer-secret-1")
+    (folder / "h.yaml").write_text(
+        f"config: {{content_check: 50ms}}\napp:\n  peers: [{{key: '${{file:{secret}}}'}}, {{key: 'inline-key$${{', port: 2}}]\n"
+        "  named: {a: {key: named-key}}\n"
+    )
+    (folder / "i.yaml").write_text("app: {named: {a: {key: shadowing-key}}}\n")
+    hardened = await asyncio.to_thread(harden, app, folder, app_settings=Fleet)
+    async with running(hardened, {}) as run:
+        manager = run.service(ConfigManager)
+        shown = [manager.show(), manager.status()]
+        for key in (
+            "app",
+            "app.peers",
+            "app.peers[0].key",
+            "app.peers.1",
+            "app.peers[1].key",
+            "app.named",
+            "app.named.a.key",
+        ):
+            shown.append(manager.blame(key))
+        for word in ("peer-secret-1", "inline-key", "named-key", "shadowing-key"):
+            assert word not in repr(shown)
+        assert manager.blame("app.peers[0].key")[0][1] == f"${{file:{secret}}}"
+        assert [value for _, value in manager.blame("app.named.a.key")] == ["***", "***"]
+        beside = secret.with_name("beside")
+        await asyncio.to_thread(beside.write_text, "peer-secret-2")
+        await asyncio.to_thread(os.replace, beside, secret)
+        for _ in range(4000):
+            if run.core.revision.settings[Fleet].peers[0].key == "peer-secret-2":
+                break
+            await asyncio.sleep(0.005)
+        assert run.core.revision.settings[Fleet].peers[0].key == "peer-secret-2"
 
 
 async def test_rollback_brings_values_back_without_touching_files(start: Any) -> None:
