@@ -83,12 +83,15 @@ class Overriding:
                     kept[key] = Override(wanted, actor.id, reason, now)
                 elif "." in key and not any(known.startswith(key.split(".")[0] + ".") for known in target.values):
                     kept[f"{key.split('.')[0]}.enabled"] = Override(False, actor.id, reason, now)
-            left = differences(effective(await self._tried(kept)), target.values)
+            try:
+                left = sorted(differences(effective(await self._tried(kept)), target.values))
+            except Problem as problem:  # what only a file may set, or what is refused by now
+                left = problem.extensions.get("problems") or [problem.detail]
             if left:
                 raise Problem(
                     409,
-                    f"revision {target.number} can't be brought back by overrides: {', '.join(sorted(left)[:10])} "
-                    "must be changed in the settings files; nothing was changed",
+                    f"revision {target.number} can't be brought back by overrides: {', '.join(left[:10])}: "
+                    "change this in the settings files; nothing was changed",
                 )
             reason = reason or f"back to revision {target.number}"
             return await self._with_overrides(turn, kept, "rollback", actor, reason)
