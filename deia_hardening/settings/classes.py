@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import re
 import typing
 from collections.abc import Iterable
 from typing import Any, Literal, get_args, get_origin
@@ -16,6 +17,8 @@ from deia_hardening.settings.nodes import Mapping, Node, Scalar, Source, leaves,
 from deia_hardening.settings.problems import nearest
 from deia_hardening.settings.scalars import written
 from deia_hardening.settings.structure import UnsupportedType, check_choices, reader_for
+
+_QUOTED = re.compile(r"['\"`](\w+)['\"`]")
 
 
 @attrs.frozen
@@ -149,7 +152,11 @@ def _construct(kind: type, values: dict[str, Any], node: Mapping, key: str, gath
     try:
         made = kind(**values)
     except Exception as error:  # the class's own validators and __post_init__ may raise anything
-        gather.add(node, key, gather.scrubbed(str(error)[:300]) or type(error).__name__)
+        # attrs' own validators put the field, the options and the value behind the sentence
+        said = error.args[0] if error.args and isinstance(error.args[0], str) else str(error)
+        named = next((name for name in _QUOTED.findall(said) if name in node.entries), "")
+        path = f"{key}.{named}" if key and named else named or key
+        gather.add(nearest_place(node, named), path, gather.scrubbed(said[:300]) or type(error).__name__)
         return FAILED
     if check is None:
         return made

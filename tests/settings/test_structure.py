@@ -164,6 +164,31 @@ def test_a_check_that_breaks_refuses() -> None:
     assert "boom" in problems(Broken, {})[0]
 
 
+def test_what_a_validator_of_the_class_says_stands_at_the_field_that_it_names(write: Write) -> None:
+    @attrs.frozen
+    class App:
+        level: str = attrs.field(default="low", validator=attrs.validators.in_(["low", "high"]))
+        most: int = attrs.field(default=1, validator=attrs.validators.ge(1))
+
+    @dataclasses.dataclass
+    class Other:
+        least: int = 1
+
+        def __post_init__(self) -> None:
+            if self.least > 5:
+                raise ValueError("`least` is too much")
+
+    for kind, text, key, words in (
+        (App, "app:\n  most: 2\n  level: middle\n", "app.level", "'level' must be in ['low', 'high'] (got 'middle')"),
+        (App, "app:\n  level: low\n  most: 0\n", "app.most", "'most' must be >= 1: 0"),
+        (Other, "app:\n\n  least: 9\n", "app.least", "`least` is too much"),
+    ):
+        with pytest.raises(SettingsError) as caught:
+            load(write(text), {}, app=kind, env={})
+        (problem,) = caught.value.problems
+        assert (problem.line, problem.key, problem.message) == (3, key, words)
+
+
 def test_references_are_resolved_and_hidden(everything: Any, write: Write, tmp_path: Path) -> None:
     (tmp_path / "pw").write_text("s3cret\n")
     folder = write(f"s:\n  token: ${{file:{tmp_path}/pw}}\n  name: 'u:${{env:PW}}@h $${{x}}'\n")
