@@ -36,7 +36,15 @@ def to_csv(lines: Iterable[bytes]) -> Iterator[bytes]:
     """Yield a header, then one CSV row for each record."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, quoting=csv.QUOTE_ALL)
-    writer.writerow(COLUMNS)
+
+    def row(cells: Iterable[str]) -> bytes:
+        writer.writerow(cells)
+        done = buffer.getvalue().encode()
+        buffer.seek(0)
+        buffer.truncate()
+        return done
+
+    yield row(COLUMNS)
     for line in lines:
         record = msgspec.json.decode(line)
         http, source = record.get("http") or {}, record.get("src") or {}
@@ -47,10 +55,7 @@ def to_csv(lines: Iterable[bytes]) -> Iterator[bytes]:
             "actor": _named(record.get("actor")),
             "target": _named(record.get("target")),
         }
-        writer.writerow([safe_cell(flat.get(column)) for column in COLUMNS])
-        yield buffer.getvalue().encode()
-        buffer.seek(0)
-        buffer.truncate()
+        yield row(safe_cell(flat.get(column)) for column in COLUMNS)
 
 
 def _named(part: Any) -> str:

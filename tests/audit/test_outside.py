@@ -7,6 +7,7 @@ Sources: C2SP signed-note, tlog-checkpoint, tlog-tiles, tlog-proof, tlog-cosigna
 from __future__ import annotations
 
 import base64
+import csv
 import hashlib
 import json
 import struct
@@ -19,6 +20,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from deia_audit.checkpoint import TreeHead, sign_checkpoint
+from deia_audit.export import COLUMNS
 from deia_audit.notes import Signer, VerifierKey
 from deia_audit.operation_types import ExportInput
 from deia_audit.operations import export, proving
@@ -285,6 +287,15 @@ def test_exported_lines_are_the_entries(trail: Any, tmp_path: Path) -> None:
     lines = (tmp_path / "lines").read_bytes().splitlines()
     assert lines == trail.lines()[3:5]
     assert json.loads(lines[0])["seq"] == 3
+
+
+@pytest.mark.parametrize("count", [0, 1, 5])
+def test_a_csv_export_counts_its_records_and_always_has_its_columns(trail: Any, tmp_path: Path, count: int) -> None:
+    done = export(trail.layout, ExportInput(to=str(tmp_path / "rows"), format="csv", start=0, end=count))
+    assert done.records == count
+    rows = list(csv.reader((tmp_path / "rows").read_text().splitlines()))
+    assert rows[0] == list(COLUMNS)
+    assert [row[0] for row in rows[1:]] == [str(number) for number in range(count)]
 
 
 def test_a_pruned_log_is_exported_from_its_first_whole_bundle_on(
