@@ -88,6 +88,10 @@ class Backups(Reinstating):
             self._recovery.host.events.emit(SnapshotTaken(outcome="failure", what=job.what, reason=result.error))
             raise BackupError(f"the snapshot failed: {result.error}; earlier ones are as they were")
         self._succeeded(label)
+        if result.missing:
+            self._failed("protect", f"{'; '.join(result.missing)}: the snapshot holds all the rest")
+        elif job.files and {"all", "files"} & set(job.what):
+            self._succeeded("protect")
         now = self._recovery.host.clock.wall()
         self.last_taken[job.what] = now
         self._prove(verified={result.id: now})

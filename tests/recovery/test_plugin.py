@@ -376,6 +376,40 @@ async def test_files_folders_and_databases_come_back_on_a_new_machine(home: Path
         assert await anyio.to_thread.run_sync(look) == [(7,)]
 
 
+async def test_a_protected_file_that_is_not_there_is_said_and_the_state_is_backed_up(
+    home: Path, tmp_path: Path
+) -> None:
+    names = ["later.bin", "100%25 of? #1.db"]
+    protect = [{"name": f"f{i}", "path": str(tmp_path / name)} for i, name in enumerate(names)]
+    protect.append({"name": "folder", "path": str(tmp_path / "folder"), "kind": "folder"})
+    async with running(app, settings(home, snapshots=[], protect=protect)) as up:
+        await up.get("/put")
+        first = (await invoke(up, "recovery.take")).result
+        recovery = up.service(DisasterRecovery)
+        assert len(first["missing"]) == 3
+        assert any("later.bin" in text for text in recovery.complaints())
+        (tmp_path / names[0]).write_bytes(b"x")
+        (tmp_path / "folder").mkdir()
+        await __import__("anyio").to_thread.run_sync(_small_database, tmp_path / names[1])
+        assert (await invoke(up, "recovery.take")).result["missing"] == ()
+        assert recovery.complaints() == []
+    shutil.rmtree(home / "state")
+    for name in names:
+        (tmp_path / name).unlink()
+    async with running(app, settings(home, snapshots=[], protect=protect)) as up:
+        assert (await up.get("/get")).body == b"one"
+        assert (tmp_path / names[0]).read_bytes() == b"x"
+        assert (tmp_path / names[1]).stat().st_size > 0
+
+
+def _small_database(path: Path) -> None:
+    import sqlite3
+
+    connection = sqlite3.connect(path)
+    connection.execute("CREATE TABLE t(x)")
+    connection.close()
+
+
 @pytest.mark.parametrize("where", ["keys", "keys/recovery.key", "state", "state/recovery", "", "..", "backups", "link"])
 async def test_keys_and_control_state_can_not_be_protected_by_any_name(home: Path, where: str) -> None:
     (home / "keys").mkdir(parents=True)

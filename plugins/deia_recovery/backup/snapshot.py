@@ -7,6 +7,7 @@ key comes that way too, never on a command line).
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import sqlite3
@@ -34,7 +35,7 @@ from deia_recovery.backup.manifest import (
     write_manifest,
 )
 from deia_recovery.backup.vault import FolderVault, Vault, chunk_name
-from deia_recovery.engine.connections import apart
+from deia_recovery.engine.connections import apart, quoted
 from deia_recovery.engine.files import FileLock
 from deia_recovery.engine.schema import FORMAT, TABLES
 from deia_recovery.errors import BackupError
@@ -68,7 +69,8 @@ class Job:
 
 @attrs.frozen
 class Result:
-    """What it did. `healed` chunks were found damaged and written anew; `error` "" when all went well."""
+    """What it did. `healed` chunks were found damaged and written anew; `missing` says which protected things are not
+    there, and so not in it; `error` "" when all went well."""
 
     id: str = ""
     position: int = 0
@@ -80,6 +82,7 @@ class Result:
     healed: int = 0
     root: str = ""
     seconds: float = 0.0
+    missing: tuple[str, ...] = ()
     error: str = ""
 
 
@@ -137,9 +140,13 @@ def take(job: Job) -> Result:
     keys = KeyRing(bytes.fromhex(job.key), encrypt=job.encrypt)
     vault = FolderVault(Path(job.vault))
     writer = Writer(vault, keys)
-    files = {
-        item.name: _protected(item, job.chunk, writer) for item in job.files if "all" in job.what or "files" in job.what
-    }
+    files: dict[str, ProtectedPart] = {}
+    missing: list[str] = []
+    for item in job.files if "all" in job.what or "files" in job.what else ():
+        try:
+            files[item.name] = _protected(item, job.chunk, writer)
+        except FileNotFoundError:  # must not keep the state from being backed up
+            missing.append(f"{item.name} ({item.path}) is not there")
     database = Path(job.database)
     use = FileLock(database.parent.parent / "use.lock")
     use.acquire(shared=True)
@@ -184,6 +191,7 @@ def take(job: Job) -> Result:
         healed=writer.healed,
         root=manifest.root,
         seconds=time.monotonic() - begun,
+        missing=tuple(missing),
     )
 
 
@@ -193,6 +201,8 @@ def take(job: Job) -> Result:
 def _protected(item: FileJob, size: int, writer: Writer) -> ProtectedPart:
     path = Path(item.path)
     kind = item.kind
+    if not path.exists():
+        raise FileNotFoundError(path)
     if kind == "auto":
         kind = "folder" if path.is_dir() else "sqlite" if _is_sqlite(path) else "file"
     if kind == "sqlite":
@@ -204,9 +214,10 @@ def _protected(item: FileJob, size: int, writer: Writer) -> ProtectedPart:
         names.sort()
         for name in sorted(files):
             one = Path(folder) / name
-            mode = one.lstat().st_mode
-            if stat.S_ISREG(mode) or stat.S_ISLNK(mode):
-                found.append(_file(one, one.relative_to(path).as_posix(), size, writer))
+            with contextlib.suppress(FileNotFoundError):  # it went while the folder was read
+                mode = one.lstat().st_mode
+                if stat.S_ISREG(mode) or stat.S_ISLNK(mode):
+                    found.append(_file(one, one.relative_to(path).as_posix(), size, writer))
     return ProtectedPart("folder", str(path), tuple(found))
 
 
@@ -232,7 +243,7 @@ def _database(path: Path, size: int, writer: Writer) -> FilePart:
     """A copy by SQLite's backup interface: consistent whoever writes, which a file copy is not."""
     with tempfile.TemporaryDirectory(prefix="deia-backup-") as scratch:
         copy = Path(scratch) / "copy.db"
-        source = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
+        source = sqlite3.connect(f"file:{quoted(path)}?mode=ro", uri=True)
         target = sqlite3.connect(copy)
         try:
             source.backup(target)

@@ -33,7 +33,7 @@ _MOVED = struct.Struct("=I")
 def connect(database: Path, *, busy: float = 10.0, reading: bool = False) -> sqlite3.Connection:
     """A connection with our settings. The database must exist; it is never created here."""
     connection = sqlite3.connect(
-        f"file:{_quoted(database)}?mode=rw",
+        f"file:{quoted(database)}?mode=rw",
         uri=True,
         timeout=busy,
         isolation_level=None,
@@ -71,7 +71,8 @@ def apart(database: Path) -> Iterator[sqlite3.Connection]:
         os.close(fd)
 
 
-def _quoted(path: Path) -> str:
+def quoted(path: Path) -> str:
+    """A path as SQLite's URIs take it."""
     return str(path).replace("%", "%25").replace("?", "%3f").replace("#", "%23")
 
 
