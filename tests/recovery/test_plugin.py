@@ -19,7 +19,7 @@ from deia_hardening.context import SYSTEM
 from deia_hardening.operations import Call
 from deia_hardening.surface import Surface
 from deia_hardening.testing import PluginConformance, running
-from deia_recovery import Assignments, Registry, StateUnavailable, TaskQueue, transaction
+from deia_recovery import Assignments, LeaseLost, Registry, StateUnavailable, TaskQueue, transaction
 from deia_recovery.service import DisasterRecovery
 
 
@@ -263,6 +263,25 @@ async def test_restoring_while_serving_goes_back_to_a_point_in_time(home: Path) 
     async with running(app, settings(home)) as up:
         assert await bots.get("b1") == Bot("wanted")
         assert await bots.get("b3") == Bot("after")
+
+
+async def test_a_restore_fences_who_held_a_task_before_it(home: Path) -> None:
+    from deia_recovery.operations import RestoreInput
+
+    async with running(app, settings(home, snapshots=[])) as up:
+        await jobs.submit({"n": 1})
+        before = await jobs.claim("w1")
+        await before.checkpoint({"page": 2})
+        await invoke(up, "recovery.take")
+        await invoke(up, "recovery.restore", RestoreInput())
+        with pytest.raises(LeaseLost):
+            await before.complete()
+        after = await jobs.claim("w2")
+        assert (after.id, after.state, after.attempt) == (before.id, {"page": 2}, 2)
+        assert after.token >> 40 == 2
+        assert after.token > before.token
+        await after.complete()
+        assert (await jobs.stats()).done == 1
 
 
 async def test_a_manifest_that_can_not_be_read_keeps_every_chunk_and_is_said(home: Path) -> None:
