@@ -142,6 +142,35 @@ async def test_a_good_state_goes_back_in_time_and_forward_again(home: Path) -> N
 
 
 @pytest.mark.blocking
+async def test_a_past_that_was_left_is_not_what_a_lost_state_comes_back_as(home: Path) -> None:
+    """Also where the last way back has no snapshot of its own yet: the one before it has, and is newer than all."""
+    async with running(app, settings(home)) as up:
+        await numbers.put("a", 1)
+        await invoke(up, "recovery.take")
+        first = (await invoke(up, "recovery.list")).snapshots[0]["at"]
+        await numbers.put("b", 2)
+    moment = dt.datetime.now(dt.UTC).isoformat()
+    run(home, "restore", "--at", first, "--yes")
+    async with running(app, settings(home)) as up:
+        assert dict(await numbers.items()) == {"a": 1}
+        await numbers.put("c", 3)
+        await invoke(up, "recovery.take")
+    left = {path.name for path in home.glob("backups/*/snapshots/*")}
+    run(home, "restore", "--at", moment, "--yes")
+    for path in home.glob("backups/*/snapshots/*"):
+        if path.name not in left:
+            path.unlink()  # killed before its snapshot was taken
+    shutil.rmtree(home / "state" / "recovery")
+    async with running(app, settings(home)) as up:
+        assert dict(await numbers.items()) == {"a": 1, "b": 2}
+        assert (await invoke(up, "recovery.status")).result["generation"] == 4
+        await numbers.put("d", 4)
+    shutil.rmtree(home / "state" / "recovery")
+    found, status = await state_of(home)
+    assert (found, status["generation"]) == ({"a": 1, "b": 2, "d": 4}, 5)
+
+
+@pytest.mark.blocking
 async def test_parts_are_brought_back_into_the_present_state(home: Path) -> None:
     async with running(app, settings(home)) as up:
         await numbers.put("a", 1)

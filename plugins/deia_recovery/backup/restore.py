@@ -170,6 +170,23 @@ class Catalog:
         """Whether it is noted where a generation begins."""
         return self.vault.size(_fork_name(generation)) is not None
 
+    def newest_generation(self) -> int:
+        """The highest generation that anything here belongs to, believed or not: a new one is numbered above it."""
+        numbers = [fork.generation for fork in self.forks().values()]
+        numbers += [manifest.generation for manifest in self.manifests()]
+        numbers += [span[0] for name in self.vault.list("segments/") if (span := span_of(name)) is not None]
+        return max(numbers, default=0)
+
+    def was_left(self, manifest: Manifest) -> bool:
+        """Whether a snapshot is of a past that was left by going back: not what leads to the state in force."""
+        forks = self.forks()
+        generation, end = max(forks, default=0), None
+        while generation > manifest.generation and generation in forks:
+            generation, end = forks[generation].parent, forks[generation].position
+        return bool(forks) and (
+            generation < manifest.generation < max(forks) or (end is not None and end < manifest.position)
+        )
+
     def entries(self, manifest: Manifest, until: float | None = None) -> Iterator[Entry]:
         """The commits that lead on from a snapshot: through its generation, and those that forked from it."""
         for _, entry in self.walk(manifest, until):
@@ -248,6 +265,9 @@ def choose(
         ]
         skipped.extend(catalog.refused)
     for manifest in manifests:
+        if snapshot is None and until is None and catalog.was_left(manifest):
+            skipped.append(f"snapshot {manifest.id} is of a past that was left: name it to restore it")
+            continue
         problems = catalog.check(manifest)
         if problems:
             skipped.append(f"snapshot {manifest.id}: {problems[0]} ({len(problems)} such findings)")

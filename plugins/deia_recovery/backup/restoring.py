@@ -50,7 +50,8 @@ class Restoring(Places):
     ) -> Generation:
         manifest = plan.snapshot
         self._claim(manifest.store, take_over=take_over, required=catalog.vault.where)
-        number = max(newest_number(found.root), manifest.generation) + 1
+        local = Catalog(self.vault(manifest.store), catalog.keys, manifest.store)
+        number = max(newest_number(found.root), catalog.newest_generation(), local.newest_generation()) + 1
         origin = f"snapshot {manifest.id} to position {plan.position}"
         generation = build(found.root, number, manifest.store, origin, lambda c: fill(c, catalog, plan, until))
         generation = attrs.evolve(
