@@ -89,13 +89,17 @@ class RecoveryPlugin(Plugin[RecoverySettings]):
             raise
         withdraw.extend(recovery.subscribe())
         withdraw.append(host.services.provide(TaskSink, recovery.replayer))
-        keeper = asyncio.create_task(self._keep(recovery), name="deia-recovery-keeper")
+        keepers = {
+            asyncio.create_task(self._keep(recovery), name="deia-recovery-keeper"),
+            asyncio.create_task(self._ship(recovery), name="deia-recovery-shipper"),
+        }
         try:
             yield
         finally:
             recovery.backups.interrupt()
-            keeper.cancel()
-            await asyncio.wait({keeper})
+            for keeper in keepers:
+                keeper.cancel()
+            await asyncio.wait(keepers)
             for take_back in withdraw:
                 take_back()
             await host.blocking(recovery.stop)
@@ -122,13 +126,22 @@ class RecoveryPlugin(Plugin[RecoverySettings]):
         except NotEnabled:
             return self._given
 
+    async def _ship(self, recovery: DisasterRecovery) -> None:
+        """Ship at its interval, beside the rounds: a rehearsal of many seconds must not put it off."""
+        clock = self.host.clock
+        while True:
+            await clock.sleep(float(recovery.settings.ship_every))
+            if recovery.engine.peek() >= 0 and recovery.generation is not None:
+                with contextlib.suppress(Exception):  # kept among the problems, and tried again
+                    await _to_its_end(self.host.blocking(recovery.perform, ("ship",)))
+
     async def _keep(self, recovery: DisasterRecovery) -> None:
-        """The rounds: ship, snapshot, rehearse, scrub, prune, each at its time, one after the other."""
+        """The rounds: snapshot, rehearse, scrub, prune, each at its time, one after the other."""
         done: dict[tuple[str, ...], float] = {}
         clock = self.host.clock
         wall, monotonic = clock.wall(), clock.monotonic()
         while True:
-            await clock.sleep(min(_TICK, float(recovery.settings.ship_every)))
+            await clock.sleep(_TICK)
             try:
                 jumped = clock_jumped(wall, clock.wall(), clock.monotonic() - monotonic)
                 wall, monotonic = clock.wall(), clock.monotonic()
@@ -168,7 +181,6 @@ class RecoveryPlugin(Plugin[RecoverySettings]):
     def _tasks(self, recovery: DisasterRecovery) -> list[Every]:
         settings = recovery.settings
         tasks = [
-            Every(("ship",), float(settings.ship_every)),
             Every(("rehearse",), float(settings.rehearse_every)),
             Every(("scrub",), float(settings.scrub_every)),
             Every(

@@ -265,6 +265,27 @@ async def test_restoring_while_serving_goes_back_to_a_point_in_time(home: Path) 
         assert await bots.get("b3") == Bot("after")
 
 
+async def test_shipping_goes_on_while_another_task_of_the_rounds_takes_long(home: Path) -> None:
+    import threading
+
+    import anyio
+
+    async with running(app, settings(home, snapshots=[], ship_every="50ms", measure_every="250ms")) as up:
+        recovery = up.service(DisasterRecovery)
+        begun, go = threading.Event(), threading.Event()
+        recovery.measures.update = lambda: begun.set() or go.wait(30)
+        await bots.put("b1", Bot("first"))
+        try:
+            with anyio.fail_after(25):
+                while not begun.is_set():
+                    await anyio.sleep(0.02)
+                revision = await bots.put("b2", Bot("meanwhile"))
+                while (await invoke(up, "recovery.status")).result["shipped"] < revision:
+                    await anyio.sleep(0.02)
+        finally:
+            go.set()
+
+
 async def test_a_restore_fences_who_held_a_task_before_it(home: Path) -> None:
     from deia_recovery.operations import RestoreInput
 
