@@ -1,7 +1,8 @@
 """A seeded discrete-event simulator in virtual time: open-loop arrivals, the real gate, a modelled backend.
 
 It has no clock and no loop; a scenario of a minute takes about a second. `best` is what a server with perfect
-knowledge would have answered in time, so `goodput` is a part of what was possible.
+knowledge would have answered in time of the same requests, so `goodput` is a part of what was possible: where those that
+were drawn take longer than the mean by chance, nobody could have answered as many.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from deia_degradation.admission.limit import LimitPolicy
 from deia_degradation.admission.room import Criticality, RoomPolicy, Waiter, WaiterState
 
 Rate = Callable[[float], float]
+TICK = 0.05
 
 
 @attrs.frozen
@@ -52,7 +54,11 @@ class Result:
     good: int = 0
     late: int = 0
     shed: int = 0
-    best: float = 0.0
+    offered: list[tuple[float, float]] = attrs.Factory(list)
+    """Arrivals and capacity per second, at each tick that counts."""
+    work: float = 0.0
+    expected: float = 0.0
+    """The work of what was begun, as it was drawn and as it is on average."""
     limits: list[tuple[float, float]] = attrs.Factory(list)
     goods: list[int] = attrs.Factory(list)
     bests: list[float] = attrs.Factory(list)
@@ -61,6 +67,11 @@ class Result:
     critical_latency: list[float] = attrs.Factory(list)
     in_flight_over: int = 0
     refusal_waits: list[float] = attrs.Factory(list)
+
+    @property
+    def best(self) -> float:
+        luck = self.expected / self.work if self.work else 1.0
+        return sum(min(arrivals, capacity * luck) for arrivals, capacity in self.offered) * TICK
 
     @property
     def goodput(self) -> float:
@@ -99,7 +110,7 @@ class Simulation:
 
     def run(self) -> Result:
         self.at(0.0, self.arrive)
-        self.at(0.05, self.tick)
+        self.at(TICK, self.tick)
         end = self.scenario.seconds
         while self.events:
             self.now, _, what = heapq.heappop(self.events)
@@ -147,13 +158,12 @@ class Simulation:
         self.gate.sweep(self.now)
         self.result.limits.append((self.now, self.gate.limit.value))
         if self.counting:
-            best = min(self.scenario.arrivals(self.now), self.scenario.capacity(self.now)) * 0.05
-            self.result.best += best
+            self.result.offered.append((self.scenario.arrivals(self.now), self.scenario.capacity(self.now)))
         second = int(self.now)
         while len(self.result.goods) <= second:
             self.result.goods.append(0)
             self.result.bests.append(min(self.scenario.arrivals(self.now), self.scenario.capacity(self.now)))
-        self.at(self.now + 0.05, self.tick)
+        self.at(self.now + TICK, self.tick)
 
     # the backend
 
@@ -162,6 +172,9 @@ class Simulation:
         if self.gate.in_flight > self.gate.limit.limit + 1000:
             self.result.in_flight_over += 1
         work = self.scenario.service(self.now, self.rng)
+        if self.counting:
+            self.result.work += work
+            self.result.expected += self.scenario.mean_service(self.now)
         if self.scenario.contention:
             self.share(job, work)
         elif self.busy < self.scenario.workers(self.now) and self.head >= len(self.backlog):
@@ -304,6 +317,16 @@ def scenarios() -> dict[str, Scenario]:
             deadline=10.0,
             seconds=180.0,
             warm_up=40.0,
+        ),
+        Scenario(
+            "few-long-calls",
+            flat(3),
+            lognormal(flat(10.0), 0.3),
+            flat(10.0),
+            workers=lambda t: 8,
+            deadline=40.0,
+            seconds=600.0,
+            warm_up=200.0,
         ),
         Scenario("small", flat(100), steady, flat(0.05), workers=lambda t: 2),
         Scenario("large", flat(3000), lognormal(flat(0.1)), flat(0.1), workers=lambda t: 200, seconds=40.0),

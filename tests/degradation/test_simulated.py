@@ -6,11 +6,11 @@ import attrs
 import pytest
 
 CONTENDED = {"contention", "heavy-contention"}
-SLICE = ["step", "slow-backend", "heavy-contention", "half-and-half", "long-calls", "small"]
+SLICE = ["step", "slow-backend", "heavy-contention", "half-and-half", "long-calls", "few-long-calls", "small"]
 EVERY = [
     "overload-2x", "overload-10x", "step", "ramp", "slow-backend", "slow-then-back", "half-the-workers",
     "twice-the-workers", "contention", "heavy-contention", "bimodal", "half-and-half", "exponential", "long-calls",
-    "small", "large", "runaway",
+    "few-long-calls", "small", "large", "runaway",
 ]  # fmt: skip
 
 

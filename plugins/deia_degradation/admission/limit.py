@@ -26,8 +26,12 @@ class LimitPolicy:
     window: float = 0.25
     """The shortest time over which latencies are looked at."""
     longest_window: float = 5.0
+    longest_settle: float = 60.0
+    """The longest time that what an old limit let in is given to end, before the new one is judged."""
     samples: int = 100
     """Answers that a window wants to see (it ends with fewer after `longest_window`)."""
+    latencies: float = 2.0
+    """A window with fewer lasts at least this many typical latencies."""
     most_samples: int = 400
     """Latencies kept per window."""
     grow_below: float = 1.45
@@ -45,6 +49,10 @@ class LimitPolicy:
     """Growth by a factor f must raise the throughput by f to the power of this."""
     deadline_share: float = 0.8
     """The part of the deadline that p90 may use."""
+
+
+_LEAST = 5
+"""Answers without which a window says nothing, however long it lasts."""
 
 
 class Phase(enum.Enum):
@@ -146,8 +154,9 @@ class AdaptiveLimit:
 
     def _close(self, now: float, deadline: float | None) -> bool:
         values = self._latencies
-        if len(values) < 5:
-            self._open(now, 0.0)
+        if len(values) < _LEAST:  # few and long calls: wait on, unless what was seen is from another time
+            if not self._until or now - self._opened > self.policy.longest_window + 20.0 * max(values, default=0.0):
+                self._open(now, 0.0)
             return False
         values.sort()
         count = len(values)
@@ -162,10 +171,10 @@ class AdaptiveLimit:
             saturated=self._saturated,
         )
         self.last = window
-        before = self.value
+        before, policy = self.value, self.policy
         self.observe(window, now, deadline)
         # After a change, what was admitted under the old limit is let pass before anything is measured.
-        self._open(now, min(window.p90, 2.0) if self.value != before else 0.0)
+        self._open(now, min(window.p90, policy.longest_settle) if self.value != before else 0.0)
         return True
 
     def _open(self, now: float, settle: float) -> None:
@@ -176,7 +185,9 @@ class AdaptiveLimit:
         self._saturated = False
         self._opened = now + settle
         self._until = self._opened + policy.window
-        self._latest = self._opened + policy.longest_window
+        # Long calls come few at a time: a window that is short beside them would judge by a handful.
+        long = self.last.typical * policy.latencies if self.last is not None else 0.0
+        self._latest = self._opened + max(policy.longest_window, long)
 
     # -- the decision --------------------------------------------------------------------------------------
 

@@ -97,6 +97,31 @@ def test_windows_wait_until_what_the_old_limit_let_in_is_through():
     assert limit.last is seen
 
 
+def finish(limit, start, count, seconds, every):
+    for n in range(count):
+        limit.started(20)
+        limit.finished(start + n * every, seconds)
+
+
+def test_few_long_calls_are_waited_for():
+    limit = AdaptiveLimit()
+    finish(limit, 0.0, 4, 30.0, every=7.0)
+    assert limit.last is None
+    finish(limit, 28.0, 2, 30.0, every=7.0)
+    assert limit.last is not None
+    assert limit.last.count >= 5
+    first = limit.last
+    finish(limit, 42.0, 8, 30.0, every=7.0)
+    assert limit.last is first, "and the next window is as long beside them as they are"
+
+
+def test_what_is_from_another_time_is_not_judged_with_what_is_now():
+    limit = AdaptiveLimit()
+    finish(limit, 0.0, 4, 0.1, every=1.0)
+    finish(limit, 3600.0, 2, 9.0, every=0.1)
+    assert limit.last is None
+
+
 @given(
     st.lists(
         st.tuples(
