@@ -1,8 +1,8 @@
 """A seeded discrete-event simulator in virtual time: open-loop arrivals, the real gate, a modelled backend.
 
 It has no clock and no loop; a scenario of a minute takes about a second. `best` is what a server with perfect
-knowledge would have answered in time of the same requests, so `goodput` is a part of what was possible: where those that
-were drawn take longer than the mean by chance, nobody could have answered as many.
+knowledge would have answered in time of the same requests, so `goodput` is a part of what was possible: where those
+that were drawn take longer than the mean by chance, nobody could have answered as many.
 """
 
 from __future__ import annotations
