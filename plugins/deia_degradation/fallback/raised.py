@@ -24,6 +24,7 @@ _CONNECTING = frozenset(
 def not_sent(error: BaseException | None) -> bool:
     """Whether the call provably never reached the other side: there was no connection to send it on."""
     for _ in range(_DEPTH):
+        error = _alone(error)
         if error is None:
             return False
         if isinstance(error, UpstreamError):
@@ -36,8 +37,16 @@ def not_sent(error: BaseException | None) -> bool:
     return False
 
 
+def _alone(error: BaseException | None) -> BaseException | None:
+    """What a task group's exception group holds, where that is a single exception."""
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error
+
+
 def status_of(error: BaseException) -> tuple[int | None, list[tuple[bytes, bytes]]]:
     """The status and headers that the exception carries; None and nothing where it has none."""
+    error = _alone(error) or error
     response: Any = getattr(error, "response", None)
     found = [getattr(error, name, None) for name in ("status_code", "status", "code")]
     found.append(getattr(response, "status_code", None))
