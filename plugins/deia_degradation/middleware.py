@@ -8,6 +8,7 @@ Requests for synchronous endpoints take the slots of the thread pool that runs t
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Awaitable
 from time import monotonic
@@ -168,7 +169,7 @@ class Admission:
             if waiter.state is WaiterState.ADMITTED:
                 return True, receive
         self.manager.shed += 1
-        retry = _jittered(max(1.0, gate.room.expected_wait(criticality, now)))
+        retry = _jittered(gate.room.expected_wait(criticality, now))
         detail = f"More is asked than can be answered now, and {waiter.reason}; nothing was done. Try again later."
         await refuse(
             Problem(503, detail, retry_after=retry, extensions={"criticality": Criticality(criticality).name.lower()}),
@@ -204,5 +205,6 @@ def _rule(rule: Any) -> Rule:
 
 
 def _jittered(seconds: float) -> float:
-    """So that those who were refused together don't come back together."""
-    return seconds * (1.0 + random.random())
+    """So that those who were refused together don't come back together: the header has whole seconds only."""
+    least = max(1, math.ceil(seconds))
+    return float(least + random.randint(0, max(2, least)))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import anyio
 import pytest
 from fastapi import FastAPI
@@ -10,6 +12,7 @@ from starlette.responses import JSONResponse, StreamingResponse
 
 from deia_degradation import DegradationManager
 from deia_degradation.admission.streaming import _MOST, StreamRoutes
+from deia_degradation.middleware import _jittered
 from deia_hardening.testing import ASGIRecorder, http_scope, running
 
 
@@ -110,6 +113,33 @@ async def test_a_request_whose_deadline_has_passed_is_not_started():
         assert (await live.get("/", headers={"x-request-timeout": "0s"})).status == 503
         assert asked == []
         assert (await live.get("/", headers={"x-request-timeout": "10s"})).status == 200
+
+
+async def test_those_who_are_refused_together_are_told_different_times():
+    fixed = {"initial": 1, "minimum": 1, "maximum": 1, "wait": "10ms"}
+    async with running(streaming(anyio.Event()), {"home": ".deia", "degradation": {"admission": fixed}}) as app:
+        assert app.service(DegradationManager).gate.enter()
+        told = []
+
+        async def ask():
+            recorder = ASGIRecorder(app.app, http_scope("GET", "/plain"), {"type": "http.request"}, hang=True)
+            await recorder.run()
+            assert recorder.status == 503
+            told.append(int(recorder.headers["retry-after"]))
+
+        async with anyio.create_task_group() as group:
+            for _ in range(60):
+                group.start_soon(ask)
+        assert min(told) >= 1
+        assert len(set(told)) >= 3
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.3, 1.0, 4.5, 60.0])
+def test_nobody_is_told_to_come_back_before_it_is_likely_to_work(seconds):
+    told = {_jittered(seconds) for _ in range(2000)}
+    assert min(told) >= max(1.0, seconds)
+    assert max(told) <= 2.0 * max(1.5, math.ceil(seconds))
+    assert all(one == int(one) for one in told)
 
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
