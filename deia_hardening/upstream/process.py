@@ -112,6 +112,7 @@ class ProcessUpstream(HttpUpstream):
         self._child: Child | None = None
         self._up: asyncio.Event | None = None
         self._why = "not started"
+        self._counted = False
         self._state: ChildState | None = None
         self._records = Records(name, self._home)
         self._unlisten: Callable[[], None] | None = None
@@ -162,7 +163,8 @@ class ProcessUpstream(HttpUpstream):
     async def leave(self) -> None:
         """`stop`, of a process that goes while others of its home stay: they stop calling the child before it ends.
 
-        Its successor starts it again; until then calls are not sent. So no call meets a child that is on its way out.
+        So no call meets a child that is on its way out. A successor starts another one at once, while this one still
+        answers what it has begun; until then calls are not sent.
         """
         await runtime().run(self._leave)
 
@@ -177,6 +179,7 @@ class ProcessUpstream(HttpUpstream):
             self._heed_parent()
             self._up = asyncio.Event()
             self._supervision.enter()
+            self._counted = True
             self._keeper = asyncio.create_task(self._keep())
         assert self._up is not None
         waiting = asyncio.create_task(self._up.wait())
@@ -202,8 +205,11 @@ class ProcessUpstream(HttpUpstream):
     async def _leave(self) -> None:
         child, supervision = self._child, self._supervision
         if child is not None and not child.exited.is_set() and await runtime().blocking(supervision.rundir.shared):
-            await runtime().blocking(supervision.rundir.remove, self._name)
+            await runtime().blocking(supervision.rundir.remove, self._name, child.pid)
             await asyncio.sleep(2 * _LOOK_AGAIN)
+            if self._counted:
+                self._counted = False
+                supervision.leave()
         await self._stop()
 
     async def _keep(self) -> None:
@@ -219,7 +225,9 @@ class ProcessUpstream(HttpUpstream):
         finally:
             await self._end_child()
             self._key = None
-            self._supervision.leave()
+            if self._counted:
+                self._counted = False
+                self._supervision.leave()
 
     async def _supervise(self) -> None:
         settings = self.settings.process
@@ -266,7 +274,7 @@ class ProcessUpstream(HttpUpstream):
             return child.describe_end()
         finally:
             await self._end_child()
-            await runtime().blocking(rundir.remove, self._name)
+            await runtime().blocking(rundir.remove, self._name, child.pid)
 
     @staticmethod
     async def _until_ready(child: Child, settings: ProcessSettings) -> bool:

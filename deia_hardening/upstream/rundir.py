@@ -125,9 +125,11 @@ class RunDir:
         """The record of a child, or None: none, or damaged."""
         return _parse(self._file(name))
 
-    def remove(self, name: str) -> None:
-        """Forget a child and its socket."""
+    def remove(self, name: str, pid: int) -> None:
+        """Forget a child and its socket, unless another process stands there by now."""
         record = self.read(name)
+        if record is not None and record.pid != pid:
+            return
         self._file(name).unlink(missing_ok=True)
         if record is not None:
             Path(record.socket).unlink(missing_ok=True)

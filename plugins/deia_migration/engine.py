@@ -190,7 +190,7 @@ class Engine:
             settings = VersionSettings(target=target, folder=str(self.host.home / "versions" / digest))
         elif settings is not None and settings.target != target:
             settings = None
-        return VersionHost(self.host, name, target, digest, settings)
+        return VersionHost(self.host, name, target, digest, settings, self.settings.environment)
 
     # -- attaching: this worker takes part in a rollout -------------------------------------------------------
 

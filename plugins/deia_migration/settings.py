@@ -85,6 +85,12 @@ class MigrationSettings:
     versions: Mapping[str, VersionSettings] = setting(
         None, "Versions that can be migrated to, by name.", factory=dict, le=100
     )
+    environment: tuple[str, ...] = setting(
+        (),
+        "Names of environment variables that the processes of versions, deployed ones too, get from the service's own: "
+        "'DATABASE_URL', 'SHOP_*', '*'; never DEIA….",
+        file_only=True,
+    )
     plan: Plan = setting(None, "The plan of a rollout that names none.", factory=Plan)
     plans: Mapping[str, Plan] = setting(None, "Further plans, by name.", factory=dict, le=100)
     webhooks: Mapping[str, str] = setting(

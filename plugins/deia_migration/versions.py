@@ -8,9 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fnmatch
 import logging
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
 from typing import Any
+
+import attrs
 
 from deia_hardening.errors import HardeningError, NotStarted
 from deia_hardening.plugin import ASGIApp, Completion, Host, Latch
@@ -32,14 +36,20 @@ class VersionHost:
     """One version in this process. All methods are for the background loop."""
 
     def __init__(
-        self, host: Host, name: str, target: str, digest: str = "", settings: VersionSettings | None = None
+        self,
+        host: Host,
+        name: str,
+        target: str,
+        digest: str = "",
+        settings: VersionSettings | None = None,
+        environment: Sequence[str] = (),
     ) -> None:
         """Opens nothing. Raises SettingsError for a target that can't be meant."""
         self._host = host
         self.settings = settings
         self.upstream: Upstream = open_upstream(
             target,
-            settings=_limits(settings),
+            settings=_limits(settings, environment),
             home=host.home,
             name=f"version {name}@{digest[:12]}" if digest else f"version {name}",
             repeatable=self._repeatable,
@@ -144,10 +154,10 @@ class AppHosted(VersionHost):
         """It goes on serving."""
 
 
-def _limits(settings: VersionSettings | None) -> UpstreamSettings:
-    if settings is None:
-        return UpstreamSettings()
-    process = ProcessSettings(
-        interpreter=settings.interpreter, folder=settings.folder, variables=dict(settings.variables)
-    )
-    return UpstreamSettings(probe_path=settings.probe_path, process=process)
+def _limits(settings: VersionSettings | None, environment: Sequence[str]) -> UpstreamSettings:
+    given = settings if settings is not None else VersionSettings(target="process:")
+    process = ProcessSettings(interpreter=given.interpreter, folder=given.folder, variables=dict(given.variables))
+    own = [name for name in os.environ if not name.startswith("DEIA")]  # the front's settings and secrets stay here
+    named = (name for pattern in environment for name in fnmatch.filter(own, pattern))
+    process = attrs.evolve(process, environment=(*process.environment, *named))
+    return UpstreamSettings(probe_path=given.probe_path, process=process)

@@ -45,6 +45,11 @@ async def app(scope, receive, send):
             await send({"type": "websocket.send", "text": f"{NAME} {os.getpid()}"})
         return
     body = f"{NAME} {os.getpid()}".encode()
+    if scope["path"] == "/endless":
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        while True:
+            await send({"type": "http.response.body", "body": b".", "more_body": True})
+            await asyncio.sleep(0.05)
     if scope["path"] == "/slow":
         await send({"type": "http.response.start", "status": 200, "headers": []})
         for _ in range(20):
@@ -56,7 +61,10 @@ async def app(scope, receive, send):
                 "headers": [(b"content-length", str(len(body)).encode())]})
     await send({"type": "http.response.body", "body": body})
 
-app = harden(app, {"home": os.environ["FRONT_HOME"], "migration": {}})
+app = harden(app, {"home": os.environ["FRONT_HOME"], "migration": {
+    "environment": ["FRONT_*"],
+    "versions": {"beside": {"target": "process:main:app", "folder": os.getcwd()}},
+    "plan": {"steps": [], "bake": 0, "holdback": "0%", "promote": "timed"}}})
 """
 
 
@@ -206,6 +214,24 @@ def test_workers_are_replaced_under_load_and_no_request_is_lost(front: Callable[
     assert held in before
     assert not before & after
     assert after <= set(told[-1]["workers"])
+
+
+def test_a_versions_process_is_replaced_with_its_front_and_nobody_waits_for_its_streams(
+    front: Callable[..., Front],
+) -> None:
+    service = front("--workers", "2", "--drain", "0s")
+    client = Client(service.home, timeout=30)
+    service.until(lambda: Front._control(client))
+    client.call("migration.start", {"version": "beside"}, changes=True, reason="test")
+    service.until(lambda: client.call("migration.status", {}, changes=False)["phase"] == "done")
+    before = service.workers()
+    assert len(before) == 1  # the one process that both workers call
+    service.restart()
+    endless = http.client.HTTPConnection("127.0.0.1", service.port, timeout=20)
+    endless.request("GET", "/endless")
+    assert endless.getresponse().status == 200  # through a worker that stays
+    service.until(lambda: service.workers(1) != before)  # each answer is asserted to be one, and in time
+    endless.close()
 
 
 def test_new_code_that_does_not_start_leaves_the_old_worker_serving(front: Callable[..., Front]) -> None:
