@@ -164,8 +164,8 @@ class HomePage:
         """Write fields as (name, JSON or None, store revision), and area counters.
 
         A field that already carries a newer revision of the same store keeps it, so of two writers the later
-        commit wins whatever order they arrive in. `store` is the identity of the store's file: another one
-        starts the stamps anew. Raises OSError, and ValueError when the fields take more than 3 KiB.
+        commit wins whatever order they arrive in. `store` is the identity of the store's file: with another one
+        the fields and stamps of the former go. Raises OSError, and ValueError when the fields take more than 3 KiB.
         """
         with self._lock, self._writing() as mapping:
             words, view = mapping.words, mapping.view
@@ -174,9 +174,9 @@ class HomePage:
                 if words[slot] < revision:
                     words[slot] = revision
             changes = list(fields)
-            if not changes:
-                return
             word = words[_WORD]
+            if not changes and not store:
+                return
             now = _decode(view, word) or _decode(view, _latest(view)) or _EMPTY
             merged = merge(now, changes, store)
             if merged is None and now.version == word:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
@@ -18,8 +19,8 @@ from deia_hardening.store.base import (
     Rebuilt,
     Revisions,
     StoreDamaged,
+    StoreError,
     StoreUnavailable,
-    WatchExpired,
     Write,
     area_of,
 )
@@ -93,11 +94,15 @@ class SharedStore:
         `since` is the revision to start after: None for now, 0 for the present entries first. Several changes of
         one key between two looks are one. Raises WatchExpired when it fell behind by more than `store.tombstones`.
         """
+        async for change in self._watch(prefix, since, lambda: False):
+            yield change
+
+    async def _watch(self, prefix: str, since: int | None, over: Callable[[], bool]) -> AsyncIterator[Change]:
         slot = area_slot(area_of(prefix)) if "/" in prefix else None
         seen = await self.revision() if since is None else since
         clock, page, backend = self._clock, self.page, self.sync
         counter, due, stamp = -1, 0.0, None
-        while True:
+        while not over():
             ask = False
             if (now_counter := page.counters() if slot is None else page.area(slot)) != counter:
                 counter, ask = now_counter, True
@@ -128,15 +133,18 @@ class SharedStore:
             try:
                 identity = await self._blocking(self.sync.identity)
                 await self.tell_rebuilt()
-                async for change in self.watch("", since=0):
-                    if self.page.state().store not in ("", identity):
-                        break  # the file was replaced: begin anew
-                    await self._blocking(self._show, change, identity)
-            except (StoreUnavailable, StoreDamaged, WatchExpired):
+                async for change in self._watch("", 0, functools.partial(self._replaced, identity)):
+                    await self._blocking(self._show, change)
+            except StoreError:
                 pass
             await self._clock.sleep(self._settings.watch_interval)
 
-    def _show(self, change: Change, identity: str) -> None:
+    def _replaced(self, identity: str) -> bool:
+        """Whether the page shows another store than `identity`: the file was replaced, all begins anew."""
+        return self.page.state().store not in ("", identity)
+
+    def _show(self, change: Change) -> None:
+        identity = self.sync.identity()  # of the store as it is now: one of before would hide that it was replaced
         fields: list[tuple[str, bytes | None, int]] = []
         if change.key.startswith(PAGE_PREFIX):
             fields = [
@@ -162,15 +170,16 @@ class SharedStore:
 
         It puts back what must not be lost, from journals, with `if_revision=0`: several processes may be at it.
         """
-        self._on_rebuilt.append(callback)
+        if callback not in self._on_rebuilt:
+            self._on_rebuilt.append(callback)
 
     async def tell_rebuilt(self) -> None:
-        """Call the callbacks, once per rebuilt store and process."""
+        """Call the callbacks, once per rebuilt store and process; again, when one of them raised."""
         rebuilt = await self._blocking(self.sync.rebuilt)
         if rebuilt is not None and rebuilt != self._told:
-            self._told = rebuilt
-            for callback in self._on_rebuilt:
+            for callback in tuple(self._on_rebuilt):
                 await callback(rebuilt)
+            self._told = rebuilt  # now: one that failed is called again
 
     def health(self) -> Sequence[str]:
         """What is wrong or worth knowing, in sentences."""

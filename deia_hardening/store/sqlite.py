@@ -300,7 +300,7 @@ class SqliteStore:
 
     def _opened_for_reading(self) -> Opened:
         with self._write_lock:
-            if self._suspect or self._sync_failed:
+            if self._suspect or self._sync_failed or (self._writer is not None and self._writer.replaced()):
                 self._drop(writer=True)  # checked anew, and replaced if it is damaged, before anybody goes on
             if self._writer is None:
                 self._writer = self._open_or_rebuild()

@@ -104,6 +104,17 @@ class Book:
         self._area = area
         return True
 
+    async def put_back(self, known: Rollout | None) -> None:
+        """The store was begun anew: write the rollout of the log there, at its weight. Raises StoreError."""
+        told = await self._host.blocking(log.recover, self.log_path)
+        state = merged(told.rollout, known)
+        self._revision = 0
+        if state is not None:
+            try:
+                await self.store(state)
+            except StaleRevision as stale:  # another worker was quicker
+                self._revision = stale.found
+
     async def read(self) -> Rollout | None:
         """The state in the store. Raises StoreError."""
         entry = await self._host.store.get(CURRENT)

@@ -15,6 +15,7 @@ from functools import partial
 from typing import Any
 
 from deia_hardening.plugin import Host
+from deia_hardening.store import Rebuilt
 from deia_migration.book import FIELD, Book, base_of
 from deia_migration.code import prune
 from deia_migration.crew import Crew
@@ -103,6 +104,7 @@ class Engine:
         if any(text.startswith(("client:", "path:")) for text in settings.sessions):
             await self.host.blocking(self.table.open)  # sessions that clients make up are bound before any rollout
         await self._recover()
+        self.host.store.on_rebuilt(self.store_rebuilt)
         self._spawn(self._watch_page(), "page")
 
     async def _watch_page(self) -> None:
@@ -157,6 +159,12 @@ class Engine:
     def runs(self, rollout: str) -> bool:
         """Whether this process runs and this rollout is the one under way."""
         return self.running and self.active and self.rollout is not None and self.rollout.id == rollout
+
+    async def store_rebuilt(self, rebuilt: Rebuilt) -> None:
+        """The store was damaged while serving: it gets the rollout back."""
+        if self.running:
+            async with self.moving:
+                await self.book.put_back(self.rollout)
 
     async def _recover(self) -> None:
         """Start from what is written down."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import random
 import shutil
@@ -197,6 +198,39 @@ def test_a_file_that_was_deleted_counts_as_damaged(sqlite: SqliteStore, clock: A
     assert not any("begun anew" in note for note in fresh.health())
     other.close()
     fresh.close()
+
+
+@pytest.mark.blocking
+async def test_a_store_lost_while_serving_is_told_and_its_fields_leave_the_page(
+    sqlite: SqliteStore, blocking: Any, clock: Any
+) -> None:
+    page = HomePage(sqlite.path.parent / "page")
+    settings = StoreSettings(recheck_interval=0.01, watch_interval=0.001)
+    store = SharedStore(SqliteStore(sqlite.path, page, settings, clock), page, settings, blocking)
+    sqlite.put("page/pin", b'"MAINTENANCE"')
+    sqlite.close()
+    told: list[str] = []
+
+    async def callback(rebuilt: Any) -> None:
+        told.append(rebuilt.why)
+
+    store.on_rebuilt(callback)
+    store.on_rebuilt(callback)  # as when a plugin is turned off and on
+    await store.start()
+    assert page.state().get("pin") == "MAINTENANCE"
+    keeping = asyncio.create_task(store.keep())
+    try:
+        await asyncio.sleep(0.01)
+        sqlite.path.unlink()
+        for _ in range(3000):  # nobody but `keep` looks
+            if told and page.state().get("pin") is None:
+                break
+            await asyncio.sleep(0.005)
+        assert (told, page.state().get("pin")) == (["the file was gone"], None)
+    finally:
+        keeping.cancel()
+        await asyncio.wait([keeping])
+        await store.stop()
 
 
 def test_damage_while_serving_is_noticed_and_healed_at_the_next_use(sqlite: SqliteStore) -> None:
