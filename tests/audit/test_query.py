@@ -111,6 +111,7 @@ QUERIES: list[tuple[str, Callable[[dict[str, Any]], bool]]] = [
             actor(one) != "alice" and not 500 <= status(one) <= 599 and not str(one.get("action")).startswith("bot.")
         ),
     ),
+    ("-kind=http&-kind=bot", lambda one: one["kind"] not in ("http", "bot")),
     ("kind=h*&outcome=f*", lambda one: one["kind"] == "http" and one["outcome"] == "failure"),
     ("actor=nobody", lambda one: False),
     ("request=id-77", lambda one: one.get("id") == "id-77"),

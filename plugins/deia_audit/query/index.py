@@ -208,6 +208,12 @@ class SegmentIndex:
     def close(self) -> None:
         self.connection.close()
 
+    @property
+    def size(self) -> int:
+        """How many records the index covers."""
+        found: int | None = self.connection.execute("SELECT max(n) FROM rows").fetchone()[0]
+        return 0 if found is None else found + 1
+
     def lookup(self, field: str, value: str) -> tuple[int, int] | None:
         """Return a term's id and how many records hold it, or None."""
         found = self.connection.execute("SELECT id, count FROM terms WHERE hash = ?", (term(field, value),)).fetchone()
@@ -276,8 +282,7 @@ class SegmentIndex:
     def after(self, ns: int) -> int:
         """Return the first number that may be at or after a time, with slack for clocks that were set back."""
         us = (ns - _SLACK_NS) // 1000
-        last = self.connection.execute("SELECT max(n) FROM rows").fetchone()[0]
-        low, high = 0, (last + 1 if last is not None else 0)
+        low, high = 0, self.size
         while low < high:
             middle = (low + high) // 2
             found = self.connection.execute("SELECT us FROM rows WHERE n = ?", (middle,)).fetchone()

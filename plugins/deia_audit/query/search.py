@@ -199,6 +199,8 @@ class Search:
             if found is None:
                 continue
             if one.negated:
+                if any(count >= index.size for _, count in found):
+                    return iter(())  # every record of the segment has it
                 if len(found) <= _MOST_WITHOUT:  # looked up for each record; the check of the line decides anyway
                     without += (key for key, _ in found)
                 continue
