@@ -234,6 +234,7 @@ class Engine:
             stable=stable,
             candidate=hosted.version,
         )
+        self.router.seen = None  # what the page said meanwhile was of a rollout that this worker did not know
         self.starting = self._spawn(self._start_candidate(hosted), "start")
         self._spawn(self.driver.attend(state.id), "attend")
         self._spawn(self.driver.lead(state.id), "lead")
@@ -304,6 +305,10 @@ class Engine:
         before = self.rollout
         if before is not None and before.id == state.id:
             self.rollout = state
+            if state.latched:
+                self.router.latch(state.id)
+            else:
+                self.router.set_weight(state.weight)
             if state.phase is not before.phase:
                 await self.entered(state)
         elif state.phase.over:

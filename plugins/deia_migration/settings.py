@@ -32,6 +32,9 @@ class VersionSettings:
     variables: Mapping[str, str] = setting(
         None, "Further environment variables of a process: version.", factory=dict, file_only=True
     )
+    keep_host: bool = setting(
+        True, "Pass the client's Host to an http:// version; false where its server is told apart by name."
+    )
     probe_path: str = setting("", "Path of the readiness check; '' asks for a connection only.", file_only=True)
 
 

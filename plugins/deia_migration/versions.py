@@ -18,6 +18,7 @@ import attrs
 
 from deia_hardening.errors import HardeningError, NotStarted
 from deia_hardening.plugin import ASGIApp, Completion, Host, Latch
+from deia_hardening.settings import Seconds
 from deia_hardening.upstream import ProcessSettings, Readiness, Upstream, UpstreamSettings, open_upstream
 from deia_hardening.upstream.rundir import RunDir
 from deia_migration.settings import VersionSettings
@@ -27,6 +28,9 @@ APP_NAME = "app"
 """The wrapped app's name among the versions."""
 
 logger = logging.getLogger("deia_migration")
+
+MOST_CONNECTIONS = 65_536
+"""Of each worker to a version: it is the service itself, which has no bound of streams or of time in this process."""
 
 STOP_SECONDS = 35.0
 """The longest a version's own shutdown is waited for; its lifespan is cancelled before."""
@@ -160,4 +164,10 @@ def _limits(settings: VersionSettings | None, environment: Sequence[str]) -> Ups
     own = [name for name in os.environ if not name.startswith("DEIA")]  # the front's settings and secrets stay here
     named = (name for pattern in environment for name in fnmatch.filter(own, pattern))
     process = attrs.evolve(process, environment=(*process.environment, *named))
-    return UpstreamSettings(probe_path=given.probe_path, process=process)
+    return UpstreamSettings(
+        first_byte_timeout=Seconds("0s"),
+        max_connections=MOST_CONNECTIONS,
+        probe_path=given.probe_path,
+        keep_host=given.keep_host,
+        process=process,
+    )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import io
 import os
 import signal
@@ -239,3 +241,24 @@ def test_what_can_not_be_deployed_is_refused_and_nothing_is_left(tmp_path: Path)
     assert locate("main:app", "", source) == (source, "main:app")
     with pytest.raises(CodeError, match="no module"):
         locate("nowhere_at_all:app", "", source)
+
+
+async def test_a_version_elsewhere_sees_the_host_that_the_client_asked_for(pair: Any, until: Any) -> None:
+    seen: list[bytes] = []
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(asyncio.IncompleteReadError):
+            seen.append(await reader.readuntil(b"\r\n\r\n"))
+            writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nelsewhere")
+        writer.close()
+
+    server = await asyncio.start_server(handle, "127.0.0.1", 0)
+    async with server:
+        target = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        async with pair.up(versions={"v2": {"target": target}}) as live:
+            manager: MigrationManager = live.service(MigrationManager)
+            await manager.start("v2", plan=Plan(steps=(Step(weight=Ratio("100%"), gate="manual"),)))
+            await until(lambda: manager.status().weight == 1)
+            answer = await live.post("/", headers=[(b"host", b"shop.example:8443")])
+            assert answer.body == b"elsewhere"
+    assert b"\r\nhost: shop.example:8443\r\n" in seen[-1]

@@ -175,3 +175,13 @@ async def test_the_operations_do_the_same(pair: Any, until: Any) -> None:
         manager: MigrationManager = live.service(MigrationManager)
         await until(lambda: manager.status().weight == 0.5)
         assert (await invoke("migration.rollback", RollbackInput())).weight == 0
+
+
+async def test_a_worker_that_missed_the_page_takes_the_weight_from_the_store(pair: Any, until: Any) -> None:
+    async with pair.up(tick="1h", look="1h") as live:
+        manager: MigrationManager = live.service(MigrationManager)
+        await manager.start("v2", plan=Plan(steps=(Step(weight=Ratio("50%"), gate="manual"),), promote="manual"))
+        await until(lambda: manager.status().weight == 0.5)
+        manager._router.set_weight(0.0)  # as of a rollout that was taken up while its weight rose
+        await runtime().run(manager._engine.reload)
+        assert manager.status().weight == 0.5
