@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from deia_hardening.plugin import Actor, Problem
+from deia_hardening.runtime import runtime
 from deia_hardening.settings import Ratio
 from deia_hardening.testing import PluginConformance, Running
 from deia_migration import MigrationManager, Phase, Plan, Step
@@ -178,7 +179,7 @@ async def test_the_operations_do_the_same(pair: Any, until: Any) -> None:
 
 
 async def test_a_worker_that_missed_the_page_takes_the_weight_from_the_store(pair: Any, until: Any) -> None:
-    async with pair.up(tick="1h", look="1h") as live:
+    async with pair.up() as live:
         manager: MigrationManager = live.service(MigrationManager)
         await manager.start("v2", plan=Plan(steps=(Step(weight=Ratio("50%"), gate="manual"),), promote="manual"))
         await until(lambda: manager.status().weight == 0.5)
