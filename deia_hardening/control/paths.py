@@ -1,20 +1,18 @@
-"""Where the control socket of a home is. The path of an AF_UNIX socket ends at 107 bytes.
+"""Where the control socket of a home is.
 
-A home with a longer path keeps its socket in a 0700 folder under the system's temporary one, named by a hash of the
-home, and says so in `run/control.path`, so that the command line finds it whatever its own TMPDIR is.
+A home whose path is too long for a socket keeps it elsewhere (`socketpath`), in a folder of mode 0700, and says so in
+`run/control.path`, so that the command line finds it whatever its own TMPDIR is.
 """
 
 from __future__ import annotations
 
 import os
 import stat
-import sys
-import tempfile
-from hashlib import sha256
 from pathlib import Path
 from typing import Final
 
-LONGEST: Final = 103 if sys.platform == "darwin" else 107
+from deia_hardening.socketpath import fitting
+
 NAME: Final = "control.sock"
 
 
@@ -28,11 +26,7 @@ def run_folder(home: Path) -> Path:
 
 def socket_path(home: Path) -> Path:
     """Where to bind the socket. Pure but for the name of the temporary folder."""
-    near = run_folder(home) / NAME
-    if len(os.fsencode(near)) <= LONGEST:
-        return near
-    digest = sha256(os.fsencode(home)).hexdigest()[:16]
-    return Path(tempfile.gettempdir()) / f"deia-{os.geteuid()}-{digest}" / NAME
+    return fitting(run_folder(home) / NAME, home)
 
 
 def make_folder(path: Path, home: Path) -> None:

@@ -15,7 +15,6 @@ import os
 import select
 import signal
 import stat
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -23,8 +22,8 @@ from typing import Any
 import attrs
 
 from deia_hardening.errors import HardeningError
+from deia_hardening.socketpath import fitting
 
-_SOCKET_PATH_MAX = 107
 _SUFFIX_ROOM = 6
 """Bytes kept free for a longer ending in place of `.sock` (a process id, while a socket is made beside)."""
 
@@ -60,14 +59,11 @@ class RunDir:
         """Where the child `name` listens: in the folder, or in a hashed one where that path would be too
         long."""
         short = hashlib.sha256(name.encode()).hexdigest()[:12] + ".sock"
-        path = self.path / short
-        if len(os.fsencode(path)) + _SUFFIX_ROOM <= _SOCKET_PATH_MAX:
-            return path
-        digest = hashlib.sha256(os.fsencode(self.home)).hexdigest()[:16]
-        folder = Path(tempfile.gettempdir()) / f"deia-{os.getuid()}-{digest}"
-        folder.mkdir(mode=0o700, exist_ok=True)
-        _private(folder)
-        return folder / short
+        path = fitting(self.path / short, self.home, _SUFFIX_ROOM)
+        if path.parent != self.path:
+            path.parent.mkdir(mode=0o700, exist_ok=True)
+            _private(path.parent)
+        return path
 
     def try_lock(self) -> bool:
         """Become the supervisor of this home, unless another process is."""

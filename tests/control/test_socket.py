@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 
 from deia_hardening.control.client import Client, NotRunning, Step
-from deia_hardening.control.paths import LONGEST, find_socket, make_folder, socket_path
+from deia_hardening.control.paths import find_socket, make_folder, socket_path
 from deia_hardening.plugin import Problem
+from deia_hardening.socketpath import LONGEST
 
 SERVICE = """
     import asyncio, sys
