@@ -32,7 +32,7 @@ class ConfigSettings:
     watch: bool = setting(True, "take up changes of settings and flag files while serving")
     settle: Seconds = setting(Seconds("10ms"), "two reads this far apart must agree", ge=0.001, le=10)
     settle_limit: Seconds = setting(Seconds("30s"), "a file that changes for longer than this is reported", ge=1)
-    watch_step: Seconds = setting(Seconds("25ms"), "how often notifications are gathered", ge=0.001, le=5)
+    watch_step: Seconds = setting(Seconds("10ms"), "how often notifications are gathered", ge=0.001, le=5)
     content_check: Seconds = setting(
         Seconds("5s"), "how often contents are compared besides, for NFS and bind mounts", ge=0.05, le=3600
     )
