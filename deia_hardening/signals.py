@@ -51,7 +51,9 @@ def install(core: Core, schedule: Schedule) -> None:
         standing = signal.getsignal(signal.SIGTERM)
         if standing is None:  # not a Python handler: it could not be chained
             return
-        # Everything stands before the handler does: a signal may come between any two lines.
+        # Everything stands before the handler does: a signal may come between any two lines. The background loop too:
+        # its start holds a lock, and the handler, on this same thread, would wait for that for ever.
+        assert runtime().loop
         _previous, _installed, _leaving = standing, True, False
         streams.reset()
         streams.armed = True
