@@ -118,6 +118,7 @@ async def test_a_session_begun_by_an_override_stays_out_of_the_statistics(pair: 
         await live.post("/", headers=[(b"x-deia-version", b"letmein:new")])
         for _ in range(5):
             assert (await live.post("/", headers=[(b"mcp-session-id", b"s-1")])).body == b"new"
-        await live.post("/", headers=user(0))
-        await until(lambda: manager.status().requests["old"] == 1, "the one that counts")
-        assert manager.status().requests["new"] == 0
+        answered = (await live.post("/", headers=user(0))).body.decode()  # "new" once in a hundred salts
+        await until(lambda: manager.status().requests[answered] == 1, "the one that counts")
+        figures = manager.status().requests
+        assert (figures["old"], figures["new"]) == (answered == "old", answered == "new")
