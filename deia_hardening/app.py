@@ -23,6 +23,7 @@ from deia_hardening.errors import HardeningError
 from deia_hardening.lifecycle import ROLE_VARIABLE, Core
 from deia_hardening.plan import Source
 from deia_hardening.problem import Problem
+from deia_hardening.routing import route_path
 from deia_hardening.turns import turns
 from deia_hardening.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -98,7 +99,7 @@ class Entry:
         try:
             await self.core.ensure()
         except Exception as error:
-            if scope["type"] == "http" and scope["path"] == self.core.livez:
+            if scope["type"] == "http" and route_path(scope) == self.core.livez:
                 await _alive(send)  # the process lives, whatever failed to start: no reason to end it
                 return False
             if not isinstance(error, HardeningError):

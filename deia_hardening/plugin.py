@@ -22,7 +22,7 @@ from deia_hardening.events import Event, Events, Subscription, Target
 from deia_hardening.metrics.core import Metrics
 from deia_hardening.operations import Call, NoInput, Operation, Progress, Role
 from deia_hardening.problem import Problem
-from deia_hardening.routing import RoutePattern, Routes
+from deia_hardening.routing import RoutePattern, Routes, route_path
 from deia_hardening.runtime import Completion, Latch, Runtime
 from deia_hardening.services import AcceptedTask, FeatureMask, FeatureSource, Services, TaskSink, VersionSplit
 from deia_hardening.sharding import bucket
@@ -290,6 +290,7 @@ __all__ = [
     "TaskSink",
     "VersionSplit",
     "bucket",
+    "route_path",
 ]
 
 

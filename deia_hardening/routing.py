@@ -23,7 +23,8 @@ _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"
 class RoutePattern:
     """`[METHOD[|METHOD…] ]/path`, with `{name}` or `*` for one segment and a last `**` for any rest.
 
-    Without a method it matches every method and WebSockets; `WEBSOCKET /path` matches handshakes.
+    Without a method it matches every method and WebSockets; `WEBSOCKET /path` matches handshakes. A pattern for GET
+    matches HEAD too, as routes do, unless HEAD has one of its own. The path is the app's: without a root path.
     """
 
     text: str
@@ -58,6 +59,20 @@ def _segment(part: str, text: str) -> str:
     if "{" in part or "*" in part:
         raise ValueError(f"a placeholder must be a whole segment in route pattern {text!r}: {part!r}")
     return part
+
+
+def route_path(scope: Scope) -> str:
+    """The path as the app's own routes see it: without the `root_path` that a server or a mount put before it.
+
+    As Starlette's routing has it: where a proxy had cut the root path off already, the path is returned as it is.
+    """
+    path: str = scope["path"]
+    root = scope.get("root_path")
+    if not root or not path.startswith(root):
+        return path
+    if len(path) == len(root):
+        return "/"
+    return path[len(root) :] if path[len(root)] == "/" else path
 
 
 class _Node(Generic[T]):
@@ -107,7 +122,7 @@ class Routes(Generic[T]):
             table.setdefault(method, value)
 
     def find(self, method: str, path: str, default: Any = None) -> T | Any:
-        """The value for this method ("WEBSOCKET" for handshakes) and raw path, else `default`."""
+        """The value for this method ("WEBSOCKET" for handshakes) and route path, else `default`."""
         if self.empty:
             return default
         found = _walk(self._root, path[1:].split("/"), 0, method)
@@ -117,7 +132,7 @@ class Routes(Generic[T]):
         """`find` for an HTTP or WebSocket scope."""
         if self.empty:
             return default
-        found = _walk(self._root, scope["path"][1:].split("/"), 0, scope.get("method") or "WEBSOCKET")
+        found = _walk(self._root, route_path(scope)[1:].split("/"), 0, scope.get("method") or "WEBSOCKET")
         return default if found is _NOTHING else found
 
 
@@ -141,6 +156,8 @@ def _walk(node: _Node[Any], parts: list[str], index: int, method: str) -> Any:
     if table is not None:
         if method in table:
             return table[method]
+        if method == "HEAD" and "GET" in table:  # what GET does, HEAD does
+            return table["GET"]
         return table.get("", _NOTHING)
     return _NOTHING
 

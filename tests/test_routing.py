@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deia_hardening.plugin import RoutePattern
+from deia_hardening.plugin import RoutePattern, route_path
 from deia_hardening.routing import Routes
 
 
@@ -24,6 +24,8 @@ from deia_hardening.routing import Routes
         ("GET", "/", "root"),
         ("GET", "/api/bots/", "one"),
         ("GET", "/apis", None),
+        ("HEAD", "/api/bots/7", "one"),
+        ("HEAD", "/api/bots/me", "head of me"),
     ],
 )
 def test_the_most_specific_pattern_wins(method: str, path: str, found: str | None) -> None:
@@ -34,11 +36,27 @@ def test_the_most_specific_pattern_wins(method: str, path: str, found: str | Non
             ("POST /api/bots", "create"),
             ("GET /api/bots/{id}", "one"),
             ("GET /api/bots/me", "me"),
+            ("HEAD /api/bots/me", "head of me"),
             ("WEBSOCKET /events", "socket"),
             ("/", "root"),
         ]
     )
     assert table.find(method, path) == found
+
+
+@pytest.mark.parametrize(
+    ("path", "root", "found"),
+    [
+        ("/bots", "", "/bots"),
+        ("/pre/bots", "/pre", "/bots"),
+        ("/pre/bots", "/pre/", "/pre/bots"),
+        ("/pre", "/pre", "/"),
+        ("/prefix/bots", "/pre", "/prefix/bots"),
+        ("/bots", "/pre", "/bots"),  # the proxy has cut it off
+    ],
+)
+def test_a_route_path_is_without_the_root_path(path: str, root: str, found: str) -> None:
+    assert route_path({"type": "http", "path": path, "root_path": root}) == found
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from deia_hardening.control.settings import ControlSettings
 from deia_hardening.control.socket import HomeSocket
 from deia_hardening.plugin import Completion, Host
 from deia_hardening.problem import Problem
+from deia_hardening.routing import route_path
 from deia_hardening.streams import until_left
 from deia_hardening.types import ASGIApp, Receive, Scope, Send
 
@@ -46,10 +47,7 @@ class OnApp:
 
     def _own_path(self, scope: Scope) -> str | None:
         """The path after the prefix when it is ours to answer, else None."""
-        path: str = scope["path"]
-        root = scope.get("root_path", "")
-        if root and path.startswith(root):
-            path = path[len(root) :]
+        path = route_path(scope)
         if not path.startswith(self._prefix):
             return None
         rest = path[len(self._prefix) - 1 :]

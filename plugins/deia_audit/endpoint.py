@@ -14,7 +14,7 @@ import msgspec
 from deia_audit.query.grammar import Query, QueryError, parse_query
 from deia_audit.query.search import Page
 from deia_hardening.context import SCOPE_KEY, RequestContext
-from deia_hardening.plugin import ASGIApp, Authenticator, Host, Problem, Receive, Role, Scope, Send
+from deia_hardening.plugin import ASGIApp, Authenticator, Host, Problem, Receive, Role, Scope, Send, route_path
 
 _MOST_FIELDS = 64
 """Fields of a query string: every filter and then some; more is an attack on the parser."""
@@ -34,7 +34,7 @@ class LogsEndpoint:
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         # No coroutine of our own around a request that is the app's.
-        if scope["path"] != self._path or scope["type"] != "http":
+        if scope["type"] != "http" or route_path(scope) != self._path:
             return self.app(scope, receive, send)
         return self._answer(scope, send)
 

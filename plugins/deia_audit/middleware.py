@@ -22,7 +22,7 @@ from deia_audit.settings import AuditSettings
 from deia_audit.usage import usage
 from deia_hardening.context import ANONYMOUS, SCOPE_KEY, Exchange, RequestContext
 from deia_hardening.journal import Receipt
-from deia_hardening.plugin import ASGIApp, Problem, Receive, Routes, Scope, Send
+from deia_hardening.plugin import ASGIApp, Problem, Receive, Routes, Scope, Send, route_path
 
 REASON_HEADER = b"deia-reason"
 _LONGEST_REASON = 1024
@@ -73,7 +73,7 @@ class AuditMiddleware:
         if scope["type"] == "websocket":
             call.plain = False
             context.exchange.on_start(call.opened)
-        if self.careful or self.logger.encrypts or scope["path"] in self.protocols:
+        if self.careful or self.logger.encrypts or route_path(scope) in self.protocols:
             return self._carefully(call, context, scope, receive, send)
         return self.app(scope, receive, send)
 
@@ -85,7 +85,7 @@ class AuditMiddleware:
         logger = self.logger
         if logger.encrypts and context.actor is not ANONYMOUS and not logger.assembler.knows(context.actor):
             await logger.meet(context.actor)
-        if (self.bodies or scope["path"] in self.protocols) and scope["type"] == "http":
+        if (self.bodies or route_path(scope) in self.protocols) and scope["type"] == "http":
             await logger.prepare(context.actor)
             receive, send = self._look(call, scope, receive, send)
         if self.holds:
@@ -99,7 +99,7 @@ class AuditMiddleware:
 
     def _look(self, call: Call, scope: Scope, receive: Receive, send: Send) -> tuple[Receive, Send]:
         """Watch bodies where the policy or a recogniser asks for it."""
-        path, method = scope["path"], scope["method"]
+        path, method = route_path(scope), scope["method"]
         protocol = self.protocols.get(path) if method == "POST" else None
         level = self.policy.bodies(method, path) if self.bodies else Level.METADATA
         if protocol is None and level < Level.REQUEST:
@@ -160,7 +160,7 @@ class Call:
         self.recorded = True
         context = self.context
         method = context.scope.get("method") or "WEBSOCKET"
-        if self._level(self.layer.policy, method, context.scope["path"], status) is Level.NONE:
+        if self._level(self.layer.policy, method, route_path(context.scope), status) is Level.NONE:
             return None
         logger = self.layer.logger
         return logger.append(logger.assembler.http(context, "result", self.agent, self.trace, status=status))
@@ -171,7 +171,7 @@ class Call:
         context = self.context
         if 100 < status < 400 and exchange.complete and self.plain:  # most requests end here
             layer = self.layer
-            if context.scope["path"] not in layer.policy.exact:
+            if route_path(context.scope) not in layer.policy.exact:
                 logger = layer.logger
                 now = logger.now_ns()
                 record = logger.assembler.http(context, "result", self.agent, self.trace, now_ns=now)
@@ -200,7 +200,7 @@ class Call:
         scope = context.scope
         method = scope.get("method") or "WEBSOCKET"
         status = exchange.status
-        level = self._level(layer.policy, method, scope["path"], status)
+        level = self._level(layer.policy, method, route_path(scope), status)
         if level is Level.NONE:
             return
         if (

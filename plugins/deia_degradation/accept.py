@@ -15,7 +15,7 @@ from urllib.parse import unquote_plus
 
 import msgspec
 
-from deia_hardening.plugin import Receive, RequestContext, Scope, Send, TaskSink
+from deia_hardening.plugin import Receive, RequestContext, Scope, Send, TaskSink, route_path
 
 if TYPE_CHECKING:
     from deia_degradation.service import DegradationManager
@@ -63,7 +63,7 @@ async def accept_task(
         more = message.get("more_body", False)
     request = {
         "method": "POST",
-        "path": scope["path"],
+        "path": route_path(scope),
         "query": _stored_query(scope.get("query_string", b"")),
         "headers": _stored_headers(scope["headers"]),
         "body": base64.b64encode(body).decode("ascii"),

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from deia_hardening.plugin import RequestContext, Scope
+from deia_hardening.plugin import RequestContext, Scope, route_path
 from deia_migration.ahead import BodyReader
 from deia_migration.keys import LONGEST, Found, Source, compile_key, cookie, headers_of, pick
 from deia_migration.sessions import SessionTable, fingerprint
@@ -84,7 +84,7 @@ class Chooser:
                     found[name] += b"; " + value
         weight = live.weight
         if found is None:
-            if scope["path"].startswith(self._prefixes):
+            if self._prefixes and route_path(scope).startswith(self._prefixes):
                 return self._choose(live, scope, context, {})
             key: str | bytes | None = None
             for kind, what in self._plan:
@@ -95,7 +95,7 @@ class Chooser:
                 if key:
                     break
         elif len(found) == 1 and self._only in found and self._override is None:
-            if scope["path"].startswith(self._prefixes):
+            if self._prefixes and route_path(scope).startswith(self._prefixes):
                 return self._choose(live, scope, context, found)
             key = found[self._only][:LONGEST]
         else:

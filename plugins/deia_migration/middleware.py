@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from deia_hardening.context import SCOPE_KEY
-from deia_hardening.plugin import ASGIApp, Exchange, Receive, RequestContext, Scope, Send
+from deia_hardening.plugin import ASGIApp, Exchange, Receive, RequestContext, Scope, Send, route_path
 from deia_hardening.upstream import FailedBeforeStart, NotSent
 from deia_migration.choose import Chooser
 from deia_migration.flights import Caller, current_task, cut, gateway
@@ -102,7 +102,11 @@ class SplitLayer:
             version = live.candidate if new else live.stable
             context.version = version.label
             learning = self._learning
-            if learning[0] is not live or weight != live.weight or scope["path"].startswith(self._body_prefixes):
+            if (
+                learning[0] is not live
+                or weight != live.weight
+                or (self._body_prefixes and route_path(scope).startswith(self._body_prefixes))
+            ):
                 send = self._learn(live, new, weight, source is not None, scope, context, send)
             else:
                 learner = learning[2] if new else learning[1]
@@ -322,7 +326,7 @@ class SplitLayer:
             self._learning = (live, None, None)
         if known:
             return send
-        path = scope["path"]
+        path = route_path(scope)
         for source in chooser.looks_at_bodies:
             if not source.prefix or path.startswith(source.prefix):
                 return BodyLearner(chooser, source, number, weight, send)

@@ -12,7 +12,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 import attrs
 
-from deia_hardening.plugin import RequestContext, RoutePattern, Scope
+from deia_hardening.plugin import RequestContext, RoutePattern, Scope, route_path
 from deia_migration.keys import MOST_FIELDS, Found, cookie, load, query
 
 Reader = Callable[[Scope, RequestContext, Found], "str | bytes | None"]
@@ -124,7 +124,7 @@ def compile_session(text: str) -> SessionSource:
     if kind == "socketio":
 
         def read_sid(scope: Scope, context: RequestContext, found: Found) -> str | None:
-            return query(scope, "sid") if scope["path"].startswith(rest) else None
+            return query(scope, "sid") if route_path(scope).startswith(rest) else None
 
         return SessionSource(tag=tag, read=read_sid, from_body=_open_packet, prefix=rest)
     if kind == "path":
@@ -168,7 +168,7 @@ def _path_reader(pattern: str) -> Reader:
     place = next(index for index, part in enumerate(raw) if part.startswith("{"))
 
     def read(scope: Scope, context: RequestContext, found: Found) -> str | None:
-        segments = scope["path"][1:].split("/")
+        segments = route_path(scope)[1:].split("/")
         if len(segments) < len(parts) and parts[-1] != "**":
             return None
         for index, part in enumerate(parts):

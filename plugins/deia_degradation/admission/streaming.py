@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 
 from deia_degradation.admission.endpoints import segments
-from deia_hardening.plugin import RequestContext, RoutePattern, Routes, Scope
+from deia_hardening.plugin import RequestContext, RoutePattern, Routes, Scope, route_path
 
 _MOST = 256
 """Routes that are remembered; beyond, the oldest is forgotten."""
@@ -30,7 +30,7 @@ class StreamRoutes:
         if method is None:
             return  # a WebSocket is known for one at the door
         template = context.route
-        key = (method, template or scope["path"])
+        key = (method, template or route_path(scope))
         if key in self._known:
             return
         path = key[1]

@@ -18,7 +18,7 @@ from deia_degradation.pool.bot import Member, Verdict
 from deia_degradation.pool.pool import Pool
 from deia_degradation.settings import DegradationSettings
 from deia_hardening.context import SCOPE_KEY
-from deia_hardening.plugin import ASGIApp, Message, Problem, Receive, RequestContext, Routes, Scope, Send
+from deia_hardening.plugin import ASGIApp, Message, Problem, Receive, RequestContext, Routes, Scope, Send, route_path
 from deia_hardening.upstream import Outcome, UpstreamError, outcome_of
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class BotLayer:
         named = ""
         pool = route.pool
         if route.index >= 0:
-            named = scope["path"].split("/")[route.index]
+            named = route_path(scope).split("/")[route.index]
             if pool.member(named) is None:
                 await self.app(scope, receive, send)
                 return

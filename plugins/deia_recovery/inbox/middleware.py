@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from deia_hardening.context import SCOPE_KEY
+from deia_hardening.plugin import route_path
 from deia_hardening.problem import Problem
 from deia_recovery.errors import StateUnavailable, Undecodable, UnknownTask
 from deia_recovery.inbox.replay import STATUS, stored
@@ -34,7 +35,7 @@ class InboxMiddleware:
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         # No coroutine of our own around a request that is the app's.
         if scope["type"] == "http":
-            path = scope["path"]
+            path = route_path(scope)
             sender = self._senders.get(path)
             if sender is not None:
                 if scope["method"] == "POST":

@@ -15,6 +15,7 @@ import anyio
 
 from deia_hardening.context import SCOPE_KEY, Actor
 from deia_hardening.errors import NotStarted
+from deia_hardening.plugin import route_path
 from deia_hardening.services import AcceptedTask
 from deia_recovery.errors import LeaseLost, StateError, StateUnavailable
 from deia_recovery.stores.claimed import ClaimedTask
@@ -34,7 +35,7 @@ def stored(scope: Scope, body: bytes, actor: str = "") -> dict[str, Any]:
     """A request as a task's body."""
     return {
         "method": scope["method"],
-        "path": scope["path"],
+        "path": route_path(scope),  # a root path is the server's, and may be another at the next start
         "query": scope.get("query_string", b"").decode("latin-1"),
         "headers": [[name.decode("latin-1"), value.decode("latin-1")] for name, value in scope["headers"]],
         "body": base64.b64encode(body).decode("ascii"),
@@ -127,7 +128,7 @@ class Replayer:
     async def _call(self, task: ClaimedTask[dict[str, Any]]) -> int:
         request = task.body
         body = base64.b64decode(request["body"])
-        path = request["path"]
+        path = self._template.get("root_path", "") + request["path"]
         scope: dict[str, Any] = {
             "type": "http",
             "asgi": {"version": "3.0", "spec_version": "2.3"},
