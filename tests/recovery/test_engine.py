@@ -12,6 +12,7 @@ import textwrap
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -289,6 +290,33 @@ def test_a_flip_in_the_log_never_passes_for_a_torn_tail(engine: Engine) -> None:
         path.write_bytes(data)
         assert not verify_live(engine.database).ok, f"seed {seed}: byte {at} bit {bit}"
         data[at] ^= bit
+
+
+@pytest.mark.parametrize("work", ["checkpoint", "scrub"])
+def test_a_long_checkpoint_or_scrub_keeps_open_what_it_works_on(
+    engine: Engine, work: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The idle writer closes everything after a while; a descriptor closed under a checkpoint may be another file's."""
+    engine.options = EngineOptions(reserve=0, idle=0.02)
+    engine.write(lambda tx: tx.put_registry("s", "k", b"v" * 600)).result(10)
+    sums: Any = engine.checkpoints._sums
+    name = "fold" if work == "checkpoint" else "check"
+    original, descriptors = getattr(sums, name), []
+
+    def slowly(fd: int, *arguments: Any, **more: Any) -> Any:
+        before = os.fstat(fd)
+        time.sleep(0.3)  # the writer's thread ends after 20 ms without work
+        descriptors.append((before.st_ino, os.fstat(fd).st_ino))
+        return original(fd, *arguments, **more)
+
+    monkeypatch.setattr(sums, name, slowly)
+    if work == "checkpoint":
+        assert engine.checkpoints.run(wait=True)
+    else:
+        assert engine.checkpoints.scrub(1, 1 << 20)[1] == []
+    assert [before == after for before, after in descriptors] == [True]
+    engine.close()
+    assert verify_live(engine.database).ok
 
 
 def test_a_checkpoint_that_readers_hold_back_knows_what_it_moved(engine: Engine) -> None:

@@ -85,7 +85,7 @@ class Checkpointer:
 
     def run(self, *, wait: bool = False) -> bool:
         """Move the log into the file. False when another worker is at it. Blocks."""
-        with self._lock:
+        with self._engine.kept_open(), self._lock:
             if wait:
                 self._file.acquire()
             elif not self._file.try_acquire():
@@ -143,7 +143,7 @@ class Checkpointer:
 
     def scrub(self, first: int, count: int) -> tuple[int, list[PageProblem]]:
         """Check `count` pages from `first` against their digests. Returns (next page, or 1 at the end; problems)."""
-        with self._lock:
+        with self._engine.kept_open(), self._lock:
             self._file.acquire()
             try:
                 engine = self._engine

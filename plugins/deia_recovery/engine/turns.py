@@ -43,6 +43,19 @@ class Turns:
     cache: Cache
     opener: Callable[[], None] | None
     _opening: threading.Lock
+    _lock: threading.Lock
+    _reads: int
+
+    @contextlib.contextmanager
+    def kept_open(self) -> Iterator[None]:
+        """Nothing that is open is closed for want of writes meanwhile: reads, checkpoints and scrubs may take long."""
+        with self._lock:
+            self._reads += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._reads -= 1
 
     def place(self, folder: Path, generation: int) -> None:
         """Use this generation's folder. Only while nothing is open."""
