@@ -17,7 +17,7 @@ from typing import Any
 
 from deia_config.effective import references
 from deia_config.flags import FlagSet, compile_flags
-from deia_config.service import ConfigManager
+from deia_config.service import ConfigManager, Overtaken
 from deia_config.settings import ConfigSettings
 from deia_config.settling import Inodes, Patience, Refuse, Verdict, Wait, judge
 from deia_config.watch import Watch, folders_of
@@ -156,6 +156,11 @@ class Follower:
         return await self._look_at_flags(force) and fine
 
     async def _look_at_settings(self, force: bool) -> bool:
+        while True:
+            with contextlib.suppress(Overtaken):
+                return await self._look_once(force)
+
+    async def _look_once(self, force: bool) -> bool:
         assert self._source is not None
         manager, source = self._manager, self._source
         accepted = manager.accepted
@@ -168,7 +173,7 @@ class Follower:
         if known(seen):
             manager.agreement.caught_up("settings files")
             if rotated:
-                await self._take(seen, "a file that holds a secret changed", force)
+                await self._take(seen, accepted, "a file that holds a secret changed", force)
             if self._refused:  # the files are again what is in force
                 self._refused = ""
                 if manager.refused is not None and manager.refused.source == "files":
@@ -180,18 +185,18 @@ class Follower:
             self._refused = manager.trying = seen.digest
             self._host.events.emit(RevisionRefused(actor=SYSTEM, by="config", problems=(why,), source="files"))
             return False
-        if await self._take(seen, "the settings files changed", force):
+        if await self._take(seen, accepted, "the settings files changed", force):
             self._refused = ""
             manager.keep_last_good()
             return True
         self._refused = seen.digest
         return False
 
-    async def _take(self, seen: Snapshot, reason: str, force: bool) -> bool:
+    async def _take(self, seen: Snapshot, accepted: Snapshot | None, reason: str, force: bool) -> bool:
         """Take it, once it is this worker's turn; until then answer the one who asks."""
         while True:
             try:
-                return await self._manager.take(seen, reason=reason, force=force)
+                return await self._manager.take(seen, accepted, reason=reason, force=force)
             except LeaseHeld:
                 await self._vote()
                 await self._manager.agreement.pause()

@@ -39,6 +39,10 @@ logger = logging.getLogger("deia_config")
 Check = Callable[[Mapping[type, Any]], Any]
 
 
+class Overtaken(Exception):  # noqa: N818 - no fault: the files have to be looked at again
+    """Another look at the files was faster."""
+
+
 @attrs.frozen
 class Status:
     """How the settings are now."""
@@ -259,10 +263,11 @@ class ConfigManager(RunningFlags):
 
     # -- what the plugin calls --------------------------------------------------------------------------------
 
-    async def take(self, snapshot: Snapshot, *, reason: str = "", force: bool = False) -> bool:
-        """Have the workers agree on what the settings files hold, and put it in force.
+    async def take(self, snapshot: Snapshot, over: Snapshot | None, *, reason: str = "", force: bool = False) -> bool:
+        """Have the workers agree on what the settings files hold, and put it in force in place of `over`.
 
-        False on a refusal: the accepted files go on standing for them. Raises LeaseHeld while another worker asks.
+        False on a refusal: the accepted files go on standing for them. Raises LeaseHeld while another worker asks,
+        and Overtaken when other files than `over` were accepted meanwhile.
         """
         self.trying = "" if force else snapshot.digest
         others = await self.agreement.others()
@@ -277,6 +282,8 @@ class ConfigManager(RunningFlags):
             others = ()  # it is decided already, and this worker follows
         try:
             async with self.agreement.turn(others, self.settings().vote_timeout, wait=False) as turn, self.changing():
+                if self.accepted is not over:
+                    raise Overtaken
                 stand_in(self, snapshot)
                 try:
                     if others:

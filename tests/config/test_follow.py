@@ -11,6 +11,9 @@ from typing import Any
 import attrs
 import pytest
 
+from deia_hardening.events import RevisionApplied
+from deia_hardening.runtime import runtime
+
 ONE = "config: {}\napp:\n  max_bots: 1\n  label: one\n"
 
 
@@ -322,3 +325,52 @@ async def test_half_written_flags_are_not_taken(start: Any, folder: Path) -> Non
         await asyncio.to_thread((flags / "f.yaml").write_text, final)
         await service.until(lambda: service.manager.flag_set.value("f0", None, None, {}) is False)
         assert service.manager.flags_refused is None
+
+
+async def test_a_save_that_two_looks_see_is_one_revision(start: Any) -> None:
+    """`config reload` while the follower has seen the same save."""
+    async with start(ONE.replace("config: {}", "config: {watch: false}")) as service:
+        follower = service.run.core.plugins["config"].follower
+        await service.until(lambda: follower._task.done())
+        before = service.manager.revision
+
+        async def both() -> list[bool]:
+            return await asyncio.gather(follower.look(), follower.look(force=True), follower.look())
+
+        service.replace(with_bots(2).replace("config: {}", "config: {watch: false}"))
+        assert await runtime().run(both) == [True, True, True]
+        assert service.manager.revision == before + 1
+        await service.until(lambda: len(service.journal()) == 1)
+
+
+async def test_a_look_that_was_overtaken_does_not_bring_older_files_back(
+    start: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with start(ONE.replace("config: {}", "config: {watch: false}")) as service:
+        core, manager = service.run.core, service.manager
+        follower = core.plugins["config"].follower
+        await service.until(lambda: follower._task.done())
+        seen: list[int] = []
+        applied = manager.applied
+
+        def noted(event: Any) -> None:
+            applied(event)
+            seen.append(next(value.max_bots for value in core.revision.settings.values() if hasattr(value, "max_bots")))
+
+        core.events.subscribe(RevisionApplied, noted, inline=True)
+        settled = follower._settled
+
+        async def slow(*given: Any, **named: Any) -> Any:
+            found = await settled(*given, **named)
+            if not overtaken.is_set():  # it has read the first save; now the second one is saved and taken
+                overtaken.set()
+                await asyncio.to_thread(service.replace, with_bots(3).replace("config: {}", "config: {watch: false}"))
+                assert await follower.look(force=True)
+            return found
+
+        overtaken = asyncio.Event()
+        monkeypatch.setattr(follower, "_settled", slow)
+        service.replace(with_bots(2).replace("config: {}", "config: {watch: false}"))
+        assert await runtime().run(follower.look)
+        assert seen == [3]
+        assert manager.accepted is not None and b"max_bots: 3" in manager.accepted.files[0].data

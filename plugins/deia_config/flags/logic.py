@@ -1,7 +1,8 @@
 """JsonLogic (jsonlogic.com) compiled into closures, once, at load.
 
 What is wrong with a rule is noted with its place when it is compiled. At run time nothing raises but `Exit`: an
-operator of flagd's got what it can't work with, and the rule as a whole comes to nothing (the default variant).
+operator of flagd's got what it can't work with. That is an unknown: in `and`, `or`, `all`, `some` and `none` what is
+known may still decide (Kleene's logic); where it doesn't, the rule as a whole comes to nothing (the default variant).
 """
 
 from __future__ import annotations
@@ -240,10 +241,17 @@ def _and(node: Node, key: str, compiling: Compiling) -> Rule:
 
     def every(data: Any) -> Any:
         value: Any = None
+        unknown = False
         for rule in rules:
-            value = rule(data)
+            try:
+                value = rule(data)
+            except Exit:
+                unknown = True
+                continue
             if not truthy(value):
                 return value
+        if unknown:
+            raise Exit
         return value
 
     return every
@@ -254,13 +262,28 @@ def _or(node: Node, key: str, compiling: Compiling) -> Rule:
 
     def either(data: Any) -> Any:
         value: Any = None
+        unknown = False
         for rule in rules:
-            value = rule(data)
+            try:
+                value = rule(data)
+            except Exit:
+                unknown = True
+                continue
             if truthy(value):
                 return value
+        if unknown:
+            raise Exit
         return value
 
     return either
+
+
+def _verdict(test: Rule, value: Any) -> bool | None:
+    """Whether an item passes; None where the test comes to nothing."""
+    try:
+        return truthy(test(value))
+    except Exit:
+        return None
 
 
 def _over(kind: str) -> Callable[[Node, str, Compiling], Rule]:
@@ -278,13 +301,15 @@ def _over(kind: str) -> Callable[[Node, str, Compiling], Rule]:
             if kind == "map":
                 return [test(value) for value in values]
             if kind == "filter":
-                return [value for value in values if truthy(test(value))]
-            if kind == "all":
-                return bool(values) and all(truthy(test(value)) for value in values)
-            if kind == "some":
-                return any(truthy(test(value)) for value in values)
-            if kind == "none":
-                return not any(truthy(test(value)) for value in values)
+                return [value for value in values if _verdict(test, value)]
+            if kind in ("all", "some", "none"):
+                verdicts = [_verdict(test, value) for value in values]
+                decisive = kind != "all"
+                if None in verdicts and decisive not in verdicts:
+                    raise Exit
+                if kind == "all":
+                    return bool(values) and False not in verdicts
+                return (True in verdicts) is (kind == "some")
             result = start(data)
             for value in values:
                 result = test({"current": value, "accumulator": result})

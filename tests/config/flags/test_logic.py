@@ -90,6 +90,40 @@ def test_an_operator_that_can_not_work_brings_the_rule_to_nothing(rule: Any) -> 
         evaluate({"if": [rule, "a", "b"]}, {"n": 1, "bad": "not a version", "four": "1.0.0.0"})
 
 
+UNKNOWN: Any = {"ends_with": [{"var": "email"}, "@example.com"]}
+"""Of somebody without an email."""
+
+
+@pytest.mark.parametrize(
+    ("rule", "expected"),
+    [
+        ({"or": [UNKNOWN, {"==": [{"var": "role"}, "admin"]}]}, True), ({"or": [UNKNOWN, False, "x"]}, "x"),
+        ({"and": [UNKNOWN, {"==": [{"var": "role"}, "guest"]}]}, False), ({"and": [UNKNOWN, True, None]}, None),
+        ({"some": [{"var": "list"}, {"starts_with": [{"var": ""}, "a"]}]}, True),
+        ({"none": [{"var": "list"}, {"starts_with": [{"var": ""}, "a"]}]}, False),
+        ({"all": [{"var": "list"}, {"starts_with": [{"var": ""}, "b"]}]}, False),
+        ({"filter": [{"var": "list"}, {"starts_with": [{"var": ""}, "a"]}]}, ["abc"]),
+    ],
+)  # fmt: skip
+def test_what_is_known_decides_where_an_operator_can_not_work(rule: Any, expected: Any) -> None:
+    assert evaluate(rule, {"role": "admin", "list": [7, "abc"]}) == expected
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        {"or": [UNKNOWN, {"==": [{"var": "role"}, "guest"]}]}, {"or": [False, UNKNOWN]},
+        {"and": [UNKNOWN, {"==": [{"var": "role"}, "admin"]}]}, {"and": [True, UNKNOWN]}, {"!": [UNKNOWN]},
+        {"some": [{"var": "list"}, {"starts_with": [{"var": ""}, "x"]}]},
+        {"none": [{"var": "list"}, {"starts_with": [{"var": ""}, "x"]}]},
+        {"all": [{"var": "list"}, {"starts_with": [{"var": ""}, "a"]}]},
+    ],
+)  # fmt: skip
+def test_what_hangs_on_an_operator_that_can_not_work_comes_to_nothing(rule: Any) -> None:
+    with pytest.raises(Exit):
+        evaluate({"if": [rule, "a", "b"]}, {"role": "admin", "list": [7, "abc"]})
+
+
 _leaves = st.none() | st.booleans() | st.integers(-5, 5) | st.floats() | st.text(max_size=4)
 _data = st.dictionaries(st.sampled_from("ab"), _leaves | st.lists(_leaves, max_size=2), max_size=2)
 _operators = [
