@@ -62,6 +62,7 @@ class ConfigPlugin(Plugin[ConfigSettings]):
         await manager.load_state()
         _metrics(host, manager)
         async with contextlib.AsyncExitStack() as stack:
+            stack.push_async_callback(manager.finish)
             stack.callback(host.services.provide(ConfigManager, manager))
             stack.callback(host.services.provide(FeatureSource, manager))
             stack.callback(host.events.subscribe(RevisionApplied, manager.applied, inline=True).cancel)

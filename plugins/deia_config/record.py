@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
 from typing import Any
 
 from deia_config.history import Entry
 from deia_hardening.events import RevisionRefused
 from deia_hardening.plugin import Host
+from deia_hardening.runtime import Completion
 from deia_hardening.settings.state import replace_file
 from deia_hardening.store import StaleRevision, StoreError
 
@@ -29,6 +30,7 @@ class Recorder:
     def __init__(self, host: Host) -> None:
         self._host = host
         self._pending: dict[Path, Callable[[], bytes]] = {}
+        self._working: set[Completion[None]] = set()
         self._lock = threading.Lock()
 
     def applied(self, entry: Entry, before: Entry | None, changes: Mapping[str, tuple[Any, Any]]) -> None:
@@ -86,7 +88,20 @@ class Recorder:
             waiting = path in self._pending
             self._pending[path] = content
         if not waiting:
-            self._host.runtime.submit(self._write, path)
+            self._submit(self._write, path)
+
+    def _submit(self, work: Callable[..., Coroutine[Any, Any, None]], *given: Any) -> None:
+        with self._lock:
+            self._working = {each for each in self._working if not each.done()}
+            self._working.add(self._host.runtime.submit(work, *given))
+
+    async def finish(self) -> None:
+        """Wait until everything that was told up to now is written, or has failed."""
+        with self._lock:
+            working = tuple(self._working)
+        for each in working:
+            with contextlib.suppress(Exception):  # who failed has said so
+                await each
 
     async def _write(self, path: Path) -> None:
         def write() -> None:
@@ -100,7 +115,7 @@ class Recorder:
             logger.warning("%s can't be written (%s): revisions from now on are forgotten by a restart", path, error)
 
     def _once(self, mark: str, event: Mapping[str, Any], key: str = _LAST) -> None:
-        self._host.runtime.submit(self._record, mark, event, key)
+        self._submit(self._record, mark, event, key)
 
     async def _record(self, mark: str, event: Mapping[str, Any], key: str) -> None:
         """Append unless another worker has recorded the same change; a store that is away only risks a double."""

@@ -61,6 +61,10 @@ class RunningFlags:
             flags = features[_FROZEN] = self.flag_set
         return flags
 
+    async def finish(self) -> None:
+        """Wait until every change that was made is in the files of the home."""
+        await self._recorder.finish()
+
     def masked(self, name: str) -> bool:
         """Whether something turns the flag off at the moment (degradation does, by its settings)."""
         return any(mask.masked(name) for mask in self._host.services.all(FeatureMask))

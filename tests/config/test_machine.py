@@ -111,7 +111,7 @@ async def test_every_save_is_a_reload_that_is_taken_or_refused(start: Any, picky
 
 
 async def test_requests_never_fail_while_reloads_go_on(start: Any, picky: str) -> None:
-    """A slice of the minute-long campaign."""
+    """In one process, every answer from one revision; `test_minute.py` does it with a real server."""
     async with start(text(1, picky)) as service:
         done = asyncio.Event()
         answers: list[int] = []

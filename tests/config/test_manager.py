@@ -4,6 +4,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 from deia_config import ConfigManager
 from deia_hardening.plugin import Actor, Problem
 from deia_hardening.settings import setting
+from deia_hardening.settings.state import replace_file
 
 ONE = "config: {}\napp:\n  max_bots: 1\n  token: ${env:APP_TOKEN}\n"
 
@@ -300,3 +302,22 @@ async def test_overrides_of_another_worker_are_taken_up(start: Any) -> None:
         await asyncio.to_thread(write_overrides, service.run.home, both)
         await service.until_bots(9)
         await service.until(lambda: service.manager.status().overrides == ("app.label", "app.max_bots"))
+
+
+async def test_a_change_just_before_the_stop_is_in_the_journal_and_the_history(
+    start: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from deia_config import record
+
+    def slowly(path: Path, content: bytes) -> None:
+        time.sleep(0.5)  # a slow disk
+        replace_file(path, content)
+
+    monkeypatch.setattr(record, "replace_file", slowly)
+    monkeypatch.setenv("APP_TOKEN", "t")
+    async with start(ONE) as service:
+        await service.manager.set("app.max_bots", 5)
+        home = service.run.home
+    assert json.loads((home / "state/config-history.json").read_text())["entries"][-1]["values"]["app.max_bots"] == 5
+    records = [json.loads(line) for line in (home / "logs/config-changes.jsonl").read_text().splitlines()]
+    assert [each["action"] for each in records if "action" in each] == ["applied"]
