@@ -97,7 +97,9 @@ def _fields_reader(kind: type) -> Reader:
         if isinstance(node, Scalar) and isinstance(node.value, kind):
             return node.value
         if not isinstance(node, Mapping):
-            gather.add(node, key, f"{written(node)} where a section is expected", "a map of settings")
+            from deia_hardening.settings.secrecy import misfit  # it reads classes by this module
+
+            gather.add(node, key, f"{misfit(node, kind)} where a section is expected", "a map of settings")
             return FAILED
         fields = compiled if compiled is not None else compile_fields()
         values: dict[str, Any] = {}

@@ -11,15 +11,17 @@ import re
 from typing import Any, Literal, get_args, get_origin
 
 from deia_hardening.settings.classes import refuse_overrides, unknown_key
-from deia_hardening.settings.fields import NO_SPEC, FieldSpec
+from deia_hardening.settings.fields import NO_SPEC, FieldSpec, Secret
 from deia_hardening.settings.gather import FAILED, Gather, Reader
 from deia_hardening.settings.nodes import Mapping, Node, Place, Scalar, Sequence, leaves
 from deia_hardening.settings.problems import nearest
 from deia_hardening.settings.scalars import written
-from deia_hardening.settings.secrecy import base_of, names_secret, types_of
+from deia_hardening.settings.secrecy import base_of, holds_secret, misfit, names_secret, types_of
 from deia_hardening.settings.units import Seconds
 
 _QUOTED = re.compile(r"'([^']*)'")
+_WORTH_FINDING = 4
+"""Characters of a secret that is looked for within longer texts too."""
 _WORDS = {"yes": "true", "on": "true", "no": "false", "off": "false"}
 
 
@@ -31,7 +33,7 @@ def model_reader(kind: Any) -> Reader:
         if isinstance(node, Scalar) and isinstance(node.value, kind):
             return node.value
         if not isinstance(node, Mapping):
-            gather.add(node, key, f"{written(node)} where a section is expected", "a map of settings")
+            gather.add(node, key, f"{misfit(node, kind)} where a section is expected", "a map of settings")
             return FAILED
         before = len(gather.problems)
         values = gather.plain(node, key, NO_SPEC)
@@ -47,14 +49,31 @@ def model_reader(kind: Any) -> Reader:
                 made = kind.model_validate_json(data, strict=True)
         except ValidationError as error:
             for each in error.errors(include_url=False, include_input=False):
-                _tell(each, node, key, gather)
+                _tell(each, node, key, gather, kind)
             return FAILED
         except Exception as error:  # a validator of the model may raise anything
             gather.add(node, key, gather.scrubbed(f"{type(error).__name__}: {str(error)[:300]}"))
             return FAILED
-        return FAILED if len(gather.problems) > before else made
+        if len(gather.problems) > before:
+            return FAILED
+        return _hidden(made, [text for path, text in gather.secrets.items() if text and path.startswith(key)])
 
     return read
+
+
+def _hidden(value: Any, secrets: list[str]) -> Any:
+    """The value with its secret texts as `Secret`, which shows in no repr: pydantic has made plain ones of them."""
+    if type(value) is str:
+        secret = any(text == value or (len(text) >= _WORTH_FINDING and text in value) for text in secrets)
+        return Secret(value) if secret else value
+    if hasattr(type(value), "__pydantic_fields__"):
+        for name, item in vars(value).items():
+            vars(value)[name] = _hidden(item, secrets)
+    elif type(value) is dict:
+        return {name: _hidden(item, secrets) for name, item in value.items()}
+    elif type(value) in (list, tuple, set, frozenset):
+        return type(value)(_hidden(item, secrets) for item in value)
+    return value
 
 
 # -- what pydantic does not look at: unknown keys, who may set what, secrets, units --------------------------------
@@ -102,6 +121,8 @@ def _fitted_model(model: Any, node: Mapping, value: Any, key: str, gather: Gathe
         extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
         secret = bool(extra.get("secret")) or names_secret(field.annotation)
         if secret:
+            if extra.get("secret"):
+                field.repr = False  # a SecretStr hides itself
             gather.hidden.setdefault(inner, "***")
             for path, leaf in leaves(child, lists=True):
                 if isinstance(leaf, Scalar) and isinstance(leaf.value, (str, int)):
@@ -141,11 +162,13 @@ def _names(kind: Any) -> dict[str, Any]:
 # -- what pydantic says -----------------------------------------------------------------------------------------
 
 
-def _tell(error: Any, node: Mapping, key: str, gather: Gather) -> None:
+def _tell(error: Any, node: Mapping, key: str, gather: Gather, model: Any) -> None:
     kind, text = error["type"], str(error["msg"])
     if kind == "extra_forbidden":
         return  # noted with the nearest name
     place, path, found = _locate(node, key, error["loc"])
+    if found is not None and holds_secret(_annotation(model, error["loc"])):
+        found = None  # it may be meant as the whole of what has a secret in it
     if any(path == each or path.startswith((f"{each}.", f"{each}[")) for each in gather.hidden):
         gather.add(place, path, "the value of this secret does not fit")
         return
@@ -164,6 +187,23 @@ def _tell(error: Any, node: Mapping, key: str, gather: Gather) -> None:
         gather.add(place, path, text[: united.start()] + "with its unit", "a number and its unit", united.group(1))
         return
     gather.add(place, path, text, allowed, _suggested(kind, found, expected))
+
+
+def _annotation(kind: Any, location: tuple[Any, ...]) -> Any:
+    """What a model expects at pydantic's location; parts that lead nowhere (a union's tag) are skipped."""
+    for part in location:
+        for each in types_of(kind):
+            if isinstance(each, type) and hasattr(each, "__pydantic_fields__"):
+                field = _names(each).get(part)
+                if field is not None:
+                    kind = field.annotation
+                    break
+            elif base_of(each) is dict or isinstance(part, int):
+                inner = [inner for inner in get_args(each) if inner is not Ellipsis]
+                if inner:
+                    kind = inner[-1]
+                    break
+    return kind
 
 
 def _suggested(kind: str, found: Node | None, expected: str) -> str:

@@ -15,6 +15,7 @@ from deia_hardening.settings.classes import fields_of
 from deia_hardening.settings.nodes import Mapping, Node, Scalar
 from deia_hardening.settings.nodes import Sequence as ListNode
 from deia_hardening.settings.plain import MASK
+from deia_hardening.settings.scalars import written
 from deia_hardening.settings.structure import is_settings_class
 
 _REFERENCE = re.compile(r"(?<!\$)(?:\$\$)*\$\{")
@@ -64,6 +65,26 @@ def is_secret(kind: Any, path: Sequence[str | int]) -> bool:
         elif any(is_secret(inner, rest) for inner in get_args(each)):
             return True
     return False
+
+
+def holds_secret(kind: Any, within: tuple[Any, ...] = ()) -> bool:
+    """Whether a value of this type has a secret anywhere in it: then what stands in its place is not shown either."""
+    for each in types_of(kind):
+        if names_secret(each):
+            return True
+        if is_settings_class(each):
+            if each not in within and any(
+                secret or holds_secret(inner, (*within, each)) for _, inner, secret in _fields(each)
+            ):
+                return True
+        elif any(holds_secret(inner, within) for inner in get_args(each) if inner is not Ellipsis):
+            return True
+    return False
+
+
+def misfit(node: Node, *kinds: Any) -> str:
+    """What stands where something of these types is expected, for a message."""
+    return "what is there" if any(map(holds_secret, kinds)) else written(node)
 
 
 def _fields(kind: Any) -> Iterator[tuple[str, Any, bool]]:

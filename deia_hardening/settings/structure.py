@@ -125,8 +125,9 @@ def _list(item: Any, build: Callable[[list[Any]], Any]) -> Reader:
     def read(node: Node, key: str, gather: Gather, spec: FieldSpec) -> Any:
         if not isinstance(node, Sequence):
             text = node.text or str(node.value) if isinstance(node, Scalar) and node.value is not None else ""
-            suggestion = f"[{text}]" if text and len(text) < 60 and not spec.secret else ""
-            gather.add(node, key, f"{written(node)} where a list is expected", "a list", suggestion)
+            there = _misfit(node, item)
+            suggestion = f"[{text}]" if text and len(text) < 60 and not spec.secret and there == written(node) else ""
+            gather.add(node, key, f"{there} where a list is expected", "a list", suggestion)
             return FAILED
         length = len(node.items)
         if (spec.ge is not None and length < spec.ge) or (spec.le is not None and length > spec.le):
@@ -140,6 +141,12 @@ def _list(item: Any, build: Callable[[list[Any]], Any]) -> Reader:
         return _built(build, values, node, key, gather)
 
     return read
+
+
+def _misfit(node: Node, *kinds: Any) -> str:
+    from deia_hardening.settings.secrecy import misfit  # it reads classes, which are read with this module's readers
+
+    return misfit(node, *kinds)
 
 
 def _built(build: Callable[[list[Any]], Any], values: list[Any], node: Node, key: str, gather: Gather) -> Any:
@@ -158,7 +165,7 @@ def _fixed(items: tuple[Any, ...]) -> Reader:
             gather.add(
                 node,
                 key,
-                f"{written(node)} where {len(readers)} values are expected",
+                f"{_misfit(node, *items)} where {len(readers)} values are expected",
                 f"a list of {len(readers)}",
             )
             return FAILED
@@ -177,7 +184,7 @@ def _map(key_type: Any, value_type: Any) -> Reader:
 
     def read(node: Node, key: str, gather: Gather, spec: FieldSpec) -> Any:
         if not isinstance(node, Mapping):
-            gather.add(node, key, f"{written(node)} where a map is expected", "a map, key: value")
+            gather.add(node, key, f"{_misfit(node, value_type)} where a map is expected", "a map, key: value")
             return FAILED
         each = FieldSpec(secret=True) if spec.secret else NO_SPEC
         result: dict[Any, Any] = {}

@@ -181,3 +181,47 @@ def test_secrets_and_file_only_fields_of_a_model_are_refused_in_overrides() -> N
     ):
         with pytest.raises(SettingsError, match="can't be set at run time"):
             load({"app": {}}, {}, app=App, env={}, overrides=overrides)
+
+
+def test_what_came_by_reference_and_what_is_secret_shows_in_no_repr_of_a_model(write: Any) -> None:
+    class Peer(BaseModel):
+        url: str = ""
+        hush: str = Field("", json_schema_extra={"secret": True})
+
+    class Model(BaseModel):
+        name: str = ""
+        peers: list[Peer] = []
+        named: dict[str, Peer] = {}
+        words: tuple[str, ...] = ()
+        pin: int = Field(0, json_schema_extra={"secret": True})
+
+    text = (
+        "app:\n  name: a ${env:K} b\n  words: ['${env:K}', plain]\n  pin: 424242\n"
+        "  peers: [{url: 'http://u:${env:K}@a', hush: hush-hush}]\n  named: {x: {url: '${env:K}', hush: hush-hush}}\n"
+    )
+    app = load(write(text), {}, app=Model, env={"K": "canary"}).app
+    assert app.name == "a canary b" and app.named["x"].url == "canary" and app.words == ("canary", "plain")
+    assert app.pin == 424242 and app.peers[0].hush == "hush-hush"
+    shown = repr(app) + str(app) + repr(app.peers)
+    for secret in ("canary", "hush-hush", "424242"):
+        assert secret not in shown
+    assert "plain" in shown
+
+
+@pytest.mark.parametrize(
+    "text", ["app: {peers: 'canary'}", "app: {peers: {canary: 1}}", "app: {peers: [canary]}", "app: canary"]
+)
+def test_what_stands_in_the_place_of_a_model_with_secrets_is_not_repeated(text: str, write: Any) -> None:
+    class Peer(BaseModel):
+        key: SecretStr = SecretStr("")
+
+    class Model(BaseModel):
+        peers: list[Peer] = []
+
+    assert not any("canary" in str(problem) for problem in refused_by(Model, write(text)))
+
+
+def refused_by(model: type, config: Any) -> list[Any]:
+    with pytest.raises(SettingsError) as caught:
+        load(config, {}, app=model, env={})
+    return list(caught.value.problems)

@@ -313,3 +313,24 @@ def test_what_is_wrong_with_a_secret_is_told_without_it(value: object) -> None:
 def test_no_repr_shows_an_inline_secret(everything: Any) -> None:
     loaded = load({"s": {"token": "hunter2"}}, {"s": everything}, env={})
     assert "hunter2" not in repr(loaded) + repr(loaded.document) + repr(loaded.sections)
+
+
+@attrs.frozen
+class Peer:
+    key: str = setting("", "a key", secret=True)
+    next: Peer | None = setting(None, "another one")
+
+
+@attrs.frozen
+class Peers:
+    one: Peer = setting(Peer(), "one")
+    many: tuple[Peer, ...] = setting((), "many")
+    named: dict[str, Peer] = setting(None, "by name", factory=dict)
+    two: tuple[Peer, int] = setting((Peer(), 1), "two")
+
+
+@pytest.mark.parametrize("key", ["one", "many", "named", "two"])
+def test_what_stands_in_the_place_of_something_with_secrets_is_not_repeated(key: str) -> None:
+    for value in ("[{key: canary}]", "canary"):
+        told = problems(Peers, {key: value})
+        assert told and not any("canary" in each for each in told), told
