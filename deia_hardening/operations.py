@@ -70,6 +70,8 @@ class Operation:
         offline: whether the command line may run it with no service up (`handler` then gets a `Call` whose
             actor is the shell's user; it must open what it needs from the home itself).
         local: only through the local socket of the same uid (deploys, keys).
+        conditional: whether the handler heeds `call.if_revision` (`If-Match`, `--if-revision`); an operation that
+            does not refuses one.
     """
 
     name: str
@@ -82,6 +84,7 @@ class Operation:
     confirm: str = ""
     offline: bool = False
     local: bool = False
+    conditional: bool = False
 
     @property
     def group(self) -> str:

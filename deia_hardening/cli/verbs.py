@@ -106,8 +106,11 @@ def _command(operation: Operation) -> Callable[..., None]:
     parameters.sort(key=lambda one: one.kind)
     taken = set(fields)
     for name, common in _COMMON.items():
-        if name not in taken and not (name in ("reason", "yes") and not operation.changes):
-            parameters.append(common)
+        if name in taken or (name in ("reason", "yes") and not operation.changes):
+            continue
+        if name == "if_revision" and not operation.conditional:
+            continue
+        parameters.append(common)
 
     def command(*args: Any, **kwargs: Any) -> None:
         bound = signature.bind(*args, **kwargs)
@@ -135,6 +138,7 @@ _COMMON = {
     "config": _parameter("config", Path, "Settings: a folder or a file.", Path(".deia/config"), ["--config", "-c"]),
     "json": _parameter("json", bool, "Print JSON instead of a table.", False),
     "reason": _parameter("reason", str, "Why: kept in the trail.", ""),
+    "if_revision": _parameter("if_revision", int | None, "Only if this revision is still in force.", None),
     "yes": _parameter("yes", bool, "Do not ask.", False, ["--yes", "-y"]),
 }  # fmt: skip
 
@@ -172,7 +176,8 @@ def _call(operation: Operation, value: Mapping[str, Any], options: Mapping[str, 
         if sys.stdin.readline().strip().lower() not in ("y", "yes"):
             fail(["nothing was done"])
     try:
-        _online(Client(read(config if config.exists() else {}).home), operation, value, reason, as_json)
+        client = Client(read(config if config.exists() else {}).home)
+        _online(client, operation, value, reason, options.get("if_revision"), as_json)
     except NotRunning as error:
         if not operation.offline:
             fail([str(error)])
@@ -183,12 +188,19 @@ def _call(operation: Operation, value: Mapping[str, Any], options: Mapping[str, 
         fail([str(error)])
 
 
-def _online(client: Client, operation: Operation, value: Mapping[str, Any], reason: str, as_json: bool) -> None:
+def _online(
+    client: Client,
+    operation: Operation,
+    value: Mapping[str, Any],
+    reason: str,
+    if_revision: int | None,
+    as_json: bool,
+) -> None:
     output: Any = None
     shown = operation.name == "migration.deploy" and out.is_terminal and not as_json
     if shown:
         value = {**value, "wait": False}  # it is waited for by looking
-    for step in client.follow(operation.name, value, changes=operation.changes, reason=reason):
+    for step in client.follow(operation.name, value, changes=operation.changes, reason=reason, if_revision=if_revision):
         if isinstance(step, Step):
             _progress(step.message, step.done)
         else:

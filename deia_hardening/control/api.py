@@ -192,7 +192,7 @@ class Api:
             actor=caller.actor,
             reason=_reason(request.headers),
             local=caller.local,
-            if_revision=_revision(request.headers),
+            if_revision=_revision(request.headers, operation),
             stepwise=stepwise,
         )
         steps = self.surface.invoke(operation.name, value, call)
@@ -304,10 +304,12 @@ def _reason(headers: Mapping[str, str]) -> str:
     return "".join(character if character.isprintable() else " " for character in text[:_LONGEST_REASON])
 
 
-def _revision(headers: Mapping[str, str]) -> int | None:
+def _revision(headers: Mapping[str, str], operation: Operation) -> int | None:
     text = headers.get("if-match", "*").strip()
     if text == "*":
         return None
+    if not operation.conditional:
+        raise Problem(400, f"{operation.name} takes no If-Match; nothing was done")
     inner = text.removeprefix('"').removesuffix('"')
     if not inner.isascii() or not inner.isdigit() or len(inner) > 18:
         raise Problem(400, 'If-Match takes one revision as the answer\'s ETag gave it: "17"; nothing was done')

@@ -76,10 +76,16 @@ class Client:
         return self._json(self._send(*self._request(operation, value, changes, reason, if_revision)))
 
     def follow(
-        self, operation: str, value: Mapping[str, Any] | None = None, *, changes: bool = True, reason: str = ""
+        self,
+        operation: str,
+        value: Mapping[str, Any] | None = None,
+        *,
+        changes: bool = True,
+        reason: str = "",
+        if_revision: int | None = None,
     ) -> Iterator[Step | Any]:
         """The same for a long operation: yields each `Step`, then the output. Leaving early does not stop a change."""
-        method, path, body, headers = self._request(operation, value, changes, reason, None)
+        method, path, body, headers = self._request(operation, value, changes, reason, if_revision)
         answer = self._send(method, path, body, {**headers, "accept": "text/event-stream"}, timeout=None)
         with answer:
             if "text/event-stream" not in answer.headers.get("content-type", ""):

@@ -116,7 +116,7 @@ def _path(name: str, operation: Operation, definitions: dict[str, Any]) -> dict[
         },
         "507": _PROBLEM,
     }
-    if operation.changes:
+    if operation.conditional:
         parameters.append(
             {
                 "name": "If-Match",
@@ -125,7 +125,9 @@ def _path(name: str, operation: Operation, definitions: dict[str, Any]) -> dict[
                 "schema": {"type": "string", "pattern": '^(\\*|"[0-9]{1,18}")$'},
             }
         )
-        responses |= {"409": _PROBLEM, "412": _PROBLEM}
+        responses |= {"412": _PROBLEM}
+    if operation.changes:
+        responses |= {"409": _PROBLEM}
         body = {"required": bool(schema.get("required")), "content": {"application/json": {"schema": schema}}}
         return {"post": {**_entry(name, operation.summary, parameters, responses, operation.role), "requestBody": body}}
     required = schema.get("required", ())

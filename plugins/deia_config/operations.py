@@ -261,7 +261,7 @@ def operations(manager: ConfigManager, follower: Callable[[], Follower | None]) 
     def changing(name: str, summary: str, handler: Any, takes: type = NoInput, confirm: str = "") -> Operation:
         return Operation(
             name=f"config.{name}", summary=summary, role=Role.ADMIN, handler=handler, input=takes, output=Done,
-            confirm=confirm,
+            confirm=confirm, conditional=takes is not NoInput,
         )  # fmt: skip
 
     return (

@@ -121,6 +121,18 @@ def test_verbs_talk_to_the_running_service(running: Shell) -> None:
 EVIL = "\x1b[2J\x07\x9b31m\u202eevil[bold]\udc80"
 
 
+def test_a_change_may_hang_on_the_revision_that_it_was_decided_on(running: Shell) -> None:
+    revision = json.loads(running("config", "status", "--json", "-c", "config").stdout)["revision"]
+    change = ("config", "set", "config.history", "50", "-c", "config", "--reason", "a test")
+    assert running(*change, "--if-revision", str(revision)).returncode == 0
+    lost = running("config", "set", "config.history", "60", "-c", "config", "--if-revision", str(revision))
+    assert lost.returncode == 1 and f"revision {revision + 1} is in force, not {revision}" in lost.stdout + lost.stderr
+    assert (
+        running("config", "unset", "config.history", "-c", "config", "--if-revision", str(revision + 1)).returncode == 0
+    )
+    assert "--if-revision" not in running("token", "create", "--help", "-c", "config").stdout
+
+
 def test_shown_data_steers_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     rows = {"rows": [{EVIL: EVIL}], f"{EVIL}s": [{"a": 1}]}
     show({"name": EVIL, EVIL: 1, "list": [EVIL], "deep": {EVIL: {"a": EVIL}}, **rows}, False)

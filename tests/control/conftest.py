@@ -104,7 +104,7 @@ class Probe(Plugin[ProbeSettings]):
 
         return (
             make("read", self.read, input=ReadInput, output=ReadOutput, changes=False),
-            make("write", self.write, input=WriteInput, role=Role.OPERATOR),
+            make("write", self.write, input=WriteInput, role=Role.OPERATOR, conditional=True),
             make("long", self.long, changes=False),
             make("deploy-slowly", self.deploy, role=Role.ADMIN),
             make("boom", self.boom, input=NoInput, changes=False),

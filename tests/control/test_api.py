@@ -177,6 +177,8 @@ async def test_a_change_takes_its_input_from_the_body_and_knows_who_and_why(serv
 async def test_a_stale_revision_changes_nothing(service: Any, probe: Any) -> None:
     assert (await service.post("/deia/probe/write", {"value": "x"}, {"if-match": '"6"'})).status == 412
     assert (await service.post("/deia/probe/write", {"value": "x"}, {"if-match": "W/seven"})).status == 400
+    heedless = await service.post("/deia/probe/deploy-slowly", {}, {"if-match": '"7"'})
+    assert heedless.status == 400 and "takes no If-Match" in heedless.json["detail"]
     assert probe.done == []
 
 
