@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any, NoReturn
 
 from rich.console import Console
@@ -15,6 +16,8 @@ from deia_hardening.journal.terminal import escape_for_terminal, escape_stored
 
 PIPED_WIDTH = 160
 MOST_COLUMNS = 10
+TIMES = ("at", "since", "until", "created", "expires", "last_used", "scrubbed")
+"""Outputs of these names are times, in Unix seconds."""
 FIRST_COLUMNS = ("seq", "time", "actor", "action", "target", "outcome", "http", "change", "reason", "kind")
 
 out = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else PIPED_WIDTH)
@@ -65,7 +68,7 @@ def show(value: Any, as_json: bool) -> None:
             for key, item in rows:
                 name = safe(key.replace("_", " "))
                 name.stylize("bold")
-                table.add_row(name, _cell(item))
+                table.add_row(name, _cell(item, key))
             out.print(table)
         for key, items in tables:
             _table(key, items)
@@ -82,7 +85,7 @@ def _table(title: str, items: Sequence[Mapping[str, Any]]) -> None:
     for column in columns:
         table.add_column(safe(column.replace("_", " ")), overflow="fold")
     for item in items:
-        table.add_row(*(_cell(item.get(column, "")) for column in columns))
+        table.add_row(*(_cell(item.get(column, ""), column) for column in columns))
     out.print(table)
 
 
@@ -95,11 +98,11 @@ def _columns(items: Sequence[Mapping[str, Any]]) -> list[str]:
     return told if len(told) > 2 else columns[:MOST_COLUMNS]
 
 
-def _cell(item: Any) -> Text | Table:
+def _cell(item: Any, name: str = "") -> Text | Table:
     if isinstance(item, Mapping) and item:
         inner = Table(show_header=False, box=None, pad_edge=False)
         for key, value in item.items():
-            inner.add_row(safe(str(key)), _cell(value))
+            inner.add_row(safe(str(key)), _cell(value, str(key)))
         return inner
     if isinstance(item, Sequence) and not isinstance(item, str):
         return Text("\n").join(safe(each) for each in item)
@@ -108,5 +111,12 @@ def _cell(item: Any) -> Text | Table:
     if isinstance(item, bool):
         return Text("yes" if item else "no")
     if isinstance(item, float):
-        return Text(f"{item:g}")
+        return Text(_time(item) if name in TIMES else f"{item:g}")
     return safe(item)
+
+
+def _time(at: float) -> str:
+    try:
+        return f"{datetime.fromtimestamp(at, UTC):%Y-%m-%d %H:%M:%S}Z" if at else "-"
+    except (OverflowError, ValueError):
+        return f"{at:g}"

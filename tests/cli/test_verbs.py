@@ -142,6 +142,12 @@ def test_shown_data_steers_no_terminal(capsys: pytest.CaptureFixture[str]) -> No
     assert not any((ord(each) < 32 and each != "\n") or each in "\x07\x1b\x9b\u202e\udc80" for each in shown)
 
 
+def test_times_are_shown_as_times(capsys: pytest.CaptureFixture[str]) -> None:
+    show({"since": 1.5e9, "never": {"at": 0.0}, "size": 1.5e9, "past": [{"at": 1.5e9, "who": "me"}]}, as_json=False)
+    shown = capsys.readouterr().out
+    assert shown.count("2017-07-14 02:40:00Z") == 2 and "at  -" in shown and "1.5e+09" in shown
+
+
 @pytest.mark.parametrize("ascii_only", [False, True])
 def test_json_for_programs_means_the_same_and_can_be_written(ascii_only: bool) -> None:
     text = json_text({EVIL: ["ü", EVIL]}, ascii_only)
