@@ -53,7 +53,7 @@ def restart_only(revision: Any) -> dict[str, Any]:
 
 
 def blame(revision: Any, key: str) -> list[tuple[str, Any]]:
-    """Where a value comes from, the winner first, then what it shadows; its default where nobody wrote it. Redacted."""
+    """Where a value comes from, the winner first, then what it shadows; or its default. Redacted."""
     values = effective(revision)
     below = [known for known in values if known == key or known.startswith((f"{key}.", f"{key}["))]
     node = revision.document.find(key)

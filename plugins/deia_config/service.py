@@ -116,7 +116,7 @@ class ConfigManager(RunningFlags):
         return differences({} if before is None else before.values, after.values)
 
     def blame(self, key: str) -> list[tuple[str, Any]]:
-        """Where a value comes from, the winner first, then what it shadows; its default where nobody wrote it. Redacted.
+        """Where a value comes from, the winner first, then what it shadows; or its default. Redacted.
 
         Raises Problem 404 for a key that is no setting.
         """
