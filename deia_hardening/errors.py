@@ -39,7 +39,9 @@ class SettingsProblem:
         if self.suggestion:
             parts.append(f"did you mean {self.suggestion}?")
         key = f"{self.key}: " if self.key else ""
-        return f"{place}  {key}{'; '.join(parts)}"
+        text = f"{place}  {key}{'; '.join(parts)}"
+        # a key or a file's name may hold anything: nothing of it steers a terminal or begins a line of a log
+        return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 class SettingsError(HardeningError):

@@ -7,6 +7,7 @@ import os
 import threading
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import attrs
 import pytest
@@ -102,3 +103,12 @@ def test_a_folder_that_never_stands_still_is_read_or_refused(tmp_path: Path) -> 
     finally:
         stop.set()
         thread.join()
+
+
+def test_nothing_in_a_file_steers_the_terminal_that_shows_what_is_wrong(write: Any) -> None:
+    text = '"\\e[31mred\\n\u202e": 1\ns: {"\\e]0;x\\a": 1}\n'
+    with pytest.raises(SettingsError) as caught:
+        load(write(text), {}, env={})
+    told = "\n".join(map(str, caught.value.problems))
+    assert "\\x1b[31mred\\n\\u202e" in told
+    assert all(line.isprintable() for line in told.split("\n")) and len(told.split("\n")) == len(caught.value.problems)
