@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import threading
@@ -31,6 +32,8 @@ class Recorder:
         self._host = host
         self._pending: dict[Path, Callable[[], bytes]] = {}
         self._working: set[Completion[None]] = set()
+        self._recording = asyncio.Lock()
+        self._writing = asyncio.Lock()
         self._lock = threading.Lock()
 
     def applied(self, entry: Entry, before: Entry | None, changes: Mapping[str, tuple[Any, Any]]) -> None:
@@ -66,7 +69,7 @@ class Recorder:
         if content:
             self._once(f"{revision}:{content}", record, _LAST_REFUSED)
         else:
-            self._host.journal(JOURNAL).append(record)
+            self._submit(self._record, "", record, "")
 
     def flags_applied(self, changed: tuple[str, ...], digest: str) -> None:
         """Flag definitions are in force."""
@@ -110,7 +113,8 @@ class Recorder:
             replace_file(path, content())
 
         try:
-            await self._host.blocking(write)
+            async with self._writing:  # else an older content may end up over a newer one
+                await self._host.blocking(write)
         except OSError as error:
             logger.warning("%s can't be written (%s): revisions from now on are forgotten by a restart", path, error)
 
@@ -118,18 +122,24 @@ class Recorder:
         self._submit(self._record, mark, event, key)
 
     async def _record(self, mark: str, event: Mapping[str, Any], key: str) -> None:
-        """Append unless another worker has recorded the same change; a store that is away only risks a double."""
+        """Append, one after the other, unless another worker has recorded the same change."""
+        async with self._recording:
+            if not mark or await self._is_first(mark, key):
+                self._host.journal(JOURNAL).append(event)
+
+    async def _is_first(self, mark: str, key: str) -> bool:
+        """Whether no other worker has recorded this change; a store that is away only risks a double."""
         data = mark.encode("utf-8", "replace")
         try:
             last = await self._host.store.get(key)
             if last is not None and last.value == data:
-                return
+                return False
             await self._host.store.put(key, data, if_revision=0 if last is None else last.revision)
         except StaleRevision:
             with contextlib.suppress(StoreError):
                 last = await self._host.store.get(key)
                 if last is not None and last.value == data:
-                    return
+                    return False
         except StoreError as error:
             logger.warning("the store could not be asked who records this change: %s", error)
-        self._host.journal(JOURNAL).append(event)
+        return True

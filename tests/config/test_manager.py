@@ -321,3 +321,28 @@ async def test_a_change_just_before_the_stop_is_in_the_journal_and_the_history(
     assert json.loads((home / "state/config-history.json").read_text())["entries"][-1]["values"]["app.max_bots"] == 5
     records = [json.loads(line) for line in (home / "logs/config-changes.jsonl").read_text().splitlines()]
     assert [each["action"] for each in records if "action" in each] == ["applied"]
+
+
+async def test_the_journal_has_changes_in_their_order_whatever_the_store_takes(
+    start: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("APP_TOKEN", "t")
+    async with start(ONE) as service:
+        store, turns = service.run.core.plugins["config"].host.store, [40, 20, 0]
+        get = store.get
+
+        async def slow(key: str) -> Any:
+            if key.startswith("config/last-"):
+                for _ in range(turns.pop(0) if turns else 0):
+                    await asyncio.sleep(0)
+            return await get(key)
+
+        monkeypatch.setattr(store, "get", slow)
+        for bots in (2, 3):
+            await service.manager.set("app.max_bots", bots)
+        with pytest.raises(Problem):
+            await service.manager.set("app.max_bots", 0)
+        await service.manager.set("app.max_bots", 4)
+        await service.manager.finish()
+        told = [(each["action"], each["revision"]) for each in await service.records()]
+        assert told == [("applied", 2), ("applied", 3), ("refused", 3), ("applied", 4)]
