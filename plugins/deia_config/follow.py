@@ -276,7 +276,7 @@ class Follower:
 
         seen, why = await self._settled(read, accepted, known, force, may_vanish=True)
         if known(seen):
-            manager.flags_refused = None
+            manager.flags_agree()
             return True
         try:
             if why:

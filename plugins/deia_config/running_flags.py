@@ -39,6 +39,7 @@ class RunningFlags:
         self._host = host
         self._recorder = recorder
         self._flag_callbacks: list[Callable[[tuple[str, ...]], None]] = []
+        self._stale_callbacks: list[Callable[[str], None]] = []
         self.flag_set = FlagSet()
         self.flag_files: Snapshot | None = None
         self.flags_refused: Refusal | None = None
@@ -71,28 +72,29 @@ class RunningFlags:
 
     def on_flags_changed(self, callback: Callable[[tuple[str, ...]], None]) -> Callable[[], None]:
         """Call `callback(keys)` after each change of flags, on the background loop. Returns how to stop it."""
-        self._flag_callbacks.append(callback)
+        return _added(self._flag_callbacks, callback)
 
-        def forget() -> None:
-            with contextlib.suppress(ValueError):
-                self._flag_callbacks.remove(callback)
-
-        return forget
+    def on_flags_stale(self, callback: Callable[[str], None]) -> Callable[[], None]:
+        """Call `callback(why)` when new flag files were refused, so that older flags stay, and `callback("")` when
+        the flags in force are again what the files say. Returns how to stop it."""
+        return _added(self._stale_callbacks, callback)
 
     def adopt_flags(self, flags: FlagSet, files: Snapshot, *, first: bool = False) -> tuple[str, ...]:
         """Put flag definitions in force: one assignment. Returns the keys that changed."""
         self.flag_files = files
         changed = self.flag_set.changed(flags)
         self.flag_set = flags
-        self.flags_refused = None
+        self.flags_agree()
         if changed and not first:
             self._recorder.flags_applied(changed, flags.digest)
-            for callback in list(self._flag_callbacks):
-                try:
-                    callback(changed)
-                except Exception:
-                    logger.exception("a callback of on_flags_changed failed")
+            _call(self._flag_callbacks, changed)
         return changed
+
+    def flags_agree(self) -> None:
+        """The flags in force are what the files say."""
+        if self.flags_refused is not None:
+            self.flags_refused = None
+            _call(self._stale_callbacks, "")
 
     def refuse_flags(self, error: SettingsError, digest: str) -> None:
         """Keep the running flags and tell why the new ones were refused."""
@@ -101,3 +103,22 @@ class RunningFlags:
             return
         self.flags_refused = Refusal(self._host.clock.wall(), "flags", "files", problems, digest)
         self._recorder.flags_refused(problems, digest)
+        _call(self._stale_callbacks, problems[0])
+
+
+def _added(callbacks: list[Callable[[Any], None]], callback: Callable[[Any], None]) -> Callable[[], None]:
+    callbacks.append(callback)
+
+    def forget() -> None:
+        with contextlib.suppress(ValueError):
+            callbacks.remove(callback)
+
+    return forget
+
+
+def _call(callbacks: list[Callable[[Any], None]], told: Any) -> None:
+    for callback in list(callbacks):
+        try:
+            callback(told)
+        except Exception:
+            logger.exception("somebody who is told of flags failed")

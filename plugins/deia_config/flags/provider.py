@@ -1,7 +1,8 @@
 """An OpenFeature provider (specification 0.8, sections 2 and 5) over a `FlagSet` that a reload may replace.
 
 Needs the extra `openfeature`. Resolution never raises: errors are error codes with the caller's default. A change
-of flags is told as PROVIDER_CONFIGURATION_CHANGED with the keys that changed.
+of flags is told as PROVIDER_CONFIGURATION_CHANGED with the keys that changed; files that were refused as
+PROVIDER_STALE, since older flags stay in force, and their repair as PROVIDER_READY.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ class FlagProvider(AbstractProvider):
     def __init__(self, source: Any, *, hooks: Sequence[Hook] = ()) -> None:
         super().__init__()
         self._hooks = list(hooks)
-        self._forget: Callable[[], None] | None = None
+        self._forget: list[Callable[[], None]] = []
         self._source = source
         if isinstance(source, FlagSet):
             self._flags: Callable[[], FlagSet] = lambda: source
@@ -50,15 +51,16 @@ class FlagProvider(AbstractProvider):
             self._flags()
         except Exception as error:
             raise ProviderNotReadyError(str(error)) from error
-        subscribe = getattr(self._source, "on_flags_changed", None)
-        if subscribe is not None and self._forget is None:
-            self._forget = subscribe(self._changed)
+        if not self._forget:
+            for name, callback in (("on_flags_changed", self._changed), ("on_flags_stale", self._stale)):
+                subscribe = getattr(self._source, name, None)
+                if subscribe is not None:
+                    self._forget.append(subscribe(callback))
 
     def shutdown(self) -> None:
         """End the subscription."""
-        if self._forget is not None:
-            self._forget()
-            self._forget = None
+        while self._forget:
+            self._forget.pop()()
 
     def get_metadata(self) -> Metadata:
         return Metadata(name=NAME)
@@ -70,6 +72,12 @@ class FlagProvider(AbstractProvider):
         self.emit_provider_configuration_changed(
             ProviderEventDetails(flags_changed=list(keys), message="the flag files changed")
         )
+
+    def _stale(self, why: str) -> None:
+        if why:
+            self.emit_provider_stale(ProviderEventDetails(message=f"the flag files were refused: {why}"))
+        else:
+            self.emit_provider_ready(ProviderEventDetails(message="the flag files are in force"))
 
     def _resolve(
         self, key: str, default: Any, context: EvaluationContext | None, fits: Callable[[Any], Any]

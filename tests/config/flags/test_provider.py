@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 from typing import Any
@@ -187,3 +188,59 @@ async def test_over_a_service_flags_are_those_that_handlers_see(tmp_path: Path) 
         assert api.get_client("service").get_integer_value("whole", 3) == 10
         assert api.get_client("service").get_boolean_value("here", True) is False
         api.clear_providers()
+
+
+async def test_refused_flag_files_make_the_provider_stale_until_they_are_repaired(tmp_path: Path) -> None:
+    from functools import partial
+
+    from openfeature.event import ProviderEvent
+
+    from deia_config import ConfigManager
+    from deia_config.flags.provider import FlagProvider
+    from deia_hardening import harden
+    from deia_hardening.runtime import runtime
+    from deia_hardening.testing.live import running
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        pass
+
+    good = "flags: {f: {state: ENABLED, variants: {on: true, off: false}, defaultVariant: VALUE}}\n"
+    file = tmp_path / "flags" / "f.yaml"
+    file.parent.mkdir()
+    file.write_text(good.replace("VALUE", "on"))
+    settings = {"home": str(tmp_path), "config": {"watch": False, "settle": "1ms"}}
+    async with running(harden(app, settings), {}) as run:
+        manager = run.service(ConfigManager)
+        follower = run.core.plugins["config"].follower
+        look = partial(follower.look, force=True)
+        told: list[str] = []
+        provider = FlagProvider(manager)
+        monitored = {
+            "stale": "emit_provider_stale",
+            "ready": "emit_provider_ready",
+            "changed": "emit_provider_configuration_changed",
+        }
+        for name, method in monitored.items():
+            emit = getattr(provider, method)
+            setattr(provider, method, lambda details, name=name, emit=emit: (told.append(name), emit(details)))
+        api.set_provider(provider, "stale")
+        client = api.get_client("stale")
+        handled: list[Any] = []
+        client.add_handler(ProviderEvent.PROVIDER_STALE, handled.append)
+        file.write_text(good.replace("VALUE", "nope"))
+        assert not await runtime().run(look) and not await runtime().run(look)
+        assert told == ["stale"] and client.get_boolean_value("f", False) is True
+        file.write_text(good.replace("VALUE", "on"))
+        assert await runtime().run(look)
+        assert told == ["stale", "ready"]
+        file.write_text(good.replace("VALUE", "nope"))
+        assert not await runtime().run(look)
+        file.write_text(good.replace("VALUE", "off"))
+        assert await runtime().run(look)
+        assert told[2:] == ["stale", "ready", "changed"] and client.get_boolean_value("f", True) is False
+        for _ in range(500):  # the SDK calls handlers on a thread of its own
+            if handled:
+                break
+            await asyncio.sleep(0.01)
+        api.clear_providers()
+    assert "is no variant" in handled[0].message
