@@ -21,6 +21,7 @@ from deia_hardening.store import StaleRevision, StoreError, Write
 from deia_migration import log
 from deia_migration.log import Base
 from deia_migration.rollout import Phase, Rollout, apply
+from deia_migration.versions import APP_NAME
 
 logger = logging.getLogger("deia_migration")
 
@@ -72,15 +73,16 @@ class Book:
         self._revision = (await self._host.store.apply(writes))[0]
 
     async def store_lowering(self, state: Rollout) -> str:
-        """The same for a state that raises nothing: "" or what is wrong. A rollback wins over whatever is there."""
+        """The same for a state that raises nothing: "" or what is wrong. A rollback wins over all but the end."""
         for _ in range(5):
             try:
-                await self.store(state)
-                return ""
-            except StaleRevision as stale:
-                if not state.latched:
-                    return "stale"
-                self._revision = stale.found
+                try:
+                    await self.store(state)
+                    return ""
+                except StaleRevision:
+                    found = await self.read()
+                    if not state.latched or (found is not None and (found.id != state.id or found.phase.over)):
+                        return "stale"
             except StoreError as error:
                 logger.error("'%s' is in force here and in the log, but not in the store: %s", state.phase, error)
                 return f"'{state.phase}' is in force here and in the log, but not in the store: {error}"
@@ -97,17 +99,13 @@ class Book:
             logger.error("the page can't be written (%s): other workers follow through the store", error)
 
     def changed(self) -> bool:
-        """Whether somebody has written a state since the last call; a memory read."""
-        area = self._host.page.area("rollout")
-        if area == self._area:
-            return False
-        self._area = area
-        return True
+        """Whether somebody has written a state since the last one was read; a memory read."""
+        return self._host.page.area("rollout") != self._area
 
     async def put_back(self, known: Rollout | None) -> None:
         """The store was begun anew: write the rollout of the log there, at its weight. Raises StoreError."""
         told = await self._host.blocking(log.recover, self.log_path)
-        state = merged(told.rollout, known)
+        state = merged(told.of(known), known)
         self._revision = 0
         if state is not None:
             try:
@@ -116,16 +114,19 @@ class Book:
                 self._revision = stale.found
 
     async def read(self) -> Rollout | None:
-        """The state in the store. Raises StoreError."""
+        """The state in the store. Raises StoreError; then it is still to be read."""
+        area = self._host.page.area("rollout")
         entry = await self._host.store.get(CURRENT)
+        self._area = area
+        self._revision = entry.revision if entry is not None else 0
         if entry is None:
             return None
-        self._revision = entry.revision
         return log.load(entry.value)
 
     async def recover(self) -> tuple[Rollout | None, Base]:
         """What a new process goes on from: the lower of log and store, and the version that serves."""
         if not await self._host.blocking(_anything, self._host.home):
+            self._area = self._host.page.area("rollout")
             return None, Base()
         stored, base = None, None
         try:
@@ -138,7 +139,9 @@ class Book:
         if base is not None and told.rollout is None:
             with contextlib.suppress(msgspec.DecodeError, msgspec.ValidationError):
                 serving = msgspec.json.decode(base.value, type=Base)
-        state = merged(told.rollout, stored)
+        state = merged(told.of(stored), stored)
+        if state is not None:  # a rollback may be in the store alone for as long as the disk is slow
+            serving = base_of(state)
         if state is not None and stored is not None and stored.id == state.id and stored.weight > state.weight:
             await self.store_lowering(state)  # the store was ahead of its log: every worker follows the log
         return state, serving
@@ -175,6 +178,33 @@ def page_field(state: Rollout) -> dict[str, Any]:
         "over": state.phase.over,
         "version": state.candidate,
     }
+
+
+def running(state: Rollout | None, meant: str = "") -> Rollout:
+    """The rollout under way. Raises Problem 409 where there is none, or not the one that is meant."""
+    if state is None or state.phase.over:
+        raise Problem(409, "no rollout is running; nothing was changed")
+    if meant and meant != state.id:
+        raise Problem(
+            409,
+            f"rollout {meant} is over; {state.id} of {state.candidate} by {state.by} runs now; nothing was changed",
+            extensions={"rollout": state.id, "by": state.by},
+        )
+    return state
+
+
+def refuse_same(serves: Base, wanted: Base) -> None:
+    """Raise Problem 409 where the wanted version serves already, or another one by its name does."""
+    name = serves.name or APP_NAME
+    if wanted.digest and wanted.digest == serves.digest:
+        raise Problem(409, f"exactly this code serves already (version {name}); nothing was changed")
+    if wanted.name != name:
+        return
+    if wanted.target == serves.target and wanted.digest == serves.digest:
+        raise Problem(409, f"{name} serves already; nothing was changed")
+    raise Problem(
+        409, f"the version that serves is called {name} too; give the new one a name of its own; nothing was changed"
+    )
 
 
 def busy(running: Rollout) -> Problem:

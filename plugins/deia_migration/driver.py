@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from deia_hardening.events import WeightChanged
@@ -18,8 +19,9 @@ from deia_hardening.plugin import SYSTEM, Actor, Problem, Target
 from deia_hardening.store import StaleRevision, StoreError
 from deia_hardening.upstream import Readiness
 from deia_migration import log
-from deia_migration.book import busy
+from deia_migration.book import busy, refuse_same, running
 from deia_migration.crew import Report
+from deia_migration.log import Base
 from deia_migration.plan import Plan
 from deia_migration.rollout import Move, Phase, Rollout, Seen, apply, next_move
 from deia_migration.shield import PATIENCE
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
     from deia_migration.engine import Engine
 
 logger = logging.getLogger("deia_migration")
+
+Choose = Callable[[Rollout], "Move | None"]
 
 
 class Driver:
@@ -53,8 +57,7 @@ class Driver:
         while self._engine.runs(rollout):
             try:
                 async with self._engine.moving:
-                    if self._engine.book.changed():
-                        await self._engine.reload()
+                    await self._engine.refresh()
                     await self._tend()
                     if not self.driving:
                         await self._ended_here()
@@ -126,9 +129,12 @@ class Driver:
             if move is not None:
                 await self._act(state, move, SYSTEM)
 
-    async def lead(self, rollout: str) -> None:
-        """Drive while the lease is held: one worker at a time looks at the clock and decides."""
-        while self._engine.runs(rollout):
+    async def lead(self) -> None:
+        """Drive while the lease is held and a rollout runs: one worker at a time looks at the clock and decides.
+
+        It is one task in each worker, or the end of a rollout's would speak for the next.
+        """
+        while self._engine.running and self._engine.active:
             try:
                 async with self._engine.host.store.lease("migration", float(self._engine.settings.lease)) as lease:
                     await self._engine.host.blocking(self._engine.crew.listen, self._reported)
@@ -224,12 +230,16 @@ class Driver:
     # -- acting ---------------------------------------------------------------------------------------------
 
     async def begin(self, name: str, target: str, digest: str, plan: Plan, actor: Actor, reason: str) -> Rollout:
-        """Begin a rollout. Raises Problem 409 while another runs, 503 when it can't be written down."""
+        """Begin a rollout. Raises Problem 409 while another runs or where it serves, 503 when it can't be written."""
         async with self._engine.moving:
-            await self._reload_quietly()
+            try:
+                await self._engine.refresh()
+            except StoreError as error:
+                raise Problem(503, f"{error}; nothing was changed", retry_after=1) from error
             running = self._engine.rollout
             if running is not None and not running.phase.over:
                 raise busy(running)
+            refuse_same(self._engine.base, Base(name, target, digest))
             now = self._engine.host.clock.wall()
             state = Rollout(
                 id=uuid7(),
@@ -250,27 +260,50 @@ class Driver:
             try:
                 await self._engine.book.store(state)
             except StaleRevision:
+                self._withdraw(state, "another rollout had begun")
                 await self._engine.reload()
                 assert self._engine.rollout is not None
                 raise busy(self._engine.rollout) from None
+            except StoreError as error:
+                self._withdraw(state, str(error))
+                raise Problem(503, f"{error}; nothing was changed", retry_after=1) from error
             await self._engine.attach(state)
             return state
 
-    async def _reload_quietly(self) -> None:
-        with contextlib.suppress(StoreError):
-            await self._engine.reload()
+    def _withdraw(self, state: Rollout, why: str) -> None:
+        """It is in the log, and never came into force."""
+        at = self._engine.host.clock.wall()
+        over = apply(state, "retired", {}, at)
+        self._engine.book.note(log.record(over, "retired", at, reason=f"it did not begin: {why}"))
 
-    async def move(self, move: Move, actor: Actor) -> Rollout:
-        """Do what a person asked for. Raises Problem when it could not be done."""
-        if move.event == "rollback" and self._engine.rollout is not None:
-            self._lower(self._engine.rollout.id)  # before any lock or disk
-        async with self._engine.moving:
-            state = self._engine.rollout
-            if state is None or not await self._act(state, move, actor):
-                raise Problem(503, f"'{move.event}' could not be done: {self._engine.problem}", retry_after=1)
-            assert self._engine.rollout is not None
-        self._engine.poke()
-        return self._engine.rollout
+    async def move(self, choose: Choose, rollout: str, actor: Actor, lowers: bool = False) -> Rollout:
+        """Do what a person asked for: `choose` says what that is for the rollout as it stands, None for nothing.
+
+        `rollout` is the id that is meant, "" for the one that runs; `lowers` is a rollback. Raises Problem 409 for a
+        rollout that is over, 503 where it could not be done, and what `choose` raises.
+        """
+        engine = self._engine
+        known = engine.rollout
+        if lowers and known is not None and not known.phase.over and rollout in ("", known.id):
+            self._lower(known.id)  # before any lock or disk
+        async with engine.moving:
+            try:
+                await engine.refresh()
+            except StoreError as error:
+                if not lowers:
+                    raise Problem(503, f"{error}; nothing was changed", retry_after=1) from error
+            while True:
+                state = running(engine.rollout, rollout)
+                move = choose(state)
+                if move is None or await self._act(state, move, actor):
+                    break
+                if engine.rollout is state:
+                    raise Problem(503, f"'{move.event}' could not be done: {engine.problem}", retry_after=1)
+                if move.raises:  # what was asked for was meant for another step than the present one
+                    raise Problem(409, "the rollout has moved on meanwhile; look at its status, then ask again")
+        engine.poke()
+        assert engine.rollout is not None
+        return engine.rollout
 
     async def _act(self, state: Rollout, move: Move, actor: Actor) -> bool:
         """Do one move. False when it could not be done; then nothing has risen."""

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
+from deia_hardening.errors import HardeningError
 from deia_hardening.plugin import Host
 from deia_hardening.store import Rebuilt
 from deia_migration.book import FIELD, Book, base_of
@@ -66,6 +67,7 @@ class Engine:
         self._tasks: set[asyncio.Task[Any]] = set()
         self.starting: asyncio.Task[None] | None = None
         self.start_error = ""
+        self._leading: asyncio.Task[None] | None = None
         self.moving = asyncio.Lock()
         self.running = False
 
@@ -115,6 +117,9 @@ class Engine:
             state = look()
             if state is not self.router.seen:
                 self.router.refresh(state)
+            if not self.active:
+                with contextlib.suppress(HardeningError):  # it is still to be read; or the app is gone
+                    await self.catch_up()
 
     async def close(self) -> None:
         """Stop everything that runs here; the log says how to go on."""
@@ -170,25 +175,38 @@ class Engine:
         """Start from what is written down."""
         state, self.base = await self.book.recover()
         if _promoted(self.base) and (state is None or self.base.name != state.candidate or state.phase.over):
-            await self._host_base()
+            await self._serve_by(self.base)
         if state is None or state.phase.over:
             self.rollout = state
             return
         await self.attach(state)
 
-    async def _host_base(self) -> None:
-        """Bring up the promoted version, which serves instead of the wrapped app."""
-        hosted = self._make(self.base.name, self.base.target, self.base.digest)
+    async def _serve_by(self, base: Base) -> Version:
+        """Have this version serve while no rollout runs; a promoted one is brought up where it does not run here."""
+        found = self.router.app
+        if _promoted(base):
+            hosted = self.hosts.get(base.name)
+            if hosted is None or not _is(hosted.version, base):
+                hosted = await self._host_base(base, hosted)
+            found = hosted.version if hosted is not None else found
+        self.router.base = found
+        return found
+
+    async def _host_base(self, base: Base, old: VersionHost | None) -> VersionHost | None:
+        """Bring up a promoted version, in place of another of its name; None where it does not start."""
+        hosted = self._make(base.name, base.target, base.digest)
         try:
             await hosted.start(lambda reason: self.poke())
             hosted.version.ready = True
         except Exception as error:
-            self.problem = f"the promoted version {self.base.name} could not start ({error}): the app itself serves"
+            self.problem = f"the promoted version {base.name} could not start ({error}): the app itself serves"
             logger.error("%s", self.problem)
             await hosted.stop()
-            return
-        self.hosts[self.base.name] = hosted
-        self.router.base = hosted.version
+            return None
+        self.hosts[base.name] = hosted
+        if old is not None:
+            await old.stop()
+        return hosted
 
     def _make(self, name: str, target: str, digest: str) -> VersionHost:
         if name == APP_NAME:
@@ -210,13 +228,12 @@ class Engine:
         self.rollout = state
         await self.host.blocking(self.table.open)
         await self.host.blocking(self.crew.prepare)
-        if _promoted(Base(state.stable)) and state.stable not in self.hosts:
-            self.base = Base(state.stable, state.stable_target, state.stable_digest)
-            await self._host_base()
-        stable = self._stable(state)
-        old = self.hosts.pop(state.candidate, None)
-        if old is not None and old.version is not stable:
-            await old.stop()
+        stable = await self._serve_by(Base(state.stable, state.stable_target, state.stable_digest))
+        self.base = base_of(state)
+        for name, old in list(self.hosts.items()):  # of a rollout whose end was not seen here
+            if old.version is not stable:
+                del self.hosts[name]
+                await old.stop()
         hosted = self._make(state.candidate, state.target, state.digest)
         self.hosts[state.candidate] = hosted
         self.start_error = ""
@@ -237,11 +254,8 @@ class Engine:
         self.router.seen = None  # what the page said meanwhile was of a rollout that this worker did not know
         self.starting = self._spawn(self._start_candidate(hosted), "start")
         self._spawn(self.driver.attend(state.id), "attend")
-        self._spawn(self.driver.lead(state.id), "lead")
-
-    def _stable(self, state: Rollout) -> Version:
-        hosted = self.hosts.get(state.stable) if state.stable else None
-        return hosted.version if hosted is not None else self.router.app
+        if self._leading is None or self._leading.done():
+            self._leading = self._spawn(self.driver.lead(), "lead")
 
     async def _start_candidate(self, hosted: VersionHost) -> None:
         try:
@@ -289,13 +303,20 @@ class Engine:
         known = self.rollout
         missed = not field.get("over") or known is None or known.id != field.get("rollout")
         if live is None and field.get("rollout") and missed:
-            self.host.runtime.submit(self._catch_up)
+            self.host.runtime.submit(self.catch_up)
 
-    async def _catch_up(self) -> None:
-        """Read the rollout that another worker has begun or moved."""
-        if not self.running:
-            return
+    async def catch_up(self) -> None:
+        """`refresh`, for who does not hold `moving`. Raises StoreError."""
         async with self.moving:
+            if self.running:
+                await self.refresh()
+
+    async def refresh(self) -> None:
+        """Take up what another worker has written: nothing is decided by what this one remembers. Raises StoreError.
+
+        For the holder of `moving`.
+        """
+        if self.book.changed():
             await self.reload()
 
     async def reload(self) -> None:
@@ -319,37 +340,23 @@ class Engine:
     async def _pass_over(self, state: Rollout) -> None:
         """A rollout has begun and ended unseen by this worker (it slept, it was starting): take up what it came to."""
         self.base = base_of(state)
-        serves = self.hosts.get(self.base.name)
-        same = serves is not None and (serves.version.target, serves.version.digest) == (
-            self.base.target,
-            self.base.digest,
-        )
-        if not _promoted(self.base):
-            self.router.base = self.router.app
-        elif serves is not None and same:
-            self.router.base = serves.version
-        else:
-            await self._host_base()
+        serves = await self._serve_by(self.base)
         self.router.live = None
         self.rollout = state  # it is over for this worker once it serves what the others serve
         for name, hosted in list(self.hosts.items()):
-            if hosted.version is not self.router.base:
+            if hosted.version is not serves:
                 del self.hosts[name]
                 await hosted.stop()
-        if serves is not None and not same:
-            await serves.stop()  # of the same name, but other code
 
     async def entered(self, state: Rollout) -> None:
         """A phase was entered: what follows from it in this process."""
         live = self.router.live
         if live is None:
             return
-        if state.phase is Phase.PROMOTED:
-            self.base = Base(state.candidate, state.target, state.digest)
-        elif state.phase is Phase.ROLLING_BACK:
+        self.base = base_of(state)  # in every phase: a worker may have seen none between the ramp and the end
+        if state.phase is Phase.ROLLING_BACK:
             self.router.latch(state.id)
             live.candidate.lost = live.candidate.lost or not live.candidate.ready
-            self.base = Base(state.stable, state.stable_target, state.stable_digest)
             if state.cut:
                 await self.host.blocking(self.table.drop, live.candidate.number)
                 live.candidate.cut_all()
@@ -368,6 +375,11 @@ class Engine:
                 await self.gates.close()
             in_use = frozenset((self.base.digest,)) - {""}
             await self.host.blocking(prune, self.host.home / "versions", self.settings.keep_code, in_use)
+
+
+def _is(version: Version, base: Base) -> bool:
+    """Whether this is that version, and no other of its name."""
+    return (version.target, version.digest) == (base.target, base.digest)
 
 
 def _promoted(base: Base) -> bool:

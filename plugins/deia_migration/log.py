@@ -102,11 +102,23 @@ class Base:
 
 @attrs.frozen
 class Recovered:
-    """What the log tells: the last rollout (over or not), where it begins, and which version serves."""
+    """What the log tells: the last rollout (over or not), where it begins, which version serves, and the one before.
+
+    Two workers may write "started" at the same moment; the store lets one go on. So a rollout before the last one is
+    the one that counts as soon as it has another record, or where the store still runs it (`of`).
+    """
 
     rollout: Rollout | None = None
     first_seq: int = 0
     base: Base = Base()
+    before: Rollout | None = None
+
+    def of(self, stored: Rollout | None) -> Rollout | None:
+        """The rollout to go on from, beside what the store says."""
+        before = self.before
+        if stored is not None and not stored.phase.over and before is not None and before.id == stored.id:
+            return before
+        return self.rollout
 
 
 def records(path: Path, start: int = 0) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -131,8 +143,11 @@ def recover(path: Path, start: int = 0) -> Recovered:
     for seq, event in records(path, start):
         try:
             if event["event"] == "started":
-                found = attrs.evolve(found, rollout=rebuild(event), first_seq=seq)
-            elif found.rollout is not None and event["rollout"] == found.rollout.id:
+                found = attrs.evolve(found, rollout=rebuild(event), first_seq=seq, before=found.rollout)
+                continue
+            if found.before is not None and event["rollout"] == found.before.id and not found.before.phase.over:
+                found = attrs.evolve(found, rollout=found.before, before=None)
+            if found.rollout is not None and event["rollout"] == found.rollout.id:
                 state = apply(found.rollout, event["event"], event, float(event["at"]))
                 found = attrs.evolve(found, rollout=state)
                 if event["event"] == "promoted":

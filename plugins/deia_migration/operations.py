@@ -102,7 +102,7 @@ def operations(manager: MigrationManager) -> tuple[Operation, ...]:
         yield status
 
     async def status(_: NoInput, call: Call) -> MigrationStatus:
-        return manager.status()
+        return await manager.look()
 
     async def promote(value: PromoteInput, call: Call) -> MigrationStatus:
         await manager.promote(full=value.full, rollout=value.rollout, reason=call.reason, actor=call.actor)

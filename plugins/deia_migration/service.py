@@ -5,6 +5,7 @@ All methods may be awaited on any loop (they run on the background loop); readin
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,15 @@ import attrs
 
 from deia_hardening.errors import SettingsError
 from deia_hardening.plugin import SYSTEM, Actor, Host, Problem, Progress
+from deia_hardening.store import StoreError
 from deia_migration import log
 from deia_migration.book import busy
 from deia_migration.code import CodeError, copy_code, locate
+from deia_migration.driver import Choose
 from deia_migration.engine import Engine
 from deia_migration.plan import Plan, read_plan
 from deia_migration.rollout import Move, Rollout, promote_by_hand, rollback_move
-from deia_migration.settings import MigrationSettings
+from deia_migration.settings import MigrationSettings, problem_of_name
 from deia_migration.traffic import Router
 from deia_migration.versions import APP_NAME
 
@@ -128,6 +131,13 @@ class MigrationManager:
             rolls_back_at=round(1 / float(state.plan.judge.alpha), 3),
         )
 
+    async def look(self) -> MigrationStatus:
+        """`status`, after another worker's latest word was taken up."""
+        if not self._engine.moving.locked():  # else it is being moved, here and now
+            with contextlib.suppress(StoreError):  # then it is told what is known
+                await self._host.runtime.run(self._engine.catch_up)
+        return self.status()
+
     async def history(self, limit: int = 100) -> list[dict[str, Any]]:
         """The last `limit` records of `migration-log.jsonl`, oldest first."""
 
@@ -157,9 +167,6 @@ class MigrationManager:
             raise Problem(404, f"no version {version!r} in the settings; there are: {known}; nothing was changed")
         chosen = _plan(settings, plan)
         target = found.target if found is not None else ""
-        base = self._engine.base
-        if (base.name or APP_NAME) == version and base.target == target:
-            raise Problem(409, f"{version} serves already; nothing was changed")
         return await self._host.runtime.run(self._engine.driver.begin, version, target, "", chosen, actor, reason)
 
     async def deploy(
@@ -192,15 +199,15 @@ class MigrationManager:
             )
             return digest, target
 
+        if name and (problem := problem_of_name(name)):
+            raise Problem(422, f"{name!r} {problem}; nothing was deployed")
         running = self._engine.rollout
         if running is not None and not running.phase.over:
-            raise busy(running)
+            raise busy(running)  # for sure, or it is seen at the start: nothing is copied in vain
         try:
             digest, target = await self._host.blocking(copy)
         except (CodeError, OSError) as error:
             raise Problem(422, f"{error}; nothing was deployed") from error
-        if digest == self._engine.base.digest:
-            raise Problem(409, f"exactly this code serves already (version {self._engine.base.name})")
         return await self._host.runtime.run(
             self._engine.driver.begin, name or f"v-{digest[:8]}", f"process:{target}", digest, chosen, actor, reason
         )
@@ -249,49 +256,36 @@ class MigrationManager:
         self, *, full: bool = False, rollout: str = "", reason: str = "", actor: Actor = SYSTEM
     ) -> Rollout:
         """Open the present gate, or go to the next step; with `full` to 100% at once. Raises Problem 409."""
-        state = self._running(rollout)
-        if not full and not state.latched and _waits_at_gate(state):
-            move: Move | str = Move(event="gate", fields={"step": state.step})
-        else:
+
+        def choose(state: Rollout) -> Move:
+            if not full and not state.latched and _waits_at_gate(state):
+                return Move(event="gate", fields={"step": state.step}, reason=reason or "promoted by hand")
             move = promote_by_hand(state, full=full)
-        if isinstance(move, str):
-            raise Problem(409, f"{state.candidate} can't be promoted: {move}")
-        return await self._do(attrs.evolve(move, reason=reason or "promoted by hand"), actor)
+            if isinstance(move, str):
+                raise Problem(409, f"{state.candidate} can't be promoted: {move}")
+            return attrs.evolve(move, reason=reason or "promoted by hand")
+
+        return await self._do(choose, rollout, actor)
 
     async def pause(self, *, rollout: str = "", reason: str = "", actor: Actor = SYSTEM) -> Rollout:
         """Hold the weight. The judge goes on: a paused version that is worse is still rolled back."""
-        self._running(rollout)
-        return await self._do(Move(event="paused", reason=reason or "paused by hand"), actor)
+        move = Move(event="paused", reason=reason or "paused by hand")
+        return await self._do(lambda state: move, rollout, actor)
 
     async def resume(self, *, rollout: str = "", reason: str = "", actor: Actor = SYSTEM) -> Rollout:
         """Go on after `pause`."""
-        self._running(rollout)
-        return await self._do(Move(event="resumed", reason=reason or "resumed by hand"), actor)
+        move = Move(event="resumed", reason=reason or "resumed by hand")
+        return await self._do(lambda state: move, rollout, actor)
 
     async def rollback(
         self, *, cut: bool = False, rollout: str = "", reason: str = "", actor: Actor = SYSTEM
     ) -> Rollout:
         """Back to the version before, at once; `cut` ends its streams and sessions too. Never waits for a disk."""
-        state = self._running(rollout)
-        if state.latched:
-            return state
-        return await self._do(rollback_move(reason or "rolled back by hand", cut=cut), actor)
+        move = rollback_move(reason or "rolled back by hand", cut=cut)
+        return await self._do(lambda state: None if state.latched else move, rollout, actor, lowers=True)
 
-    def _running(self, rollout: str) -> Rollout:
-        state = self._engine.rollout
-        if state is None or state.phase.over:
-            raise Problem(409, "no rollout is running; nothing was changed")
-        if rollout and rollout != state.id:
-            raise Problem(
-                409,
-                f"rollout {rollout} is over; {state.id} of {state.candidate} by {state.by} runs now; "
-                "nothing was changed",
-                extensions={"rollout": state.id, "by": state.by},
-            )
-        return state
-
-    async def _do(self, move: Move, actor: Actor) -> Rollout:
-        return await self._host.runtime.run(self._engine.driver.move, move, actor)
+    async def _do(self, choose: Choose, rollout: str, actor: Actor, lowers: bool = False) -> Rollout:
+        return await self._host.runtime.run(self._engine.driver.move, choose, rollout, actor, lowers)
 
 
 def _waits_at_gate(state: Rollout) -> bool:

@@ -16,6 +16,13 @@ from deia_migration.plan import Plan
 from deia_migration.sources import problem_of_session
 
 
+def problem_of_name(name: str) -> str:
+    """Why `name` is no name for a version, or ""."""
+    if name in ("new", "old", "always", "never", "app", "") or ":" in name or len(name) > 64:
+        return "is no name for a version: up to 64 characters, no ':', not 'app', 'new' or 'old'"
+    return ""
+
+
 @attrs.frozen(kw_only=True)
 class VersionSettings:
     """One version that traffic can be moved to."""
@@ -194,5 +201,5 @@ class MigrationSettings:
             if plan.mirror and not self.mirror.routes:
                 yield f"{name}.mirror", "no 'mirror.routes' are named, so there would be nothing to compare"
         for name in self.versions:
-            if name in ("new", "old", "always", "never", "app", "") or ":" in name or len(name) > 64:
-                yield f"versions.{name}", "is no name for a version: up to 64 characters, no ':', not 'new' or 'old'"
+            if problem := problem_of_name(name):
+                yield f"versions.{name}", problem

@@ -17,10 +17,11 @@ from typing import Any
 
 import pytest
 
-from deia_hardening.journal import JournalReader
+from deia_hardening.journal import JournalReader, open_journal
 from deia_hardening.settings import Ratio
 from deia_migration import MigrationManager, Plan, Step
-from deia_migration.log import records, recover
+from deia_migration.log import Recovered, record, records, recover, started_fields
+from deia_migration.rollout import Phase, Rollout
 
 STEPS = Plan(steps=tuple(Step(weight=Ratio(f"{weight}%"), gate="manual") for weight in (5, 20, 60)), promote="manual")
 
@@ -127,6 +128,39 @@ async def test_a_weight_that_only_the_store_knows_is_not_taken_up(pair: Any, unt
     async with pair.up() as live:
         manager: MigrationManager = live.service(MigrationManager)
         assert manager.status().weight <= 0.05
+
+
+def begun(name: str, at: float) -> tuple[Rollout, dict[str, Any]]:
+    state = Rollout(id=f"rollout-of-{name}", plan=STEPS, candidate=name, target="unix:/x", started=at, since=at)
+    return state, record(state, "started", at, fields=started_fields(state))
+
+
+@pytest.mark.blocking
+def test_a_start_that_the_store_refused_does_not_hide_the_rollout_that_runs(tmp_path: Path) -> None:
+    first, started = begun("v2", 1.0)
+    second, refused = begun("v3", 2.0)  # of another worker, at the same moment: both write, one is let on
+    later = [record(first, event, 3.0) for event in ("ready", "tested", "mirrored", "promoted")]
+
+    def told(*entries: dict[str, Any]) -> Recovered:
+        path = tmp_path / f"{len(entries)}" / "migration-log.jsonl"
+        journal = open_journal(path)
+        for entry in entries:
+            journal.append(entry)
+        journal.close()
+        return recover(path)
+
+    found = told(started, refused)
+    assert found.rollout is not None and found.rollout.id == second.id
+    assert found.of(first) == first  # the store says which
+    assert found.of(None) == second
+    found = told(started, refused, *later)
+    assert found.rollout is not None
+    assert (found.rollout.id, found.rollout.phase, found.base.name) == (first.id, Phase.PROMOTED, "v2")
+    # One that is over stays so: the next rollout is the last one.
+    over = record(first, "retired", 4.0)
+    found = told(started, *later, over, refused)
+    assert found.rollout is not None and found.rollout.id == second.id
+    assert found.base.name == "v2"
 
 
 CHILD = textwrap.dedent(

@@ -108,17 +108,20 @@ class Worker:
         self.process = subprocess.Popen(
             [sys.executable, str(script), str(home)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
-        assert self._read()["up"]
+        assert self.read()["up"]
 
-    def _read(self) -> dict[str, Any]:
+    def read(self) -> dict[str, Any]:
         assert self.process.stdout is not None
         return dict(json.loads(self.process.stdout.readline()))
 
-    def ask(self, line: str) -> dict[str, Any]:
+    def send(self, line: str) -> None:
         assert self.process.stdin is not None
         self.process.stdin.write(line + "\n")
         self.process.stdin.flush()
-        return self._read()
+
+    def ask(self, line: str) -> dict[str, Any]:
+        self.send(line)
+        return self.read()
 
     def until(self, key: str, value: Any) -> None:
         for _ in range(2_000):
@@ -209,6 +212,38 @@ def test_a_worker_that_slept_through_a_whole_rollout_serves_what_it_came_to(work
         for worker in workers:
             assert worker.ask("hit 0 50")[serves] == 50
         assert two.ask(verb)["problem"] == 409  # it serves already, and this worker knows
+
+
+@pytest.mark.fault
+def test_a_worker_that_slept_through_a_promotion_knows_what_serves(workers: list[Worker]) -> None:
+    one = workers[0]
+    for verb, serves in (("start", "new"), ("back", "old")):
+        one.ask(verb)
+        for worker in workers:
+            worker.until("weight", 0.2)
+        awake, asleep = leader(workers)
+        os.kill(asleep.process.pid, signal.SIGSTOP)  # it takes part, but sees no step between 20% and the end
+        try:
+            awake.ask("promote")
+            awake.until("phase", "done")
+        finally:
+            os.kill(asleep.process.pid, signal.SIGCONT)
+        asleep.until("phase", "done")
+        assert asleep.ask("hit 0 50")[serves] == 50
+        assert asleep.ask(verb)["problem"] == 409  # it serves already, and this worker knows
+    assert "problem" not in asleep.ask("start")
+
+
+@pytest.mark.fault
+def test_of_two_starts_at_the_same_moment_one_runs_and_the_other_is_told_so(workers: list[Worker]) -> None:
+    for worker in workers:
+        worker.send("start")
+    answers = [worker.read() for worker in workers]
+    assert sorted(answer.get("problem", 200) for answer in answers) == [200, 409]
+    begun = next(answer["rollout"] for answer in answers if "problem" not in answer)
+    for worker in workers:
+        worker.until("weight", 0.2)
+        assert worker.ask("status")["rollout"] == begun
 
 
 @pytest.mark.fault
