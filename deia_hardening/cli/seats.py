@@ -13,6 +13,7 @@ import socket
 import sys
 from collections.abc import Callable, Sequence
 
+from deia_hardening import keeping
 from deia_hardening.cli.channel import Lines, Message, tell
 from deia_hardening.cli.options import CHANNEL_VARIABLE, LISTEN_VARIABLE, RunOptions
 
@@ -36,15 +37,24 @@ class Worker:
 
     @classmethod
     def spawn(
-        cls, options: RunOptions, listening: Sequence[socket.socket], hear: Callable[[Worker, Message], None]
+        cls,
+        options: RunOptions,
+        listening: Sequence[socket.socket],
+        line: socket.socket | None,
+        hear: Callable[[Worker, Message], None],
     ) -> Worker:
-        """Start one: a fresh interpreter that inherits the sockets. Raises OSError."""
+        """Start one: a fresh interpreter that inherits the sockets and a line to the keeper. Raises OSError."""
         ours, theirs = socket.socketpair()
         try:
             theirs.set_inheritable(True)
+            kept: dict[str, str] = {}
+            if line is not None:
+                line.set_inheritable(True)
+                kept = {keeping.VARIABLE: str(line.fileno())}
             environment = {
                 **os.environ,
                 **options.to_environment(),
+                **kept,
                 CHANNEL_VARIABLE: str(theirs.fileno()),
                 LISTEN_VARIABLE: ",".join(str(one.fileno()) for one in listening),
             }
@@ -54,6 +64,8 @@ class Worker:
             raise
         finally:
             theirs.close()
+            if line is not None:
+                line.close()
         return cls(pid, ours, hear)
 
     def _read(self) -> None:

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from deia_hardening.cli.channel import Message
+from deia_hardening.cli.keeper import Keeper
 from deia_hardening.cli.options import GRACE, RunOptions
 from deia_hardening.cli.seats import Worker
 
@@ -41,10 +42,18 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
 class Supervisor:
     """Keeps `options.workers` workers serving on `listening` until told to end. `run` is called once."""
 
-    def __init__(self, options: RunOptions, listening: Sequence[socket.socket], resumed: Sequence[Any] = ()) -> None:
+    def __init__(
+        self,
+        options: RunOptions,
+        listening: Sequence[socket.socket],
+        resumed: Sequence[Any] = (),
+        kept: dict[str, Any] | None = None,
+    ) -> None:
         self.options = options
         self.listening = list(listening)
         self._resumed = resumed
+        self._before = kept
+        self._keeper: Keeper | None = None
         self._seats: list[Worker] = []
         self._all: set[Worker] = set()
         self._ending = ""
@@ -62,6 +71,8 @@ class Supervisor:
         for number, action in zip(_SIGNALS, actions, strict=True):
             loop.add_signal_handler(number, action)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+        if hasattr(os, "pidfd_open"):
+            self._keeper = Keeper(self._before)
         try:
             code = await self._first()
             if code:
@@ -72,6 +83,8 @@ class Supervisor:
             await self._end.wait()
             return await self._ended()
         finally:
+            if self._keeper is not None:
+                await self._keeper.end(_MARGIN)
             for number in _SIGNALS:
                 loop.remove_signal_handler(number)
 
@@ -105,7 +118,8 @@ class Supervisor:
         return 0
 
     def _spawn(self) -> Worker:
-        worker = Worker.spawn(self.options, self.listening, self._heard)
+        line = self._keeper.line() if self._keeper is not None else None
+        worker = Worker.spawn(self.options, self.listening, line, self._heard)
         self._all.add(worker)
         return worker
 
@@ -266,7 +280,8 @@ class Supervisor:
             if not worker.gone.is_set():
                 worker.channel.set_inheritable(True)
                 workers.append((worker.pid, worker.channel.fileno(), worker in self._seats))
-        state = {"listening": [one.fileno() for one in self.listening], "workers": workers}
+        kept = self._keeper.state() if self._keeper is not None else None
+        state = {"listening": [one.fileno() for one in self.listening], "workers": workers, "kept": kept}
         environment = {**os.environ, STATE_VARIABLE: json.dumps(state)}
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)  # noqa: S606 - its own command line
 
@@ -282,20 +297,25 @@ def code_digest() -> bytes:
     return whole.digest()
 
 
-def resumed() -> tuple[list[socket.socket], list[Any]] | None:
-    """The sockets and workers of the supervisor that this process was before, or None."""
+def resumed() -> tuple[list[socket.socket], list[Any], dict[str, Any] | None] | None:
+    """The sockets, workers and kept children of the supervisor that this process was before, or None."""
     text = os.environ.pop(STATE_VARIABLE, "")
     if not text:
         return None
     state = json.loads(text)
-    return [socket.socket(fileno=number) for number in state["listening"]], state["workers"]
+    return [socket.socket(fileno=number) for number in state["listening"]], state["workers"], state.get("kept")
 
 
-def supervise(options: RunOptions, listening: Sequence[socket.socket], workers: Sequence[Any] = ()) -> int:
+def supervise(
+    options: RunOptions,
+    listening: Sequence[socket.socket],
+    workers: Sequence[Any] = (),
+    kept: dict[str, Any] | None = None,
+) -> int:
     """Serve until told to end; returns the exit code. Blocks."""
     for one in listening:
         one.set_inheritable(True)
-    supervisor = Supervisor(options, listening, workers)
+    supervisor = Supervisor(options, listening, workers, kept)
     with contextlib.suppress(KeyboardInterrupt):
         return asyncio.run(supervisor.run())
     return 130

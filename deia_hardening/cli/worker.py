@@ -18,6 +18,7 @@ from typing import Any
 
 import uvicorn
 
+from deia_hardening import keeping
 from deia_hardening.access import find_core
 from deia_hardening.app import harden
 from deia_hardening.cli.channel import Lines, Message, tell
@@ -75,10 +76,20 @@ class Seat:
                     self._take(message["t"])
             if not data:
                 self._pass_on({"t": "rolled", "error": "the supervisor of 'run' is gone", "workers": []})
+                self._service_ends()
                 self._take("retire")  # nobody is there to start it anew: the address is left to a new `run`
                 return
 
+    @staticmethod
+    def _service_ends() -> None:
+        """No worker comes after this one: versions' processes end with it."""
+        line = keeping.line()
+        if line is not None:
+            line.ending = True
+
     def _take(self, kind: str) -> None:
+        if kind != "retire":
+            self._service_ends()
         with self._lock:
             if self._loop is None:
                 self._missed.append(kind)
@@ -167,6 +178,11 @@ def main() -> int:
     options = RunOptions.from_environment()
     channel = socket.socket(fileno=int(os.environ.pop(CHANNEL_VARIABLE)))
     channel.set_inheritable(False)
+    keeper = os.environ.pop(keeping.VARIABLE, "")
+    if keeper:
+        line = socket.socket(fileno=int(keeper))
+        line.set_inheritable(False)
+        keeping.use(line)
     listening = [socket.socket(fileno=int(number)) for number in os.environ.pop(LISTEN_VARIABLE).split(",")]
     for one in listening:
         one.set_inheritable(False)

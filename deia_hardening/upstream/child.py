@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import json
 import logging
 import os
@@ -23,6 +24,8 @@ from typing import Any
 
 import attrs
 
+from deia_hardening import keeping
+from deia_hardening.keeping import Kept
 from deia_hardening.runtime import runtime
 from deia_hardening.upstream.child_context import ChildState
 from deia_hardening.upstream.inner import CONTROL_VARIABLE, ROLE_INNER, ROLE_VARIABLE
@@ -32,6 +35,7 @@ from deia_hardening.upstream.settings import ProcessSettings
 _PROGRAM = Path(__file__).with_name("child_main.py")
 _MAX_BUFFER = 4 << 20
 _LINE = 500
+_TELLING = 5.0  # seconds in which a child is still told what became of its records, before it is left to another
 _logger = logging.getLogger("deia_hardening.child")
 _plain = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160))} | {9: "\t"}
 
@@ -46,6 +50,17 @@ class Order:
     socket: Path
     key: bytes = attrs.field(repr=False)
     settings: ProcessSettings
+
+    def digest(self) -> str:
+        """A short name of what runs and with what: a child of another digest is not what this orders."""
+        environ = sorted(environment(self, dict(os.environ)).items())
+        said = (
+            self.target,
+            self.settings.interpreter or sys.executable,
+            self.settings.folder or str(Path.cwd()),
+            environ,
+        )
+        return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:32]
 
 
 def environment(order: Order, own: dict[str, str]) -> dict[str, str]:
@@ -81,6 +96,32 @@ class Child:
         self._text = b""
         self._outgoing = b""
         self._state: ChildState | None = None
+        self.kept = False
+        """Whether a keeper holds its pipe: it can be left to another worker."""
+
+    @classmethod
+    def adopt(cls, order: Order, records: Records, kept: Kept) -> Child:
+        """Go on with a child that another process had started and is gone or has let go."""
+        child = cls(order, records)
+        child.pid, child.kept = kept.pid, True
+        child._pidfd = kept.pidfd
+        child._listen(socket.socket(fileno=kept.control), kept.output)
+        child._loop.add_reader(kept.pidfd, child._on_exit)
+        child.ready.set()
+        child._outgoing = b"\n"  # after a line that was cut
+        child._say({"t": "parent"})
+        return child
+
+    async def let_go(self) -> None:
+        """Leave it to the worker that supervises next; it goes on answering meanwhile."""
+        if self._control is not None:
+            self._loop.remove_reader(self._control)
+        await self.records.told(_TELLING)
+        if self._incoming:
+            self.records.lost(1)  # the rest of it goes to the next one, who can make nothing of it
+        self._close()
+        if self._process is not None:
+            self._process.returncode = 0  # it is another's by now: no warning that it still runs
 
     async def spawn(self) -> None:
         """Start the process. Raises OSError, for an interpreter or folder that is not there."""
@@ -96,13 +137,13 @@ class Child:
             theirs.close()
             os.close(written)
         self.pid = self._process.pid
-        ours.setblocking(False)
-        os.set_blocking(output, False)
-        self._control, self._output = ours, output
-        self._loop.add_reader(ours, self._hear)
-        self._loop.add_reader(output, self._read_output)
+        self._listen(ours, output)
         self._watch_exit()
         order = self.order
+        line = keeping.line()
+        if line is not None and self._pidfd >= 0:
+            ends = (ours.fileno(), output, self._pidfd)
+            self.kept = await runtime().blocking(line.keep, order.home, order.name, self.pid, ends)
         self._say(
             {
                 "t": "run",
@@ -112,6 +153,13 @@ class Child:
                 "stop_timeout": max(1.0, float(order.settings.stop_timeout)),
             }
         )
+
+    def _listen(self, control: socket.socket, output: int) -> None:
+        control.setblocking(False)
+        os.set_blocking(output, False)
+        self._control, self._output = control, output
+        self._loop.add_reader(control, self._hear)
+        self._loop.add_reader(output, self._read_output)
 
     def _popen(self, control: int, output: int) -> subprocess.Popen[bytes]:
         settings = self.order.settings
@@ -142,9 +190,14 @@ class Child:
             self._loop.call_soon_threadsafe(self._on_exit)
 
     def _on_exit(self) -> None:
-        assert self._process is not None
-        self.returncode = self._process.wait()
+        if self._process is not None:
+            self.returncode = self._process.wait()
         self._read_output()
+        self._close()
+        self.exited.set()
+
+    def _close(self) -> None:
+        """Give its ends back."""
         if self._pidfd >= 0:
             self._loop.remove_reader(self._pidfd)
             os.close(self._pidfd)
@@ -154,7 +207,6 @@ class Child:
             self._loop.remove_reader(self._output)
             os.close(self._output)
             self._output = -1
-        self.exited.set()
 
     def tell(self, state: ChildState) -> None:
         """Pass a state on. When the pipe is full only the newest waits."""
@@ -240,7 +292,7 @@ class Child:
 
     async def end(self, patience: float) -> None:
         """Ask it to end, by the pipe; after `patience` seconds kill it. Returns when it is gone."""
-        if self._process is None or self.exited.is_set():
+        if not self.pid or self.exited.is_set():
             return
         if self._control is not None:
             self._say({"t": "stop"})
@@ -249,14 +301,17 @@ class Child:
                 await self.exited.wait()
         except TimeoutError:
             with contextlib.suppress(ProcessLookupError):
-                self._process.send_signal(signal.SIGKILL)
+                if self._pidfd >= 0:
+                    signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+                elif self._process is not None:
+                    self._process.send_signal(signal.SIGKILL)
             await self.exited.wait()
 
     def describe_end(self) -> str:
         """Why it is gone, for a person: status or signal, its own words, its last lines."""
         code = self.returncode
         if code is None:
-            how = "still running"
+            how = "it ended; its status went to who had started it" if self.exited.is_set() else "still running"
         elif code < 0:
             how = f"killed by {signal.Signals(-code).name}" if -code in signal.valid_signals() else f"signal {-code}"
         else:

@@ -2,7 +2,7 @@
 
 Run as a script by any Python that has uvicorn; it imports nothing of this package, so a version may have
 its own environment. A pipe from the parent brings the order, then its word on revision, mode and flags; its
-end is the order to end, so no child outlives its parent, killed or not. Each request must carry the
+end is the order to end, so no child outlives its service, killed or not. Each request must carry the
 parent's signature.
 """
 
@@ -28,7 +28,7 @@ _MAX_LINE = 1 << 20
 _MAX_WAITING = 4 << 20  # bytes that wait for the parent to read; what comes beyond them is dropped and counted
 
 _state: dict[str, Any] = {}
-_subscribers: dict[str, list[Callable[[dict[str, Any]], None]]] = {"state": [], "kept": []}
+_subscribers: dict[str, list[Callable[[dict[str, Any]], None]]] = {}
 _pipe: socket.socket | None = None
 _send_lock = threading.Lock()
 _waiting: list[bytes] = []
@@ -43,8 +43,8 @@ def state() -> dict[str, Any]:
 
 
 def subscribe(kind: str, callback: Callable[[dict[str, Any]], None]) -> None:
-    """Call `callback(message)` on the pipe's thread for each message of `kind`: `state` or `kept`."""
-    _subscribers[kind].append(callback)
+    """Call `callback(message)` on the pipe's thread for each message of `kind`: `state`, `kept` or `parent`."""
+    _subscribers.setdefault(kind, []).append(callback)
 
 
 def send_up(message: dict[str, Any]) -> bool:
@@ -168,8 +168,11 @@ def _listen(lines: Any, stop: Callable[[], None]) -> None:
     global _state
     try:
         for line in lines:
-            message = json.loads(line)
-            kind = message.get("t")
+            try:
+                message = json.loads(line)
+                kind = message.get("t")
+            except (ValueError, AttributeError):  # cut by a parent that was killed: another one goes on
+                continue
             if kind == "state":
                 _state = message
             elif kind == "stop":

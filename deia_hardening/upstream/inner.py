@@ -6,13 +6,14 @@ request comes on the scope, and revision, mode and flags come down a pipe whose 
 order to end. The pipe carries lines of JSON, each an object with its kind in `t`:
 
 down  `{"t": "state", "revision": 7, "mode": "FULL", "flags": {…}}`, `{"t": "kept", "n": [17], "why": ""}`,
-      `{"t": "stop"}`
+      `{"t": "parent"}` (another worker of the front has taken over), `{"t": "stop"}`
 up    `{"t": "ready", "pid": 42}`, `{"t": "record", "n": 17, "event": {…}}`, `{"t": "lost", "count": 3}`,
       `{"t": "failed", "why": "…"}`
 """
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import sys
@@ -57,6 +58,8 @@ class Link:
         self._lock = threading.Lock()
         self._waiting: dict[int, Kept] = {}
         module.subscribe("kept", self._were_kept)
+        with contextlib.suppress(KeyError):  # the program of an older front, which takes no other kinds
+            module.subscribe("parent", self._parent_changed)
 
     @property
     def state(self) -> ChildState:
@@ -96,6 +99,14 @@ class Link:
         for callback in callbacks:
             if callback is not None:
                 callback(why)
+
+    def _parent_changed(self, message: dict[str, Any]) -> None:
+        """Nobody will say any more what became of the records that the front before had taken."""
+        with self._lock:
+            callbacks = [*self._waiting.values()]
+            self._waiting.clear()
+        for callback in callbacks:
+            callback("the worker of the front that took it has gone; it is not known whether it was kept")
 
 
 _link: Link | None = None

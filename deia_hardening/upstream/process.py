@@ -1,8 +1,9 @@
 """An upstream that is a child process on a Unix socket: started, kept alive, called by HTTP.
 
-One process per home supervises: it holds the lock of the run folder, ends survivors of the last supervisor,
-starts children and starts them again with growing pauses. Other workers of the home call the same child
-through its record, and one of them takes over when the supervisor is gone; until then calls are not sent.
+One process per home supervises: it holds the lock of the run folder, goes on with the kept children of the last
+supervisor and ends its other survivors, starts children and starts them again with growing pauses. Other workers of
+the home call the same child through its record, and one of them takes over when the supervisor is gone; until then
+calls are not sent.
 """
 
 from __future__ import annotations
@@ -11,11 +12,13 @@ import asyncio
 import contextlib
 import logging
 import secrets
-import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
+import attrs
+
+from deia_hardening import keeping
 from deia_hardening.outer import Word, parent_of
 from deia_hardening.runtime import runtime
 from deia_hardening.types import Receive, Scope, Send
@@ -26,8 +29,8 @@ from deia_hardening.upstream.child_context import ChildState, ContextSource
 from deia_hardening.upstream.http import HttpUpstream
 from deia_hardening.upstream.records import Records
 from deia_hardening.upstream.request import Route
-from deia_hardening.upstream.rundir import RunDir
 from deia_hardening.upstream.settings import ProcessSettings, UpstreamSettings
+from deia_hardening.upstream.supervision import Supervision
 
 _logger = logging.getLogger("deia_hardening.child")
 _LOOK_AGAIN = 0.5  # how often a worker that does not supervise looks whether it must, and where the child is
@@ -36,57 +39,6 @@ _LOOK_AGAIN = 0.5  # how often a worker that does not supervise looks whether it
 def pause_before(deaths: int, settings: ProcessSettings) -> float:
     """Seconds to wait before a child that died `deaths` times in a row is started again. Pure."""
     return float(min(settings.backoff_max, settings.backoff_min * 2 ** min(deaths - 1, 30)))
-
-
-class _Supervision:
-    """The run folder of one home in this process, shared by its upstreams; the lock goes with the last of
-    them."""
-
-    _all: ClassVar[dict[Path, _Supervision]] = {}
-    _guard = threading.Lock()
-
-    def __init__(self, home: Path) -> None:
-        self.rundir = RunDir(home)
-        self.users = 0
-        self._turn = threading.Lock()
-        self._reaped = False
-
-    @classmethod
-    def of(cls, home: Path) -> _Supervision:
-        with cls._guard:
-            return cls._all.setdefault(home, cls(home))
-
-    @classmethod
-    def after_fork(cls) -> None:
-        for known in cls._all.values():
-            known.rundir.unlock()  # the parent keeps the lock: a flock stays while any copy is open there
-        cls._all = {}
-        cls._guard = threading.Lock()
-
-    def lead(self, patience: float) -> bool:
-        """Try to be the supervisor; the first success ends what survived the last one. Blocks."""
-        with self._turn:
-            self.rundir.prepare()
-            self.rundir.join()
-            if not self.rundir.try_lock():
-                return False
-            if not self._reaped:
-                self._reaped = True
-                ended = self.rundir.reap(patience)
-                if ended:
-                    _logger.warning("ended children that had survived their supervisor: %s", ended)
-            return True
-
-    def enter(self) -> None:
-        with self._guard:
-            self.users += 1
-
-    def leave(self) -> None:
-        with self._guard:
-            self.users -= 1
-            if self.users == 0:
-                self.rundir.unlock()
-                self._reaped = False
 
 
 class ProcessUpstream(HttpUpstream):
@@ -107,7 +59,7 @@ class ProcessUpstream(HttpUpstream):
         self._found = []
         self._target = target
         self._home = home.absolute()
-        self._supervision = _Supervision.of(self._home)
+        self._supervision = Supervision.of(self._home)
         self._keeper: asyncio.Task[None] | None = None
         self._child: Child | None = None
         self._up: asyncio.Event | None = None
@@ -161,10 +113,11 @@ class ProcessUpstream(HttpUpstream):
         await runtime().run(self._stop)
 
     async def leave(self) -> None:
-        """`stop`, of a process that goes while others of its home stay: they stop calling the child before it ends.
+        """`stop`, of a process that goes while others of its home stay.
 
-        So no call meets a child that is on its way out. A successor starts another one at once, while this one still
-        answers what it has begun; until then calls are not sent.
+        Where the child is kept (`keeping`), it goes on under the worker that supervises next. Else the others stop
+        calling it before it ends, so that no call meets a child that is on its way out; a successor starts another one
+        at once, while this one still answers what it has begun.
         """
         await runtime().run(self._leave)
 
@@ -203,8 +156,12 @@ class ProcessUpstream(HttpUpstream):
             await asyncio.wait({keeper})
 
     async def _leave(self) -> None:
-        child, supervision = self._child, self._supervision
-        if child is not None and not child.exited.is_set() and await runtime().blocking(supervision.rundir.shared):
+        child, supervision, line = self._child, self._supervision, keeping.line()
+        alive = child is not None and child.ready.is_set() and not child.exited.is_set()
+        if child is not None and alive and child.kept and line is not None and not line.ending:
+            self._child = None
+            await child.let_go()
+        elif child is not None and not child.exited.is_set() and await runtime().blocking(supervision.rundir.shared):
             await runtime().blocking(supervision.rundir.remove, self._name, child.pid)
             await asyncio.sleep(2 * _LOOK_AGAIN)
             if self._counted:
@@ -219,6 +176,7 @@ class ProcessUpstream(HttpUpstream):
         try:
             while True:
                 if await runtime().blocking(self._supervision.lead, settings.stop_timeout):
+                    self._supervision.clean(settings.stop_timeout)
                     await self._supervise()
                 await self._follow()
                 await asyncio.sleep(_LOOK_AGAIN)
@@ -252,13 +210,20 @@ class ProcessUpstream(HttpUpstream):
         path = await runtime().blocking(rundir.socket_path, self._name)
         key = self._key or secrets.token_bytes(32)
         order = Order(self._name, self._target, self._home, path, key, settings)
-        child = self._child = Child(order, self._records)
+        child = await self._adopt(order, settings)
+        adopted = child is not None
+        if child is None:
+            child = Child(order, self._records)
+        self._child = child
         try:
-            try:
-                await child.spawn()
-            except OSError as error:
-                return f"it could not be started: {error}"
-            await runtime().blocking(rundir.note, self._name, child.pid, str(path), key.hex())
+            if not adopted:
+                try:
+                    await child.spawn()
+                except OSError as error:
+                    return f"it could not be started: {error}"
+                digest = await runtime().blocking(order.digest)
+                await runtime().blocking(rundir.note, self._name, child.pid, str(path), key.hex(), digest)
+            path, key = child.order.socket, child.order.key
             if self._state is not None:
                 child.tell(self._state)
             if not await self._until_ready(child, settings):
@@ -273,8 +238,23 @@ class ProcessUpstream(HttpUpstream):
             await child.exited.wait()
             return child.describe_end()
         finally:
-            await self._end_child()
-            await runtime().blocking(rundir.remove, self._name, child.pid)
+            if self._child is child:  # else it was let go
+                await self._end_child()
+                await runtime().blocking(rundir.remove, self._name, child.pid)
+
+    async def _adopt(self, order: Order, settings: ProcessSettings) -> Child | None:
+        """The child that the supervisor before has left, where it is what is ordered; else it is ended."""
+        orphan = self._supervision.claim(self._name)
+        if orphan is None:
+            return None
+        record, kept = orphan
+        if record.order != await runtime().blocking(order.digest):
+            _logger.info("child %s was started for another order: it is replaced", self._name)
+            await runtime().blocking(self._supervision.end_orphan, orphan, settings.stop_timeout)
+            return None
+        _logger.info("child %s[%d] goes on under this worker", self._name, record.pid)
+        order = attrs.evolve(order, socket=Path(record.socket), key=bytes.fromhex(record.key))
+        return Child.adopt(order, self._records, kept)
 
     @staticmethod
     async def _until_ready(child: Child, settings: ProcessSettings) -> bool:
@@ -319,13 +299,3 @@ class ProcessUpstream(HttpUpstream):
 
         self._unlisten = parent.listen(pass_on)
         pass_on(parent.word)
-
-
-def _register_fork() -> None:
-    import os
-
-    if hasattr(os, "register_at_fork"):
-        os.register_at_fork(after_in_child=_Supervision.after_fork)
-
-
-_register_fork()

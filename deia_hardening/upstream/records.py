@@ -56,6 +56,11 @@ class Records:
         if self._telling is None or self._telling.done():
             self._telling = asyncio.get_running_loop().create_task(self._tell())
 
+    async def told(self, patience: float) -> None:
+        """Wait until everybody who asked was told what became of their records, at most `patience` seconds."""
+        if self._telling is not None and not self._telling.done():
+            await asyncio.wait({self._telling}, timeout=patience)
+
     def lost(self, count: int) -> None:
         """The child could not hand up so many records, since nobody read them in time."""
         _logger.error("%s lost %d records: they came quicker than they were read", self._name, count)

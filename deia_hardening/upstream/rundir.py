@@ -16,6 +16,7 @@ import select
 import signal
 import stat
 import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ _SUFFIX_ROOM = 6
 
 @attrs.frozen
 class ChildRecord:
-    """A child as written down: enough to call it, and to recognise it for sure."""
+    """A child as written down: enough to call it, and to recognise it for sure. `order`: what it was started for."""
 
     name: str
     pid: int
@@ -38,6 +39,11 @@ class ChildRecord:
     boot: str
     socket: str
     key: str = attrs.field(repr=False)
+    order: str = ""
+
+    def lives(self) -> bool:
+        """Whether that very process is still there. Blocks for a file."""
+        return self.boot == boot_id() and bool(self.started) and process_start(self.pid) == self.started
 
 
 class RunDir:
@@ -104,9 +110,9 @@ class RunDir:
     def _file(self, name: str) -> Path:
         return self.path / f"child-{hashlib.sha256(name.encode()).hexdigest()[:12]}.json"
 
-    def note(self, name: str, pid: int, path: str, key: str) -> None:
+    def note(self, name: str, pid: int, path: str, key: str, order: str = "") -> None:
         """Write down a child that was just started."""
-        self.write(ChildRecord(name, pid, process_start(pid), boot_id(), path, key))
+        self.write(ChildRecord(name, pid, process_start(pid), boot_id(), path, key, order))
 
     def write(self, record: ChildRecord) -> None:
         """Write a record down, whole or not at all, readable by this user only."""
@@ -130,12 +136,15 @@ class RunDir:
         if record is not None:
             Path(record.socket).unlink(missing_ok=True)
 
-    def reap(self, patience: float) -> list[int]:
-        """End the children that outlived their supervisor; returns their pids. Holder of the lock only."""
+    def reap(self, patience: float, spared: Collection[int] = ()) -> list[int]:
+        """End the children that outlived their supervisor, but the spared; returns their pids. Holder of the lock
+        only."""
         ended: list[int] = []
         for file in sorted(self.path.glob("child-*.json")):
             record = _parse(file)
             if record is not None:
+                if record.pid in spared:
+                    continue
                 if end_survivor(record, patience):
                     ended.append(record.pid)
                 Path(record.socket).unlink(missing_ok=True)
@@ -154,7 +163,7 @@ def end_survivor(record: ChildRecord, patience: float) -> bool:
     except OSError:
         return False
     try:
-        if record.boot != boot_id() or process_start(record.pid) != record.started:
+        if not record.lives():
             return False
         _signal(pidfd, record.pid, signal.SIGTERM)
         if not _gone(pidfd, record, patience):
@@ -224,6 +233,7 @@ def _parse(path: Path) -> ChildRecord | None:
             boot=str(raw["boot"]),
             socket=str(raw["socket"]),
             key=str(raw["key"]),
+            order=str(raw.get("order", "")),
         )
     except (OSError, ValueError, KeyError, TypeError):
         return None

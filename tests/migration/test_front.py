@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import http.client
 import json
 import os
@@ -12,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,133 +19,10 @@ import pytest
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
-from deia_hardening.control.client import Client, Step
+from deia_hardening.control.client import Step
 from deia_hardening.problem import Problem
 
 pytestmark = pytest.mark.blocking
-
-MAIN = """
-import asyncio, os
-from deia_hardening import harden
-
-NAME = "one"
-
-async def app(scope, receive, send):
-    if scope["type"] == "lifespan":
-        while True:
-            message = await receive()
-            await send({"type": message["type"] + ".complete"})
-            if message["type"] == "lifespan.shutdown":
-                return
-    if scope["type"] == "websocket":
-        await receive()
-        await send({"type": "websocket.accept"})
-        while (message := await receive())["type"] == "websocket.receive":
-            await send({"type": "websocket.send", "text": f"{NAME} {os.getpid()}"})
-        return
-    body = f"{NAME} {os.getpid()}".encode()
-    if scope["path"] == "/endless":
-        await send({"type": "http.response.start", "status": 200, "headers": []})
-        while True:
-            await send({"type": "http.response.body", "body": b".", "more_body": True})
-            await asyncio.sleep(0.05)
-    if scope["path"] == "/slow":
-        await send({"type": "http.response.start", "status": 200, "headers": []})
-        for _ in range(20):
-            await send({"type": "http.response.body", "body": b".", "more_body": True})
-            await asyncio.sleep(0.05)
-        await send({"type": "http.response.body", "body": b"end"})
-        return
-    await send({"type": "http.response.start", "status": 200,
-                "headers": [(b"content-length", str(len(body)).encode())]})
-    await send({"type": "http.response.body", "body": body})
-
-app = harden(app, {"home": os.environ["FRONT_HOME"], "migration": {
-    "environment": ["FRONT_*"],
-    "versions": {"beside": {"target": "process:main:app", "folder": os.getcwd()}},
-    "plan": {"steps": [], "bake": 0, "holdback": "0%", "promote": "timed"}}})
-"""
-
-
-class Front:
-    """`deia-hardening run` as a child, on a folder of its own."""
-
-    def __init__(self, folder: Path, *options: str) -> None:
-        self.folder = folder
-        self.home = folder / ".deia"
-        (folder / "main.py").write_text(MAIN)
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = int(probe.getsockname()[1])
-        environment = {k: v for k, v in os.environ.items() if not k.startswith(("DEIA", "COV"))}
-        environment |= {"FRONT_HOME": str(self.home), "DEIA__REQUESTS__LAME_DUCK": "0s"}
-        command = [sys.executable, "-m", "deia_hardening.cli", "run", "main:app", "--port", str(self.port), *options]
-        self.log = folder / "front.log"
-        with self.log.open("wb") as log:
-            self.process = subprocess.Popen(
-                [*command, "--log-level", "info"], cwd=folder, env=environment, stdout=log, stderr=log,
-                start_new_session=True,
-            )  # fmt: skip
-
-    def get(self, path: str = "/") -> str:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
-        try:
-            connection.request("GET", path)
-            answer = connection.getresponse()
-            assert answer.status == 200
-            return answer.read().decode()
-        finally:
-            connection.close()
-
-    def up(self) -> Front:
-        self.until(lambda: self._answers())
-        return self
-
-    def _answers(self) -> bool:
-        assert self.process.poll() is None, self.log.read_text()
-        with contextlib.suppress(OSError, http.client.HTTPException):
-            return bool(self.get())
-        return False
-
-    def until(self, condition: Callable[[], Any]) -> None:
-        for _ in range(1_500):
-            if condition():
-                return
-            time.sleep(0.02)
-        raise AssertionError(f"it never came:\n{self.log.read_text()}")
-
-    def workers(self, number: int = 30) -> set[int]:
-        """The worker processes that answer new connections."""
-        return {int(self.get().split()[1]) for _ in range(number)}
-
-    def restart(self) -> list[Any]:
-        client = Client(self.home, timeout=30)
-        self.until(lambda: self._control(client))
-        return list(client.follow("service.restart", {}, changes=True, reason="test"))
-
-    @staticmethod
-    def _control(client: Client) -> bool:
-        with contextlib.suppress(Exception):
-            return bool(client.call("service.status", {}, changes=False))
-        return False
-
-    def end(self) -> None:
-        if self.process.poll() is None:
-            os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
-
-
-@pytest.fixture
-def front(tmp_path: Path) -> Iterator[Callable[..., Front]]:
-    made: list[Front] = []
-
-    def start(*options: str) -> Front:
-        made.append(Front(tmp_path, *options))
-        return made[-1].up()
-
-    yield start
-    for one in made:
-        one.end()
 
 
 class Load(threading.Thread):
@@ -181,13 +57,13 @@ class Load(threading.Thread):
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
-def test_workers_are_replaced_under_load_and_no_request_is_lost(front: Callable[..., Front], workers: str) -> None:
+def test_workers_are_replaced_under_load_and_no_request_is_lost(front: Callable[..., Any], workers: str) -> None:
     service = front("--workers", workers, "--drain", "3s")
     before = service.workers()
     clients = [Load(service.port) for _ in range(3)]
     for client in clients:
         client.start()
-    (service.folder / "main.py").write_text(MAIN.replace('"one"', '"two"'))
+    (service.folder / "main.py").write_text(service.MAIN.replace('"one"', '"two"'))
     with connect(f"ws://127.0.0.1:{service.port}/ws") as websocket:
         websocket.send("hello")
         held = int(str(websocket.recv()).split()[1])
@@ -216,25 +92,7 @@ def test_workers_are_replaced_under_load_and_no_request_is_lost(front: Callable[
     assert after <= set(told[-1]["workers"])
 
 
-def test_a_versions_process_is_replaced_with_its_front_and_nobody_waits_for_its_streams(
-    front: Callable[..., Front],
-) -> None:
-    service = front("--workers", "2", "--drain", "0s")
-    client = Client(service.home, timeout=30)
-    service.until(lambda: Front._control(client))
-    client.call("migration.start", {"version": "beside"}, changes=True, reason="test")
-    service.until(lambda: client.call("migration.status", {}, changes=False)["phase"] == "done")
-    before = service.workers()
-    assert len(before) == 1  # the one process that both workers call
-    service.restart()
-    endless = http.client.HTTPConnection("127.0.0.1", service.port, timeout=20)
-    endless.request("GET", "/endless")
-    assert endless.getresponse().status == 200  # through a worker that stays
-    service.until(lambda: service.workers(1) != before)  # each answer is asserted to be one, and in time
-    endless.close()
-
-
-def test_new_code_that_does_not_start_leaves_the_old_worker_serving(front: Callable[..., Front]) -> None:
+def test_new_code_that_does_not_start_leaves_the_old_worker_serving(front: Callable[..., Any]) -> None:
     service = front()
     before = service.workers()
     (service.folder / "main.py").write_text("raise RuntimeError('no such table')")
@@ -244,12 +102,12 @@ def test_new_code_that_does_not_start_leaves_the_old_worker_serving(front: Calla
     assert "serve on" in refused.value.detail
     assert service.workers() == before
     assert "no such table" in service.log.read_text()
-    (service.folder / "main.py").write_text(MAIN.replace('"one"', '"two"'))
+    (service.folder / "main.py").write_text(service.MAIN.replace('"one"', '"two"'))
     service.restart()
     service.until(lambda: service.get().startswith("two"))
 
 
-def test_sighup_rolls_and_sigterm_ends_all(front: Callable[..., Front]) -> None:
+def test_sighup_rolls_and_sigterm_ends_all(front: Callable[..., Any]) -> None:
     service = front("--workers", "2")
     before = service.workers()
     service.process.send_signal(signal.SIGHUP)
@@ -262,7 +120,7 @@ def test_sighup_rolls_and_sigterm_ends_all(front: Callable[..., Front]) -> None:
             os.kill(pid, 0)
 
 
-def test_a_worker_that_is_killed_is_replaced_and_nobody_is_refused_meanwhile(front: Callable[..., Front]) -> None:
+def test_a_worker_that_is_killed_is_replaced_and_nobody_is_refused_meanwhile(front: Callable[..., Any]) -> None:
     service = front()
     (pid,) = service.workers(3)
     os.kill(pid, signal.SIGKILL)
@@ -270,7 +128,7 @@ def test_a_worker_that_is_killed_is_replaced_and_nobody_is_refused_meanwhile(fro
     assert "SIGKILL" in service.log.read_text()
 
 
-def test_a_supervisor_that_is_killed_leaves_the_address_to_the_next_one(front: Callable[..., Front]) -> None:
+def test_a_supervisor_that_is_killed_leaves_the_address_to_the_next_one(front: Callable[..., Any]) -> None:
     service = front()
     (pid,) = service.workers(3)
     service.process.kill()
@@ -295,7 +153,7 @@ def alive(pid: int) -> bool:
 
 
 def test_the_supervisor_takes_up_its_own_new_code_and_keeps_its_process_id(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    front: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A release of this package is installed over the running one: workers and supervisor follow, the id stays."""
     import shutil
@@ -306,24 +164,20 @@ def test_the_supervisor_takes_up_its_own_new_code_and_keeps_its_process_id(
     installed = tmp_path / "installed"
     shutil.copytree(source, installed / "deia_hardening", ignore=shutil.ignore_patterns("__pycache__"))
     monkeypatch.setenv("PYTHONPATH", str(installed))
-    service = Front(tmp_path)
-    try:
-        service.up()
-        (before,) = service.workers(3)
-        changed = installed / "deia_hardening" / "cli" / "run.py"
-        changed.write_text(changed.read_text().replace("goes on as the code on disk", "is another release"))
-        service.restart()
-        service.until(lambda: f"supervisor {service.process.pid} is another release" in service.log.read_text())
-        service.until(lambda: before not in service.workers(3))
-        (second,) = service.workers(3)
-        service.restart()  # it knows the workers that it took over
-        service.until(lambda: second not in service.workers(3))
-        service.until(lambda: not alive(before) and not alive(second))
-        assert service.log.read_text().count("is another release") == 1
-        service.process.send_signal(signal.SIGTERM)  # the same process all the time
-        assert service.process.wait(60) == 0, service.log.read_text()
-    finally:
-        service.end()
+    service = front()
+    (before,) = service.workers(3)
+    changed = installed / "deia_hardening" / "cli" / "run.py"
+    changed.write_text(changed.read_text().replace("goes on as the code on disk", "is another release"))
+    service.restart()
+    service.until(lambda: f"supervisor {service.process.pid} is another release" in service.log.read_text())
+    service.until(lambda: before not in service.workers(3))
+    (second,) = service.workers(3)
+    service.restart()  # it knows the workers that it took over
+    service.until(lambda: second not in service.workers(3))
+    service.until(lambda: not alive(before) and not alive(second))
+    assert service.log.read_text().count("is another release") == 1
+    service.process.send_signal(signal.SIGTERM)  # the same process all the time
+    assert service.process.wait(60) == 0, service.log.read_text()
 
 
 def test_bad_settings_are_told_once_with_exit_code_1(tmp_path: Path) -> None:

@@ -30,8 +30,9 @@ from deia_hardening.upstream import (
     UpstreamSettings,
     open_upstream,
 )
-from deia_hardening.upstream.process import ProcessUpstream, _Supervision, pause_before
+from deia_hardening.upstream.process import ProcessUpstream, pause_before
 from deia_hardening.upstream.rundir import ChildRecord, RunDir, boot_id, end_survivor, process_start
+from deia_hardening.upstream.supervision import Supervision
 
 APP = """
 import json, os
@@ -337,7 +338,7 @@ def test_another_boot_is_never_signalled():
 
 
 def test_one_supervisor_per_home(home):
-    first, second = _Supervision(home), _Supervision(home)
+    first, second = Supervision(home), Supervision(home)
     first.enter()
     assert first.lead(0.1)
     assert not second.lead(0.1)
