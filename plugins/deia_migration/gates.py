@@ -21,6 +21,7 @@ from deia_migration.canary import run_probes, run_pytest
 from deia_migration.mirror import Mirror
 from deia_migration.plan import Plan
 from deia_migration.rollout import Phase, Rollout
+from deia_migration.served import served
 from deia_migration.settings import MigrationSettings
 from deia_migration.versions import VersionHost
 
@@ -73,9 +74,20 @@ class Gates:
         if plan.probes:
             failure = await self._where_it_serves(hosted.upstream)
         if not failure and plan.pytest:
-            url = await self._host.blocking(hosted.address)
-            failure = await run_pytest(plan.pytest, url, float(plan.limits.tests))
+            failure = await self._ask_the_team(hosted, plan.pytest, float(plan.limits.tests))
         return failure
+
+    async def _ask_the_team(self, hosted: VersionHost, tests: str, patience: float) -> str:
+        """Run the team's own tests against the version's address, or against one that it is given for their time."""
+        address = hosted.address
+        if address:
+            return await run_pytest(tests, address, patience)
+        here = not hosted.version.target.startswith("process:")
+        try:
+            async with served(self._host, hosted.upstream, here=here) as address:
+                return await run_pytest(tests, address, patience)
+        except (OSError, RuntimeError) as error:
+            return str(error)
 
     async def _where_it_serves(self, upstream: Upstream) -> str:
         """Run the probes on the serving loop, where an in-process version lives; else here."""

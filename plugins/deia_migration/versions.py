@@ -20,7 +20,6 @@ from deia_hardening.errors import HardeningError, NotStarted
 from deia_hardening.plugin import ASGIApp, Completion, Host, Latch
 from deia_hardening.settings import Seconds
 from deia_hardening.upstream import ProcessSettings, Readiness, Upstream, UpstreamSettings, open_upstream
-from deia_hardening.upstream.rundir import RunDir
 from deia_migration.settings import VersionSettings
 from deia_migration.traffic import Version, number_of
 
@@ -109,12 +108,11 @@ class VersionHost:
         """Ask whether it answers now; never raises."""
         return await self.upstream.ready()
 
+    @property
     def address(self) -> str:
-        """Where another process can reach it: an URL, `unix:PATH`, or "" for one in this process. Blocks."""
+        """Where anybody can reach it: an URL, `unix:PATH`, or "" for one that only this process may ask."""
         target = self.version.target
-        if target.startswith("process:"):
-            return f"unix:{RunDir(self._host.home).socket_path(self.upstream.name)}"
-        return "" if target.startswith("inproc:") else target
+        return "" if target.partition(":")[0] in ("inproc", "process", "") else target
 
     async def stop(self, *, leaving: bool = False) -> None:
         """End it; `leaving`: this process goes, the others of the home go on with it. Raises nothing; it is logged."""

@@ -175,6 +175,36 @@ async def test_the_teams_own_pytest_is_run_against_the_version(
         assert "as expected" in manager.status().reason
 
 
+@pytest.mark.parametrize("kind", ["process", "inproc"])
+async def test_the_teams_own_pytest_reaches_the_version_as_its_front_does(
+    pair: Any, until: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+    source = project(tmp_path / "project", "second")
+    tests = tmp_path / "canary"
+    tests.mkdir()
+    (tests / "test_it.py").write_text(
+        "import http.client, os, socket\n"
+        "def test_it():\n"
+        "    connection = http.client.HTTPConnection('shop.example')\n"
+        "    connection.sock = socket.socket(socket.AF_UNIX)\n"
+        "    connection.sock.connect(os.environ['DEIA_VERSION_URL'].removeprefix('unix:'))\n"
+        "    connection.request('POST', '/', body=b'{}')\n"
+        "    answer = connection.getresponse()\n"
+        "    assert answer.status == 200\n"
+        f"    assert answer.read().startswith(b'{'second' if kind == 'process' else 'new'}')\n"
+    )
+    plan = Plan(steps=FAST.steps, promote="manual", pytest=str(tests))
+    async with pair.up() as live:
+        manager: MigrationManager = live.service(MigrationManager)
+        if kind == "process":
+            await manager.deploy(str(source), plan=plan)
+        else:
+            await manager.start("v2", plan=plan)
+        await until(lambda: manager.status().weight == 0.5 or manager.status().latched, turns=6000)
+        assert manager.status().weight == 0.5, manager.status().reason
+
+
 async def test_the_terminal_shows_both_versions_side_by_side(pair: Any, until: Any) -> None:
     from rich.console import Console
 
