@@ -1,4 +1,4 @@
-"""`deia-hardening deploy` in a terminal: both versions side by side, live, until the rollout is over.
+"""`deia-hardening deploy` in a terminal: both versions side by side, live, until the rollout is over; in CI, `--wait`.
 
 It only looks (`migration.status`, some times a second); leaving it with Ctrl-C leaves the rollout running.
 """
@@ -6,7 +6,7 @@ It only looks (`migration.status`, some times a second); leaving it with Ctrl-C 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from rich.console import Group
@@ -29,32 +29,62 @@ OVER = ("done", "rolled-back")
 
 def watch(client: Client, rollout: str) -> None:
     """Show a rollout until it is over. Exit code 0 when it was promoted or left alone, 1 when it was rolled back."""
-    status: Mapping[str, Any] = {}
     try:
         with Live(console=out, refresh_per_second=8, transient=False) as live:
-            lost = 0.0
-            while status.get("phase") not in OVER:
-                try:
-                    status = client.call("migration.status", {}, changes=False)
-                    lost = 0.0
-                except (NotRunning, Problem) as error:
-                    lost = lost or time.monotonic()
-                    if time.monotonic() - lost > AWAY:
-                        fail([str(error), "the rollout goes on where its service runs"])
-                if status.get("rollout") not in (rollout, None):
-                    break
-                if status:
-                    live.update(side_by_side(status))
-                if status.get("phase") not in OVER:
-                    time.sleep(LOOK)
+            status = _until_over(client, rollout, lambda status: live.update(side_by_side(status)))
     except KeyboardInterrupt:
         err.print("The rollout goes on. Look again: deia-hardening migration status; end it: migration rollback")
         return
+    _end(status, rollout)
+    say("promoted: the new version serves")
+
+
+def wait(client: Client, rollout: str) -> Mapping[str, Any]:
+    """Wait until a rollout is over, telling each change; its last status. Exit code 1 when it was rolled back.
+
+    It is looked at anew each time, so that it may be waited for while the service's workers are replaced.
+    """
+    told = ""
+
+    def tell(status: Mapping[str, Any]) -> None:
+        nonlocal told
+        problem = f": {status['problem']}" if status.get("problem") else ""
+        line = f"{status['phase']} at {float(status['weight']):.4g}{problem}"
+        if line != told:
+            told = line
+            err.print(f"… {line}", markup=False)
+
+    status = _until_over(client, rollout, tell)
+    _end(status, rollout)
+    return status
+
+
+def _until_over(client: Client, rollout: str, show: Callable[[Mapping[str, Any]], None]) -> Mapping[str, Any]:
+    """The status at the end, or of another rollout that runs by now."""
+    status: Mapping[str, Any] = {}
+    lost = 0.0
+    while status.get("phase") not in OVER:
+        try:
+            status = client.call("migration.status", {}, changes=False)
+            lost = 0.0
+        except (NotRunning, Problem) as error:
+            lost = lost or time.monotonic()
+            if time.monotonic() - lost > AWAY:
+                fail([str(error), "the rollout goes on where its service runs"])
+        if status and status.get("rollout") != rollout:
+            break
+        if status:
+            show(status)
+        if status.get("phase") not in OVER:
+            time.sleep(LOOK)
+    return status
+
+
+def _end(status: Mapping[str, Any], rollout: str) -> None:
     if status.get("rollout") != rollout:
-        fail([f"rollout {rollout} is over, and another one runs: deia-hardening migration status"])
+        fail([f"rollout {rollout} is over, and another one runs: deia-hardening migration history tells its end"])
     if status.get("latched"):
         fail([f"rolled back: {status.get('reason', '')}; the old version serves"])
-    say("promoted: the new version serves")
 
 
 def side_by_side(status: Mapping[str, Any]) -> Group:

@@ -197,8 +197,10 @@ def _online(
     as_json: bool,
 ) -> None:
     output: Any = None
-    shown = operation.name == "migration.deploy" and out.is_terminal and not as_json
-    if shown:
+    deploys = operation.name == "migration.deploy"
+    shown = deploys and out.is_terminal and not as_json
+    waits = deploys and bool(value.get("wait"))
+    if shown or waits:
         value = {**value, "wait": False}  # it is waited for by looking
     for step in client.follow(operation.name, value, changes=operation.changes, reason=reason, if_revision=if_revision):
         if isinstance(step, Step):
@@ -210,6 +212,10 @@ def _online(
 
         watch(client, str(output["rollout"]))
         return
+    if waits:
+        from deia_hardening.cli.sidebyside import wait
+
+        output = wait(client, str(output["rollout"]))
     _finish(output, as_json)
 
 

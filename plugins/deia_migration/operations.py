@@ -96,7 +96,9 @@ def operations(manager: MigrationManager) -> tuple[Operation, ...]:
         if value.wait:
             async for told in manager.follow(begun.id):
                 yield told
-        status = manager.status()
+        status = await manager.look()
+        if value.wait and status.rollout != begun.id:
+            raise Problem(409, f"rollout {begun.id} is over, and {status.rollout} runs; the history tells its end")
         if value.wait and status.latched:
             raise Problem(409, f"{begun.candidate} was rolled back: {status.reason}; the old version serves")
         yield status
