@@ -172,7 +172,8 @@ class Plan:
 
     steps: tuple[Step, ...] = setting(None, "The ramp, in rising weights.", factory=lambda: DEFAULT_STEPS, ge=0, le=100)
     holdback: Ratio = setting(
-        Ratio("10%"), "Share that stays on the old version during the bake, so that it can still be compared.",
+        Ratio("10%"), "Share that stays on the old version during the bake, so that it can still be compared. With 0% "
+        "the bake keeps the last step's weight, unless 'promote' is 'timed'.",
         ge=0, le=0.9,
     )  # fmt: skip
     bake: Seconds = setting(Seconds("10m"), "How long the hold-back stays before the old version is retired.", ge=0)

@@ -280,6 +280,8 @@ def after_step(state: Rollout) -> Move:
         )  # fmt: skip
     if plan.bake or plan.promote != "timed":
         weight = max(state.weight, 1.0 - float(plan.holdback))
+        if weight >= 1 and plan.promote != "timed":
+            weight = state.weight  # the step to 100% is what a person or the judge is asked for
         return Move(
             event="weight", fields={"weight": weight, "step": following, "phase": str(Phase.BAKING)},
             raises=weight > state.weight, reason="the ramp is done, the bake begins",

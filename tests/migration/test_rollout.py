@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import attrs
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -69,6 +70,19 @@ def test_a_pause_and_a_gate_never_suspend_the_judge() -> None:
     move = next_move(state, good(3.0, decision=Decision.ROLL_BACK))
     assert move is not None
     assert move.event == "rollback"
+
+
+@pytest.mark.parametrize("promote", ["manual", "judged", "timed"])
+def test_without_a_holdback_nobody_is_asked_too_late(promote: str) -> None:
+    plan = Plan(steps=(Step(weight=Ratio("50%")),), holdback=Ratio("0%"), bake=Seconds("1m"), promote=promote)
+    state = Rollout(id="r", plan=plan, candidate="v2", phase=Phase.RAMPING, step=0, weight=0.5)
+    move = next_move(state, Seen(now=1.0, ready=True))
+    assert move is not None
+    state = apply(state, move.event, move.fields, 1.0)
+    assert state.phase is Phase.BAKING
+    assert state.weight == (1.0 if promote == "timed" else 0.5)  # 100% only after the person or the judge
+    move = next_move(state, Seen(now=120.0, ready=True))
+    assert (move is not None) == (promote == "timed")
 
 
 def test_a_rollback_latches() -> None:
