@@ -2,8 +2,9 @@
 
 from deia_hardening.journal.encoding import encode_event
 from deia_hardening.journal.errors import JournalClosed, JournalError, JournalFull
+from deia_hardening.journal.health import JournalHealth, JournalStats
 from deia_hardening.journal.inlet import Receipt
-from deia_hardening.journal.journal import Journal, JournalHealth, JournalStats, open_journal
+from deia_hardening.journal.journal import Journal, open_journal
 from deia_hardening.journal.lines import format_time, leaf_hash, parse_time
 from deia_hardening.journal.listeners import Batch
 from deia_hardening.journal.reader import JournalReader, Record

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import threading
+from _thread import get_ident
 from asyncio import AbstractEventLoop
 from asyncio.events import _get_running_loop
 from collections.abc import Callable, Mapping
@@ -21,9 +22,10 @@ from deia_hardening.journal.latch import ThreadWaiter, TrioWaiter, Waiting
 from deia_hardening.journal.lines import HARD_LIMIT
 from deia_hardening.journal.settings import JournalSettings
 
-BUSY, GATHERING, IDLE, NO_THREAD = 0, 1, 2, 3
+BUSY, GATHERING, LED, IDLE, NO_THREAD = 0, 1, 2, 3, 4
 """What the writer's thread does: looks at the queue again by itself; sleeps and wants to be woken for what is
-urgent only; sleeps and wants to be woken for any record; does not run."""
+urgent only; sleeps for a moment, since one thread writes its own records, and wants to be woken for any other's;
+sleeps and wants to be woken for any record; does not run."""
 
 
 class Receipt(msgspec.Struct, gc=False, eq=False):
@@ -106,6 +108,7 @@ class Inlet:
         self._closed = False
         self._level = NO_THREAD
         self._urgent = False
+        self._leader = 0  # the thread that wrote its own records lately (durability: sync), while the writer's is LED
         self._trouble: JournalError | None = None
         self._waiters: list[Waiting] = []
         self._room: list[ThreadWaiter] = []
@@ -144,8 +147,9 @@ class Inlet:
                 queue.append(receipt)
                 self._bytes += size
                 kick = self._level
-        if kick >= IDLE:
-            self._rouse()
+        if kick >= LED:
+            if kick != LED or self._leader != get_ident():
+                self._rouse()
         elif kick < 0:
             self._refused(receipt)
         return receipt

@@ -10,17 +10,18 @@ from __future__ import annotations
 import _thread
 import contextlib
 import threading
+from _thread import get_ident
 from collections.abc import Callable
 from pathlib import Path
+from threading import main_thread as _main_thread
 from time import monotonic
-
-import attrs
 
 from deia_hardening.clock import SYSTEM_CLOCK, Clock
 from deia_hardening.journal import housekeeping, processes
 from deia_hardening.journal.errors import JournalClosed, JournalError
-from deia_hardening.journal.inlet import BUSY, GATHERING, IDLE, NO_THREAD, Inlet
-from deia_hardening.journal.latch import wake_all
+from deia_hardening.journal.health import JournalHealth, JournalStats
+from deia_hardening.journal.inlet import BUSY, GATHERING, IDLE, LED, NO_THREAD, Inlet, Receipt
+from deia_hardening.journal.latch import Waiting, wake_all
 from deia_hardening.journal.lines import format_time
 from deia_hardening.journal.listeners import Batch, Listeners
 from deia_hardening.journal.live import LiveFile
@@ -32,32 +33,8 @@ from deia_hardening.turns import turns
 _EXIT_TIMEOUT = 10.0
 _EARLY = 0.5
 """The part of `write_interval` after which a busy serving loop stands aside; later the thread wakes by itself."""
-
-
-@attrs.frozen
-class JournalHealth:
-    """Whether the journal writes. `state` is ok, full, failing or fenced; `since` is seconds since the epoch."""
-
-    ok: bool
-    state: str
-    detail: str
-    since: float
-
-
-@attrs.frozen
-class JournalStats:
-    """Counts since the process began, and what waits now."""
-
-    records: int
-    bytes: int
-    batches: int
-    syncs: int
-    failures: int
-    dropped: int
-    rotations: int
-    queued: int
-    queued_bytes: int
-    durable_through: int
+_LED_PAUSE = 0.002
+"""How long a record may wait that a thread appended which waited for, and wrote, its earlier ones itself."""
 
 
 class Journal(Inlet):
@@ -65,6 +42,9 @@ class Journal(Inlet):
 
     Made by `open_journal`. Several processes may have the same file open.
     """
+
+    _to_wake: list[Waiting]
+    """Who waited for what is synced by now; the thread's own."""
 
     def __init__(self, path: Path, settings: JournalSettings, clock: Clock = SYSTEM_CLOCK) -> None:
         self.path = path
@@ -149,6 +129,37 @@ class Journal(Inlet):
         """Write what is queued, seal the live segment and begin a new one. False when there was nothing to seal."""
         with self._writer.role:
             return self._flush() and self._writer.seal()
+
+    def wait_blocking(self, receipt: Receipt, timeout: float | None) -> bool:
+        """Wait on this thread. Without a limit it writes and syncs itself where nobody else is at it: that saves two
+        changes of thread. The main thread does not, where a signal's handler may raise at any point."""
+        if timeout is None and get_ident() != _main_thread().ident and self._lead() and receipt.done():
+            return True
+        return super().wait_blocking(receipt, timeout)
+
+    def _lead(self) -> bool:
+        """One turn of the writer's work on this thread. False when the writer is at it, or pauses after a failure."""
+        writer = self._writer
+        role = writer.role
+        if not role.acquire(blocking=False):
+            return False
+        try:
+            if writer.retry_at > self._clock.monotonic():
+                return False
+            writer.write()
+            writer.sync()
+            self._leads += 1
+            if self.settings.durability == "sync":
+                self._leader = get_ident()
+        finally:
+            role.release()
+            with self._lock:
+                left = bool(self._queue or self._waiters or writer.unsynced_bytes) or self._gap is not None
+                self._urgent = self._urgent or left
+                kick = left and self._level
+            if kick:
+                self._rouse()
+        return True
 
     # -- looking
 
@@ -254,10 +265,12 @@ class Journal(Inlet):
         """Sleep until woken (True) or `timeout` seconds passed. The level says what may wake."""
         semaphore = self._semaphore
         with self._lock:
-            if self._urgent or (level == IDLE and (self._queue or self._closed)):
+            if self._urgent or (level >= LED and (self._queue or self._closed)):
                 self._urgent = False
+                self._wake()
                 return True
             self._level = level
+        self._wake()
         if semaphore.acquire(timeout=max(0.0, timeout)):
             return True
         with self._lock:
@@ -266,6 +279,12 @@ class Journal(Inlet):
                 return True
             self._level = BUSY
         return False
+
+    def _wake(self) -> None:
+        """Wake who waited for what was synced: as late as can be, since they want the interpreter that this one has."""
+        if self._to_wake:
+            done, self._to_wake = self._to_wake, []
+            wake_all(done)
 
     def _work(self, generation: object) -> None:
         """The thread: turns, until it was idle for a while."""
@@ -290,6 +309,11 @@ class Journal(Inlet):
             turns.wants(self, monotonic() + interval * _EARLY, self._written_soon)
             self._wait(GATHERING, interval)
             turns.wants(self)
+        if self._leader and not (self._queue or self._waiters or self._urgent or self._closed):
+            seen = self._leads
+            if not self._wait(LED, _LED_PAUSE) and self._leads == seen:
+                self._leader = 0
+            return True
         with writer.role:
             if self._generation is not generation:
                 return False  # in a fork's child
@@ -298,13 +322,14 @@ class Journal(Inlet):
                 wrote = writer.write()
                 if writer.unsynced_bytes and self._sync_now():
                     turns.rests(self)
-                    writer.sync()
+                    writer.sync(self._to_wake.extend)
         pause = writer.retry_at - self._clock.monotonic()
         if pause > 0:
             turns.rests(self)
             self._wait(GATHERING, min(pause, settings.retry_limit))
             return True
         if self._queue or (wrote and settings.durability != "sync"):
+            self._wake()
             return True  # more will come: on a busy loop, to be woken by each first record costs more than to look
         turns.rests(self)
         if writer.unsynced_bytes:
@@ -350,6 +375,8 @@ class Journal(Inlet):
 
     def _reset(self) -> None:
         super()._reset()
+        self._leads = 0
+        self._to_wake = []
         self._generation = object()  # threads of before a fork see that they are not of this process
         if not self._semaphore.locked():
             self._semaphore.acquire()

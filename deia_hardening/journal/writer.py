@@ -100,8 +100,8 @@ class Writer:
             raise
         return True
 
-    def sync(self) -> bool:
-        """fdatasync what was written, and wake who waited for it."""
+    def sync(self, wake: Callable[[list[Waiting]], object] = wake_all) -> bool:
+        """fdatasync what was written, and wake who waited for it (or hand them to `wake`)."""
         if not self.unsynced_bytes:
             return True
         try:
@@ -113,7 +113,7 @@ class Writer:
             self._failed(error)
             return False
         self.counts.syncs += 1
-        self._durable(through)
+        self._durable(through, wake)
         return True
 
     def seal(self) -> bool:
@@ -198,7 +198,7 @@ class Writer:
             seq += 1
         return lines, leaves, prev
 
-    def _durable(self, through: int) -> None:
+    def _durable(self, through: int, wake: Callable[[list[Waiting]], object] = wake_all) -> None:
         inlet = self._inlet
         self.unsynced_bytes = 0
         self._unsynced.clear()
@@ -211,7 +211,8 @@ class Writer:
                     seq = entry[0].seq
                     (done if seq is not None and seq <= through else left).append(entry)
                 inlet._waiters = left
-        wake_all(done)
+        if done:
+            wake(done)
         self._listeners.synced(through)
 
     # -- segments

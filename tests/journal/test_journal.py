@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import errno
 import hashlib
 import itertools
 import os
 import threading
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -21,6 +25,7 @@ from deia_hardening.journal import (
     JournalSettings,
     open_journal,
 )
+from deia_hardening.journal.inlet import IDLE, LED, NO_THREAD
 
 
 def test_opening_touches_nothing(path: Path) -> None:
@@ -38,6 +43,94 @@ def test_a_record_is_durable_after_wait(opened, lines, durability: str) -> None:
     assert receipt.done()
     assert receipt.seq == 1
     assert lines()[2]["target"] == "b1"
+
+
+def in_a_thread(work: Callable[[], object]) -> None:
+    with ThreadPoolExecutor(1) as threads:
+        threads.submit(work).result(30)
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.001)
+    assert condition()
+
+
+def test_a_thread_that_waits_writes_its_record_itself(opened, lines) -> None:
+    journal = opened(durability="sync")
+    journal.append({"n": 0}).wait()
+    until(lambda: journal._level == IDLE)
+    threads: list[int] = []
+    journal.on_batch(lambda _: threads.append(threading.get_ident()))
+
+    def work() -> None:
+        for number in range(1, 50):
+            receipt = journal.append({"n": number})
+            assert receipt.wait()
+            assert receipt.done()
+        assert threading.get_ident() in threads  # now and then the writer's thread is quicker
+
+    in_a_thread(work)
+    assert [line["n"] for line in lines()[2:]] == list(range(50))
+
+
+def test_what_such_a_thread_appends_and_does_not_wait_for_is_written_too(opened) -> None:
+    journal = opened(durability="sync", idle_close=60)
+    receipts = []
+
+    def work() -> None:
+        for _ in range(20):
+            journal.append({"n": 1}).wait()
+            until(lambda: journal._level in (LED, IDLE))
+        receipts.append(journal.append({"n": "left"}))
+
+    in_a_thread(work)
+    until(receipts[0].done)
+
+
+def test_another_thread_beside_such_a_one_is_served_at_once(opened) -> None:
+    journal = opened(durability="sync", idle_close=60)
+    stop = threading.Event()
+
+    def leading() -> None:
+        while not stop.is_set():
+            journal.append({"by": "leader"}).wait()
+
+    with ThreadPoolExecutor(1) as threads:
+        led = threads.submit(leading)
+        for number in range(200):
+            assert journal.append({"n": number}).wait(20)
+        stop.set()
+        led.result(20)
+    assert journal.health().ok
+
+
+def test_a_thread_that_leads_meets_a_failed_sync_as_any_other(opened, path: Path, monkeypatch) -> None:
+    journal = opened(durability="sync", retry_interval=0.01, retry_limit=0.02)
+    failures = iter([OSError(errno.EIO, "planted")])
+
+    def sync(descriptor: int) -> None:
+        for error in failures:
+            raise error
+        os.fdatasync(descriptor)
+
+    def written() -> bool:
+        with contextlib.suppress(JournalError):
+            return journal.append({"n": 2}).wait()
+        return False
+
+    def work() -> None:
+        journal.append({"n": 0}).wait()
+        monkeypatch.setattr("deia_hardening.journal.live.sync_file", sync)
+        with pytest.raises(JournalError, match="planted"):
+            journal.append({"n": 1}).wait()
+        until(written)
+
+    in_a_thread(work)
+    events = [record.event() for record in JournalReader(path)]
+    assert {event["n"] for event in events if "n" in event} == {0, 1, 2}
+    assert "journal.fenced" in [event["kind"] for event in events if "kind" in event]
 
 
 def test_lines_are_chained_by_the_leaf_hash(opened, path: Path) -> None:
@@ -127,9 +220,9 @@ def test_an_idle_journal_holds_no_thread_and_no_descriptor(opened) -> None:
     for _ in range(3):
         assert journal.append({"n": 1}).wait(10)
         deadline = time.monotonic() + 20
-        while (journal._level != 3 or journal._live.descriptor >= 0) and time.monotonic() < deadline:
+        while (journal._level != NO_THREAD or journal._live.descriptor >= 0) and time.monotonic() < deadline:
             time.sleep(0.01)
-        assert journal._level == 3
+        assert journal._level == NO_THREAD
         assert journal._live.descriptor == -1
     assert JournalReader(journal.path).verify().records == 4
 
@@ -146,7 +239,9 @@ def test_many_journals_fit_under_few_descriptors(tmp_path: Path) -> None:
         for journal in journals[start : start + 20]:
             assert journal.drain(30)
         deadline = time.monotonic() + 30
-        while any(journal._level != 3 for journal in journals[start : start + 20]) and time.monotonic() < deadline:
+        while (
+            any(journal._level != NO_THREAD for journal in journals[start : start + 20]) and time.monotonic() < deadline
+        ):
             time.sleep(0.01)
     if before:
         deadline = time.monotonic() + 10

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import signal
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,7 +21,7 @@ SMALL = JournalSettings(
 
 
 def writing(path: Path, seed: int) -> Callable[[Callable[[str], None]], None]:
-    """Appends, waits, acknowledges, seals now and then; for ever."""
+    """Appends, waits, acknowledges, seals now and then; for ever. Every second one in a thread, which writes itself."""
 
     def work(acknowledge: Callable[[str], None]) -> None:
         rng = random.Random(seed)
@@ -32,12 +33,17 @@ def writing(path: Path, seed: int) -> Callable[[Callable[[str], None]], None]:
                 number += 1
                 receipts.append((journal.append({"by": seed, "n": number, "pad": "x" * rng.choice((0, 900))}), number))
             for receipt, value in receipts:
-                receipt.wait(30)
+                receipt.wait(rng.choice((30, None)))
                 acknowledge(f"{receipt.seq} {seed} {value}")
             if rng.random() < 0.05:
                 journal.maintain()
 
-    return work
+    def apart(acknowledge: Callable[[str], None]) -> None:
+        thread = threading.Thread(target=work, args=(acknowledge,))
+        thread.start()
+        thread.join()
+
+    return apart if seed % 2 else work
 
 
 def check(path: Path, told: dict[int, tuple[int, int]], where: str) -> None:

@@ -6,6 +6,7 @@ import random
 import shutil
 import sys
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -38,7 +39,7 @@ def scenario(folder: Path, seed: int, trace: faults.Trace | faults.BlockDevice) 
         what = rng.random()
         if what < 0.6:
             for receipt, value in receipts:
-                receipt.wait(30)
+                receipt.wait(rng.choice((30, None)))
                 trace.mark((receipt.seq, value))
         elif what < 0.7:
             journal.seal()
@@ -81,8 +82,9 @@ def campaign(tmp_path: Path, seed: int, lives: int, cuts: int, *, strict: bool =
     done = 0
     for life in range(lives):
         folder = tmp_path / f"life-{life}"
-        with faults.recording(folder) as trace:
-            scenario(folder, seed + life, trace)
+        # not the main thread: such a one writes and syncs itself
+        with faults.recording(folder) as trace, ThreadPoolExecutor(1) as threads:
+            threads.submit(scenario, folder, seed + life, trace).result()
         marks = [operation.what for operation in trace.operations if isinstance(operation, Mark)]
         check_folder(folder, marks, f"no power cut at all, DEIA_FAULT_SEED={seed}, life {life}")
         for number, cut in enumerate(faults.power_cuts(trace, count=cuts, seed=seed + life, strict=strict)):

@@ -12,7 +12,7 @@ from deia_hardening.journal import JournalReader
 from deia_hardening.testing import faults
 
 CHILD = """
-import sys, tempfile, time
+import sys, tempfile, threading, time
 from deia_hardening.journal import JournalError, JournalSettings, open_journal
 from deia_hardening.settings import Seconds
 folder = tempfile.mkdtemp(dir=sys.argv[1])
@@ -20,18 +20,23 @@ path = folder + "/logs/log.jsonl"
 settings = JournalSettings(durability="sync", reserve=0, segment_bytes=4096, idle_close=5, retry_interval=0.01,
                            retry_limit=0.02, compression="none")
 print("path", path, flush=True)
-number = 0
-for life in range(2):
-    journal = open_journal(path, settings)
-    for _ in range(6):
+def write(first):
+    for number in range(first, first + 6):
         receipt = journal.append({"n": number, "pad": "x" * 900})
         try:
-            receipt.wait(20)
+            receipt.wait()
             print("told", receipt.seq, number, flush=True)
         except JournalError as error:
             print("refused", number, flush=True)
             time.sleep(0.03)
-        number += 1
+for life in range(2):
+    journal = open_journal(path, settings)
+    if life:  # a thread that is not the main one writes and syncs itself
+        thread = threading.Thread(target=write, args=(6,))
+        thread.start()
+        thread.join()
+    else:
+        write(0)
     journal.close()
 print("end", journal.health().state, flush=True)
 """
