@@ -3,7 +3,7 @@
 from deia_hardening.journal.encoding import encode_event
 from deia_hardening.journal.errors import JournalClosed, JournalError, JournalFull
 from deia_hardening.journal.health import JournalHealth, JournalStats
-from deia_hardening.journal.inlet import Receipt
+from deia_hardening.journal.inlet import Late, Receipt
 from deia_hardening.journal.journal import Journal, open_journal
 from deia_hardening.journal.lines import format_time, leaf_hash, parse_time
 from deia_hardening.journal.listeners import Batch
@@ -23,6 +23,7 @@ __all__ = [
     "JournalReader",
     "JournalSettings",
     "JournalStats",
+    "Late",
     "Problem",
     "Receipt",
     "Record",

@@ -1,7 +1,7 @@
 """The side of a journal that callers see: records go in, receipts come out, and nothing here touches a file.
 
 `append` encodes on the caller's thread and queues under one short lock; it never waits for the disk unless
-`on_full` is `block`. The queue is bounded in records and bytes.
+`on_full` is `block`. The queue is bounded in records and bytes. What takes long to encode may be queued `Late`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from _thread import get_ident
 from asyncio import AbstractEventLoop
 from asyncio.events import _get_running_loop
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Self
 
 import attrs
 import msgspec
@@ -74,8 +74,30 @@ class Receipt(msgspec.Struct, gc=False, eq=False):
             raise type(self._error)(*self._error.args)
         return True
 
+    def _size(self) -> int:
+        """Bytes that the record takes of the queue's bound."""
+        return len(self._body)
+
     def __repr__(self) -> str:
         return f"<Receipt seq={self.seq} done={self.done()}>"
+
+
+class Late(Receipt, gc=False, eq=False):
+    """A record whose bytes are made when the writer takes it: many at once cost a fraction of one after each request.
+
+    A subclass holds, by value, what the bytes are made of. `_body` is empty until then.
+    """
+
+    _guess: int = 512
+    """About how long the bytes will be."""
+
+    @classmethod
+    def _encode(cls, records: list[Self]) -> None:
+        """Set `_body` of each, as `_inlet._fitted` returns it. On the writer's thread, which may be any."""
+        raise NotImplementedError
+
+    def _size(self) -> int:
+        return len(self._body) or self._guess
 
 
 @attrs.define
@@ -131,14 +153,18 @@ class Inlet:
         The members must not be called seq, time, prev or synced. A body that is too large or would break the line
         is kept cut, as text. About 0.6 µs; thread-safe; raises as `append` does.
         """
-        size = len(body)
-        if not 0 < size <= self._largest or b"\n" in body:
-            body = self._oversized(body)
-            size = len(body)
-        elif not body.isascii():
-            body = clean_body(body)
-            size = len(body)
+        body = self._fitted(body)
         receipt = Receipt(body, self._now_ns() if now_ns is None else now_ns, self)
+        self._put(receipt, len(body))
+        return receipt
+
+    def append_late(self, record: Late) -> Receipt:
+        """Queue a record that the writer will encode, and return it; as `append_body` else."""
+        record._inlet = self
+        self._put(record, record._guess)
+        return record
+
+    def _put(self, receipt: Receipt, size: int) -> None:
         with self._lock:
             queue = self._queue
             if self._bytes + size > self._max_bytes or len(queue) >= self._max_records or self._closed:
@@ -152,7 +178,27 @@ class Inlet:
                 self._rouse()
         elif kick < 0:
             self._refused(receipt)
-        return receipt
+
+    def _fitted(self, body: bytes) -> bytes:
+        """`body` as it may stand in a line: on one, of a length that readers take, and steering no terminal."""
+        if not 0 < len(body) <= self._largest or b"\n" in body:
+            return self._oversized(body)
+        return body if body.isascii() else clean_body(body)
+
+    def _encoded(self, batch: list[Receipt]) -> None:
+        """Have the bytes made of what was queued without."""
+        late: dict[type[Late], list[Late]] = {}
+        for receipt in batch:
+            if not receipt._body:
+                assert isinstance(receipt, Late)
+                late.setdefault(type(receipt), []).append(receipt)
+        for kind, records in late.items():
+            try:
+                kind._encode(records)
+            except Exception as error:
+                lost = encode_event({"kind": "journal.unencoded", "error": f"{type(error).__name__}: {error}"})
+                for record in records:
+                    record._body = record._body or lost
 
     def _oversized(self, body: bytes) -> bytes:
         if not body:
@@ -167,7 +213,7 @@ class Inlet:
     def _refused(self, receipt: Receipt) -> None:
         """The queue is full, or the journal is closed."""
         policy = self._settings.on_full
-        size = len(receipt._body)
+        size = receipt._size()
         while True:
             with self._lock:
                 if self._closed:
@@ -213,10 +259,10 @@ class Inlet:
             else:
                 size = count = 0
                 for receipt in queue:
-                    size += len(receipt._body)
-                    if count and size > limit:
-                        size -= len(receipt._body)
+                    one = receipt._size()
+                    if count and size + one > limit:
                         break
+                    size += one
                     count += 1
                 self._queue, queue = queue[count:], queue[:count]
                 self._bytes -= size
@@ -229,7 +275,7 @@ class Inlet:
         """What could not be written goes back to the front, in order."""
         with self._lock:
             self._queue[:0] = batch
-            self._bytes += sum(len(receipt._body) for receipt in batch)
+            self._bytes += sum(receipt._size() for receipt in batch)
             if gap is not None:
                 newer = self._gap
                 if newer is not None:

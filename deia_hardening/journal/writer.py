@@ -83,6 +83,7 @@ class Writer:
         if not batch and gap is None:
             return False
         try:
+            inlet._encoded(batch)
             self._write(batch, gap)
         except SyncFailed as failed:
             inlet._put_back(batch, gap)
