@@ -63,7 +63,7 @@ class Entry:
         parent = scope.get(SCOPE_KEY)
         if parent is not None:
             context.inherit(parent)
-        scope[SCOPE_KEY] = context
+        scope[SCOPE_KEY] = exchange.context = context
         token = _set(context)
         try:
             identify = core.identify
@@ -83,6 +83,7 @@ class Entry:
                 context._returners = None  # no cycle is left behind, so the request's revision can be let go
                 for callback in returners:
                     callback()
+            exchange.context = None
             if exchange.ended >= turns.due:
                 turns.give(exchange.ended)
             if parent is None:

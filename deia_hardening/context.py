@@ -26,7 +26,9 @@ SCOPE_KEY = "deia_hardening"
 """The key under which the ASGI scope shows the innermost `RequestContext`."""
 
 _monotonic = time.monotonic
-_GONE = {"type": "websocket.disconnect", "code": 1012, "reason": "service restart"}
+_DOWN = "the service is going down"
+_RESTART = 1012
+"""The close code of a WebSocket whose time is over (IANA's registry: the service restarts; come back later)."""
 
 
 class Exchange:
@@ -53,9 +55,16 @@ class Exchange:
     """The close code of a WebSocket, whoever closed it."""
     start: Message | None = None
     """The response's start message as the app sent it (headers); read it, never change it."""
+    context: RequestContext | None = None
+    """Whose it is, until the call is over: so that a callback can be the same for all requests."""
+    lasting: bool = False
+    """Whether it is known for a stream (`lasts`)."""
 
     _trailers: bool = False
     _waiting: bool = False  # the next receive() waits for the client to leave, or for a WebSocket's next message
+    _socket: bool = False
+    dismissed: str = ""
+    """Why its time is over (`dismiss`), "" while it is not."""
     _starters: list[Callable[[Exchange], None]] | None = None
     _enders: list[Callable[[Exchange], None]] | None = None
 
@@ -64,7 +73,10 @@ class Exchange:
         self._send = send
 
     def on_start(self, callback: Callable[[Exchange], None]) -> None:
-        """Call `callback(exchange)` when the response starts: at once, on the serving loop. It must not raise."""
+        """Call `callback(exchange)` when the response starts: at once, on the serving loop. It must not raise.
+
+        A request that is over without an answer never starts one.
+        """
         if self.status:
             callback(self)
         elif self._starters is None:
@@ -98,8 +110,8 @@ class Exchange:
                 if not self._trailers:
                     self.complete = True
                     self.end()
-            elif streams.ended:
-                raise OSError("the service is going down: this stream's time is over")
+            elif streams.ended or self.dismissed:
+                raise OSError(f"this stream's time is over: {self.dismissed or _DOWN}")
         elif kind == "http.response.start":
             status = message["status"]
             if self.status or not isinstance(status, int):  # a second start, or a wrong one: the server's to refuse
@@ -111,8 +123,10 @@ class Exchange:
             self.started = _monotonic()
             if message.get("trailers"):
                 self._trailers = True
-            if self._starters is not None:
-                for callback in self._starters:
+            starters = self._starters
+            if starters is not None:
+                self._starters = None  # as with `_enders`, no cycle is left behind
+                for callback in starters:
                     callback(self)
         else:
             message = self._sent_other(kind, message)
@@ -120,13 +134,15 @@ class Exchange:
 
     def _sent_other(self, kind: str, message: Message) -> Message:
         if kind == "websocket.send":
-            if streams.ended:
-                raise OSError("the service is going down: this WebSocket's time is over")
+            if streams.ended or self.dismissed:
+                raise OSError(f"this WebSocket's time is over: {self.dismissed or _DOWN}")
             if not self.first_byte:
                 self.first_byte = _monotonic()
             data = message.get("bytes") or message.get("text") or b""
             self.bytes_out += len(data)
         elif kind == "websocket.accept":
+            if self.dismissed:
+                raise OSError(f"this WebSocket's time is over: {self.dismissed}")
             return self._begin(101, message)
         elif kind == "websocket.close":
             self._begin(403, message)  # the server answers 403 to a handshake that is closed
@@ -153,21 +169,22 @@ class Exchange:
         self.status = status
         self.start = message = _readable(message)
         self.started = _monotonic()
-        for callback in self._starters or ():
+        starters, self._starters = self._starters, None
+        for callback in starters or ():
             callback(self)
         return message
 
     async def receive(self) -> Message:
         if self._waiting and streams.armed:
-            message = await streams.receive_or_end(self._receive, self._end_stream)
+            message = await streams.receive_or_end(self._receive, self._end_stream, self)
         else:
             message = await self._receive()
         kind = message["type"]
         if kind == "http.request":
             self.bytes_in += len(message.get("body") or b"")
-            self._waiting = not message.get("more_body")
+            self._waiting = self.lasting or not message.get("more_body")
         elif kind == "websocket.connect":
-            self._waiting = True
+            self._socket = self._waiting = True
         elif kind == "http.disconnect":
             self.disconnected = True
         elif kind == "websocket.receive":
@@ -179,16 +196,30 @@ class Exchange:
             self.end()
         return message
 
+    def lasts(self) -> None:
+        """It is a stream. Known before it starts, `dismiss` reaches it also while its body is still coming."""
+        self.lasting = self._waiting = True
+
+    def dismiss(self, reason: str) -> None:
+        """Let the app see its client leave, as at the end of the process; what is no stream may still end.
+
+        More of a stream raises OSError with `reason`, a WebSocket is closed with 1012. On the serving loop. Somebody
+        must have called `streams.arm` before the app's `receive` was called, else that sees it one message late.
+        """
+        self.dismissed, self._waiting = reason, True
+        streams.end(self)
+
     async def _end_stream(self) -> Message:
-        """The service goes down: the client of a WebSocket is told why, the app sees its client leave."""
-        if self.status != 101:
+        """Its time is over: the client of a WebSocket is told why, the app sees its client leave."""
+        if not self._socket:
             return {"type": "http.disconnect"}
+        reason = self.dismissed or "service restart"
         if not self.complete:
             try:
-                await self._send({"type": "websocket.close", "code": 1012, "reason": "service restart"})
+                await self._send({"type": "websocket.close", "code": _RESTART, "reason": reason})
             except (RuntimeError, OSError):
                 pass  # closed meanwhile
-        return dict(_GONE)
+        return {"type": "websocket.disconnect", "code": _RESTART, "reason": reason}
 
     def refused(self) -> None:
         """The server raised `OSError` on a message: the client had left."""
@@ -199,6 +230,7 @@ class Exchange:
         """Mark the request as over. Called by the core; calling it again changes nothing."""
         if not self.ended:
             self.ended = _monotonic()
+            self._starters = None
             enders = self._enders
             if enders is not None:
                 self._enders = None

@@ -10,11 +10,12 @@ from deia_hardening.types import ASGIApp, Receive, Scope, Send
 async def replay(revision: Revision, app: ASGIApp | None, scope: Scope, receive: Receive, send: Send) -> None:
     """Call `app`, else the chain below CONTROL, as a request of `revision`. On the caller's loop."""
     exchange = Exchange(receive, send)
-    scope[SCOPE_KEY] = RequestContext(scope, revision, exchange)
+    scope[SCOPE_KEY] = exchange.context = RequestContext(scope, revision, exchange)
     token = context_variable.set(scope[SCOPE_KEY])
     try:
         await (app or revision.below_control)(scope, exchange.receive, exchange.send)
     finally:
         exchange.end()
+        exchange.context = None
         context_variable.reset(token)
         scope.pop(SCOPE_KEY, None)

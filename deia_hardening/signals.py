@@ -56,11 +56,12 @@ def install(core: Core, schedule: Schedule) -> None:
         assert runtime().loop
         _previous, _installed, _leaving = standing, True, False
         streams.reset()
-        streams.armed = True
+        streams.arm("signals")
         try:
             signal.signal(signal.SIGTERM, _handle)
         except ValueError:  # not the main interpreter
-            _installed = streams.armed = False
+            _installed = False
+            streams.disarm("signals")
 
 
 def remove(core: Core) -> None:
@@ -75,7 +76,7 @@ def remove(core: Core) -> None:
                 signal.signal(signal.SIGTERM, _previous)
         _installed = False
         if not streams.ended:
-            streams.armed = False
+            streams.disarm("signals")
 
 
 def _handle(number: int, frame: FrameType | None) -> None:

@@ -1,7 +1,7 @@
 """The streams and WebSockets of the process: who must be told when it goes down.
 
 A request is registered here only while it is one: it waits for its client to leave after its whole body was read
-(as server-sent events do), or it is an open WebSocket. `end_all` makes each see its client leave.
+(as server-sent events do), or it is an open WebSocket. `end_all` makes each see its client leave, `end` one of them.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ import anyio
 from deia_hardening.types import Message, Receive
 
 _lock = threading.Lock()
-_open: dict[int, tuple[Callable[..., Any], anyio.CancelScope]] = {}
+_open: dict[int, tuple[Callable[..., Any], anyio.CancelScope, Any]] = {}
+_armed_by: set[object] = set()
 armed = False
-"""Whether anybody may tell streams to end: a signal handler is installed."""
+"""Whether anybody may tell streams to end: a signal handler is installed, or a plugin ends streams."""
 
 ended = False
 """Whether streams were told to end: the process is going down."""
@@ -35,31 +36,55 @@ def end_all() -> None:
     ended = True
     with _lock:
         waiting = list(_open.values())
-    for schedule, scope in waiting:
+    for schedule, scope, _ in waiting:
         try:
             schedule(scope.cancel)
         except RuntimeError:
             pass  # its loop is gone
 
 
+def end(owner: Any) -> None:
+    """Have `owner` see its client leave where it waits for it now. On its loop."""
+    with _lock:
+        scopes = [scope for _, scope, one in _open.values() if one is owner]
+    for scope in scopes:
+        scope.cancel()
+
+
+def arm(who: object) -> None:
+    """From now on `who` may tell streams to end, until `disarm(who)`."""
+    global armed
+    with _lock:
+        _armed_by.add(who)
+        armed = True
+
+
+def disarm(who: object) -> None:
+    """`who` tells nobody any more."""
+    global armed
+    with _lock:
+        _armed_by.discard(who)
+        armed = bool(_armed_by)
+
+
 def reset() -> None:
     """As never ended: for a service that starts again in the same process, and for tests."""
-    global armed, ended
-    armed = ended = False
+    global ended
+    ended = False
 
 
-async def receive_or_end(receive: Receive, leave: Callable[[], Awaitable[Message]]) -> Message:
-    """`await receive()`, or `await leave()` when streams are told to end first.
+async def receive_or_end(receive: Receive, leave: Callable[[], Awaitable[Message]], owner: Any = None) -> Message:
+    """`await receive()`, or `await leave()` when streams, or `owner`, are told to end first.
 
     `receive` is cancelled then, which servers allow. About 3 µs.
     """
-    if ended:
+    if ended or (owner is not None and owner.dismissed):
         return await leave()
     scope = anyio.CancelScope()
     key = id(scope)
     with scope:
         with _lock:
-            _open[key] = (_scheduler(), scope)
+            _open[key] = (_scheduler(), scope, owner)
         try:
             return await receive()
         finally:
