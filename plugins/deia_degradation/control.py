@@ -55,13 +55,18 @@ class ModeControl:
     """
 
     mode: Mode = Mode.FULL
-    due: float = _NEVER
-    """Monotonic time from which `look` must be called: a pin or window ends, a window begins."""
+    due: float = 0.0
+    """Monotonic time from which a request must call the manager's `look`: the earlier of the next two."""
+    change: float = _NEVER
+    """When a pin or window ends, or a window begins."""
+    meet: float = 0.0
+    """When the manager wants to hear of a request again."""
     page_version: int = 0
 
     def __init__(self, host: Host, settings: DegradationSettings) -> None:
         self.host = host
         self.page: HomePage | _NoPage = _NoPage()
+        self.version: Callable[[], int] = self.page.version
         self.settings = settings
         self.state = State()
         self.readings: tuple[Reading, ...] = ()
@@ -86,6 +91,7 @@ class ModeControl:
         """Start over in this process (first start, or after a fork). Opens the page: not on a serving loop."""
         self.page = self.host.page
         self.page.open()
+        self.version = self.page.version
         self._lock = threading.Lock()
         self._last_tick = None
         self._raising = False
@@ -116,6 +122,11 @@ class ModeControl:
             self._pin = pin
 
     # -- looking and ticking -------------------------------------------------------------------------------
+
+    def meet_at(self, at: float) -> None:
+        """Have the manager's `look` called by the first request from then on."""
+        self.meet = at
+        self.due = min(self.change, at)
 
     def look(self) -> None:
         """Catch up with pins of other workers and with what ended. Quick, never raises, does no I/O."""
@@ -211,7 +222,8 @@ class ModeControl:
             change = next_change(self.settings.schedule, wall)
             if change is not None:
                 ends.append(now + change - wall)
-        self.due = min(ends, default=_NEVER)
+        self.change = min(ends, default=_NEVER)
+        self.due = min(self.change, self.meet)
         self._leases = {name: demand for name, demand in self._leases.items() if demand.until > now}
         state, transition = step(self.state, now, readings, demands, self._policy, tick=tick)
         if transition is None:

@@ -71,7 +71,7 @@ def status(manager: DegradationManager) -> dict[str, Any]:
             "phase": limit.phase.value,
             "waiting": gate.room.size,
             "streams": gate.streams,
-            "entered": gate.counts.entered,
+            "entered": gate.entered,
             "waited": gate.counts.waited,
             "shed": gate.counts.shed,
             "left": gate.counts.left,

@@ -1,9 +1,9 @@
 """The early layer: is this request served in this mode, and may it come in now.
 
 It holds no state of its own; mode and slots belong to the manager, so a reload changes rules and nobody's place.
-With a slot free it costs a lock and two callbacks; nothing is awaited, no timer is set. A slot is given back when
-the last body message went out, or when the answer turns out to be a stream, never as late as background tasks.
-Requests for synchronous endpoints take the slots of the thread pool that runs them.
+With a slot free it costs a small object and two callbacks of the exchange; nothing is locked or awaited, no timer is
+set. A slot is given back when the last body message went out, or when the answer turns out to be a stream, never as
+late as background tasks. Requests for synchronous endpoints take the slots of the thread pool that runs them.
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
+from deia_degradation.admission.endpoints import SyncEndpoints
 from deia_degradation.admission.gate import Gate, OpenGate
 from deia_degradation.admission.room import Criticality, Waiter, WaiterState
 from deia_degradation.admission.waiting import wait_for
 from deia_degradation.gatekeeping import ModeGate, refuse
 from deia_degradation.settings import DegradationSettings
-from deia_degradation.slot import Slot
+from deia_degradation.slot import OpenStream, Slot
 from deia_hardening.context import SCOPE_KEY
 from deia_hardening.plugin import (
     ASGIApp,
@@ -37,6 +38,9 @@ from deia_hardening.plugin import (
 
 if TYPE_CHECKING:
     from deia_degradation.service import DegradationManager
+
+_FULL = Mode.FULL
+"""A look at an enum's member costs as much as three comparisons."""
 
 
 @attrs.frozen
@@ -63,70 +67,93 @@ class Admission:
         self.deadline = float(settings.admission.deadline)
         self.modes = ModeGate(manager.control, settings)
         self.settings = settings.admission
-        self._default = Rule()
-        self._rules: Routes[Rule] = Routes((rule.route, _rule(rule)) for rule in settings.routes)
-        self._plain = self._rules.empty
+        self._default = Slot.kept(self, self.gate, Rule())
+        self._rules: Routes[Slot] = Routes(
+            (rule.route, Slot.kept(self, self.gate, _rule(rule))) for rule in settings.routes
+        )
         self._criticality = Criticality[settings.admission.criticality.upper()]
         self._header = settings.admission.criticality_header.lower().encode("latin-1")
         self._roles = {role: Criticality[name.upper()] for role, name in settings.admission.actors.items()}
-        self._threads = enabled and settings.admission.threads
-        self._sync = manager.sync_endpoints
+        self._sync = manager.sync_endpoints if enabled and settings.admission.threads else SyncEndpoints()
         self._quota = settings.admission.client_quota.requests > 0
+        self._long: Routes[bool] | None = None
+        """The revision's, known with the first request."""
+        self._special = True
+        """Whether more is asked of a request than that the mode is FULL."""
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         # No coroutine of our own around a request that comes in at once: its end is told by the exchange.
         context: RequestContext = scope[SCOPE_KEY]
-        manager = self.manager
-        manager.arrived += 1
-        if not manager.ticks.running or not manager.arrived & 63:
-            manager.met(scope)
         now = context.received
         control = self.control
-        if now >= control.due or control.page.version() != control.page_version:
-            control.look()
-        rule = self._default if self._plain else self._rules.match(scope, self._default)
-        mode = control.mode
-        if mode is not Mode.FULL or not rule.full:
-            context.mode = mode
-            problem = self.modes.refusal(scope, context, mode, rule.modes)
-            if problem is not None:
-                return refuse(problem, scope, send)
-        if rule.deadline is not None:
-            until = now + rule.deadline
-            if context.deadline is None or until < context.deadline:
-                context.deadline = until
-        if self._quota:
-            problem = manager.clients.refusal(scope, context, now)
-            if problem is not None:
-                return refuse(problem, scope, send)
-        long = context.revision.long
-        if rule.stream or scope["type"] == "websocket" or (not long.empty and long.match(scope)):
-            return self._stream(scope, receive, send, context, rule)
+        if now >= control.due or control.version() != control.page_version:
+            self.manager.look(scope)
+        slot = self._default
+        if self._special or control.mode is not _FULL or scope["type"] == "websocket":
+            found = self._judge(scope, receive, send, context)
+            if not isinstance(found, Slot):
+                return found
+            slot = found
         gate = self.gate
-        if gate.streams >= gate.most_streams and manager.stream_routes.match(scope):
+        if gate.crowded and self.manager.stream_routes.match(scope):
             return self._no_stream(scope, send)
         deadline = context.deadline
         if deadline is not None and deadline <= monotonic():
-            manager.shed += 1
+            self.manager.beside += 1
+            self.manager.shed += 1
             problem = Problem(503, "Its deadline has passed; nothing was done.", retry_after=_jittered(1.0))
             return refuse(problem, scope, send)
-        if self._threads and not self._sync.empty and self._sync.match(scope):
-            gate = manager.threads.here()
+        if not self._sync.empty and self._sync.match(scope):
+            return self._later(self.manager.threads.here(), scope, receive, send, context, slot.rule)
         if not gate.enter():
-            return self._later(gate, scope, receive, send, context, rule)
-        slot = Slot(self, gate, context, rule, receive, send, now)
-        context.exchange.on_end(slot.over)
-        return self.app(scope, slot.receive, slot.send)
+            return self._later(gate, scope, receive, send, context, slot.rule)
+        exchange = context.exchange
+        exchange.on_start(slot.begun)
+        exchange.on_end(slot.over)
+        return self.app(scope, receive, send)
+
+    def _judge(self, scope: Scope, receive: Receive, send: Send, context: RequestContext) -> Slot | Awaitable[None]:
+        """The slot that this request needs under its rule, or what is done about it instead."""
+        long = self._long
+        if long is None:
+            self._long = long = context.revision.long
+            self._special = not self._rules.empty or self._quota or not long.empty
+        manager = self.manager
+        mode = self.control.mode
+        slot: Slot = self._rules.match(scope, self._default)
+        rule = slot.rule
+        if mode is not _FULL or not rule.full:
+            context.mode = mode
+            problem = self.modes.refusal(scope, context, mode, rule.modes)
+            if problem is not None:
+                manager.beside += 1
+                return refuse(problem, scope, send)
+        if rule.deadline is not None:
+            until = context.received + rule.deadline
+            if context.deadline is None or until < context.deadline:
+                context.deadline = until
+        if self._quota:
+            problem = manager.clients.refusal(scope, context, context.received)
+            if problem is not None:
+                manager.beside += 1
+                return refuse(problem, scope, send)
+        if rule.stream or scope["type"] == "websocket" or (not long.empty and long.match(scope)):
+            return self._stream(scope, receive, send, context, rule)
+        return slot
 
     async def _later(
         self, gate: Gate, scope: Scope, receive: Receive, send: Send, context: RequestContext, rule: Rule
     ) -> None:
-        """No slot is free: wait for one, or be refused."""
+        """A thread's slot, or none is free: wait for one, or be refused."""
+        self.manager.beside += 1
+        if gate is not self.gate and gate.enter():
+            Slot(self, gate, rule).hold(context.exchange)
+            await self.app(scope, receive, send)
+            return
         admitted, receive = await self._wait(gate, scope, receive, send, context, rule)
         if admitted:
-            slot = Slot(self, gate, context, rule, receive, send, monotonic())
-            context.exchange.on_end(slot.over)
-            await self.app(scope, slot.receive, slot.send)
+            Slot(self, gate, rule, monotonic()).hold(context.exchange)
+            await self.app(scope, receive, send)
 
     async def _stream(self, scope: Scope, receive: Receive, send: Send, context: RequestContext, rule: Rule) -> None:
         """What is known to be long from the start takes a stream's slot, and never one of the others."""
@@ -134,12 +161,13 @@ class Admission:
         if not gate.enter_stream():
             await self._no_stream(scope, send)
             return
-        slot = Slot(self, gate, context, rule, receive, send, context.received)
-        slot.streams()
-        context.exchange.on_end(slot.over)
-        await self.app(scope, slot.receive, slot.send)
+        self.manager.beside += 1
+        context.exchange.lasts()
+        context.exchange.on_end(OpenStream(self, gate, context, rule, send).over)
+        await self.app(scope, receive, send)
 
     async def _no_stream(self, scope: Scope, send: Send) -> None:
+        self.manager.beside += 1
         self.manager.shed += 1
         detail = f"{self.gate.streams} streams are open, as many as this service holds; try again later."
         await refuse(Problem(503, detail, retry_after=_jittered(5.0)), scope, send)

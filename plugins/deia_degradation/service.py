@@ -30,15 +30,18 @@ from deia_degradation.pool.pool import Pool
 from deia_degradation.scaling import ScalingAdvice, advise
 from deia_degradation.settings import AdmissionSettings, DegradationSettings, PoolSettings
 from deia_degradation.signals import LoopLag, MachineReader, bots_gone
-from deia_degradation.slot import Slot
+from deia_degradation.slot import OpenStream
 from deia_degradation.ticks import Ticks
+from deia_hardening import streams
 from deia_hardening.context import context_variable
 from deia_hardening.events import BotChanged
 from deia_hardening.peers import parse_networks
-from deia_hardening.plugin import SYSTEM, Actor, Host, Mode, Scope, Target
+from deia_hardening.plugin import SYSTEM, Actor, Exchange, Host, Mode, Scope, Target
 
 logger = logging.getLogger("deia_degradation")
 
+_MEET = 0.25
+"""Seconds between two requests that are looked at more closely."""
 _GONE = frozenset({"ejected", "panic", "removed"})
 """Changes of a bot after which fewer can serve."""
 
@@ -54,14 +57,14 @@ class DegradationManager:
         self.watcher = Watcher(host)
         self.lag = LoopLag(host.clock.monotonic)
         self.clients = ClientQuotas(bounds_of(settings.admission.client_quota), settings.admission.clients, ())
-        self.arrived = 0
-        """Requests so far, the refused ones included."""
+        self.beside = 0
+        """Requests so far that did not come in at once: they waited, were refused, are streams, run in threads."""
         self.shed = 0
         self.sync_endpoints = SyncEndpoints()
         self.threads = ThreadGates(self.gate, _limit(settings.admission), _room(settings.admission))
         self.stream_routes = StreamRoutes()
-        self.open_streams: set[Slot] = set()
-        """The streams that are open now; added to and discarded from on any serving loop, each in one step."""
+        self.open_streams: dict[Exchange, OpenStream] = {}
+        """The streams that are open now; put in and taken out on any serving loop, each in one step."""
         self.machine = MachineReader(host.home)
         self.ticks = Ticks(self)
         self._lock = threading.Lock()
@@ -208,11 +211,23 @@ class DegradationManager:
         """Whether this request's peer is a trusted proxy."""
         return self.clients.trusts(scope)
 
-    def met(self, scope: Scope) -> None:
-        """A request came, on the loop that this is called on: have signals read, know this loop and this app."""
-        self.lag.register()
-        self.sync_endpoints.look(scope.get("app"))
-        self.ticks.wake()
+    @property
+    def arrived(self) -> int:
+        """Requests so far, the refused ones included."""
+        return self.gate.direct + self.beside
+
+    def look(self, scope: Scope) -> None:
+        """Catch up with the mode, and know the loop that this is called on and this app. Requests call it when
+        `ModeControl.due` or its page says so."""
+        control = self.control
+        now = monotonic()
+        if now >= control.change or control.version() != control.page_version:
+            control.look()
+        if now >= control.meet:
+            self.lag.register()
+            self.sync_endpoints.look(scope.get("app"))
+            self.ticks.wake()
+            control.meet_at(now + _MEET)
 
     def status(self) -> dict[str, Any]:
         """Everything an operator wants to see at one look."""
@@ -230,6 +245,7 @@ class DegradationManager:
             self.open_streams.clear()
             for pool in self._pools.values():
                 pool.reset()
+        streams.arm(self.ticks)
         self.ticks.reset()
         self.watcher.reset()
         self.control.reset()
@@ -255,6 +271,7 @@ class DegradationManager:
     async def stop(self) -> None:
         """End what runs by the clock, and what the pools opened."""
         self.ticks.stop()
+        streams.disarm(self.ticks)
         for pool in self._pools.values():
             await pool.stop_upstreams()
 

@@ -36,6 +36,7 @@ class Ticks:
         self._lock = threading.Lock()
         self.running = False
         self.stopped = False
+        self._manager.control.meet_at(0.0)
         self._life = object()
         """Replaced by each start, so that what ran before it ends."""
         self._sweeping = False
@@ -69,6 +70,8 @@ class Ticks:
         while life is self._life:
             try:
                 await self._probe(clock.monotonic() + float(manager.settings.modes.tick))
+                if life is not self._life:
+                    return
                 now_arrived, now_shed = manager.arrived, manager.shed
                 observed = await self.observe(now_arrived - arrived, now_shed - shed)
                 arrived, shed = now_arrived, now_shed
@@ -87,6 +90,7 @@ class Ticks:
         if life is not self._life:
             return
         self.running = False
+        control.meet_at(0.0)  # with the next request
         if manager.arrived != seen:  # a request came as this ended
             self.wake()
 
@@ -133,7 +137,7 @@ class Ticks:
         lasted = manager.host.clock.monotonic() - control.state.since
         if lasted < manager.settings.maintenance.drain:
             return
-        told = sum(slot.end_unless_served(Mode.MAINTENANCE) for slot in list(manager.open_streams))
+        told = sum(one.end_unless_served(Mode.MAINTENANCE) for one in list(manager.open_streams.values()))
         if told:
             logger.info("maintenance: %d streams were ended after %.0f s", told, lasted)
 

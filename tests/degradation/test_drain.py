@@ -87,9 +87,9 @@ def client(app, path, kind):
     [
         ("/listens", "http", "http.disconnect"),
         ("/listened", "http", "http.disconnect"),
-        ("/talks", "http", "the service is under maintenance: this stream's time is over"),
+        ("/talks", "http", "this stream's time is over: the service is under maintenance"),
         ("/socket", "websocket", ("websocket.disconnect", 1012)),
-        ("/sends", "websocket", "the service is under maintenance: this stream's time is over"),
+        ("/sends", "websocket", "this WebSocket's time is over: the service is under maintenance"),
     ],
 )
 def test_a_stream_ends_when_the_drain_is_over(backend, path, kind, end):
@@ -104,7 +104,7 @@ def test_a_stream_ends_when_the_drain_is_over(backend, path, kind, end):
             await until(lambda: path in service.ends)
             await until(lambda: manager.gate.streams == 0)
             assert service.ends[path] == end
-            assert manager.open_streams == set()
+            assert not manager.open_streams
             if kind == "websocket":
                 closed = [message for message in one.sent if message["type"] == "websocket.close"]
                 assert [message["code"] for message in closed] == [1012]
@@ -150,3 +150,14 @@ async def test_turned_off_admission_still_ends_streams():
         await until(lambda: len(manager.open_streams) == 1)
         await manager.pin("MAINTENANCE")
         await until(lambda: service.ends == {"/listens": "http.disconnect"})
+
+
+async def test_streams_end_also_where_no_signal_handler_was_installed(monkeypatch):
+    monkeypatch.setattr("deia_hardening.signals.install", lambda core, schedule: None)
+    service = Service()
+    async with running(service, settings()) as live, anyio.create_task_group() as group:
+        manager = live.service(DegradationManager)
+        group.start_soon(client(live.app, "/listened", "http").run)
+        await until(lambda: len(manager.open_streams) == 1)
+        await manager.pin("MAINTENANCE")
+        await until(lambda: service.ends == {"/listened": "http.disconnect"})

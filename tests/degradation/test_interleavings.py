@@ -103,7 +103,7 @@ def test_every_slot_is_given_back(backend, seed):
                     await anyio.sleep(0.01)
             assert manager.gate.in_flight == 0
             assert manager.gate.streams == 0
-            assert manager.open_streams == set()
+            assert not manager.open_streams
             assert [gate.in_flight for gate in manager.threads.all()] == [0]
             assert 0 < inside["most"] <= LIMIT
             assert (await live.get("/work")).status == 200

@@ -81,7 +81,7 @@ class Window:
 
 
 class AdaptiveLimit:
-    """The limit and what it has learned. Not thread-safe: the gate's lock protects it."""
+    """The limit and what it has learned. Not thread-safe but for `latencies`: the gate's lock protects it."""
 
     def __init__(self, policy: LimitPolicy = LimitPolicy()) -> None:
         self.policy = policy
@@ -92,10 +92,11 @@ class AdaptiveLimit:
         """The typical latency without a queue, in seconds; 0.0 before the first window."""
         self.phase = Phase.START
         self.last: Window | None = None
-        self._latencies: list[float] = []
-        self._count = 0
-        self._peak = 0
-        self._saturated = False
+        self.latencies: list[float] = []
+        """Of the requests that worked and ended in this window; whoever ends one appends, in one step."""
+        self.due = 0.0
+        """When `look` has to be called next, by whoever ends a request then."""
+        self._settling = False
         self._opened = 0.0
         self._until = 0.0
         """When the window may close, if it has enough samples."""
@@ -124,39 +125,38 @@ class AdaptiveLimit:
         self._set(self.policy.initial)
         self.limit = max(1, int(self.value))
 
-    # -- the request path ----------------------------------------------------------------------------------
-
-    def started(self, in_flight: int) -> None:
-        """A request began; `in_flight` counts it."""
-        if in_flight > self._peak:
-            self._peak = in_flight
-            if in_flight >= self.limit:
-                self._saturated = True
-
-    def finished(self, now: float, seconds: float, deadline: float | None = None) -> bool:
-        """A request that worked ended after `seconds`. True when a window closed, so that the limit may differ.
-
-        `deadline` is the seconds that such requests have. About 0.3 µs; 30 µs at the end of a window.
-        """
-        if self._opened <= now:
-            self._count += 1
-            if len(self._latencies) < self.policy.most_samples:
-                self._latencies.append(seconds)
-        if now < self._until:
-            return False
-        # A verdict that stands alone gets twice the answers; in a chain the next experiment checks the last.
-        wanted = self.policy.samples * (2 if self.phase is Phase.CUT and not self._chain else 1)
-        if now < self._latest and self._count < wanted:
-            return False
-        return self._close(now, deadline)
-
     # -- windows -------------------------------------------------------------------------------------------
 
-    def _close(self, now: float, deadline: float | None) -> bool:
-        values = self._latencies
+    def look(self, now: float, peak: int, saturated: bool, deadline: float | None = None) -> bool:
+        """`due` has come. True when a window closed: the limit may be another one, and `peak` begins anew.
+
+        `peak`: the most requests at once in this window; `saturated`: the limit was reached. `deadline` is the
+        seconds that such requests have. 30 µs where a window closes.
+        """
+        if now < self.due:
+            return False
+        if self._settling:  # what the old limit let in is over, or is forgotten from time to time
+            self._settling = now < self._opened
+            del self.latencies[: None if self._settling else -1]
+            self.due = min(self._opened, now + self.policy.window) if self._settling else self._until
+            return False
+        count = len(self.latencies)
+        # A verdict that stands alone gets twice the answers; in a chain the next experiment checks the last.
+        wanted = self.policy.samples * (2 if self.phase is Phase.CUT and not self._chain else 1)
+        if now < self._latest and count < wanted:
+            # Again when most of what is missing has probably come, and soon: traffic may jump.
+            missing = (wanted - count) / max(1, count) * (now - self._opened)
+            self.due = min(self._latest, now + min(0.8 * missing, self.policy.window))
+            return False
+        return self._close(now, peak, saturated, deadline)
+
+    def _close(self, now: float, peak: int, saturated: bool, deadline: float | None) -> bool:
+        policy = self.policy
+        values = self.latencies[: policy.most_samples]
         if len(values) < _LEAST:  # few and long calls: wait on, unless what was seen is from another time
-            if not self._until or now - self._opened > self.policy.longest_window + 20.0 * max(values, default=0.0):
+            if not self._until or now - self._opened > policy.longest_window + 20.0 * max(values, default=0.0):
                 self._open(now, 0.0)
+                return True
             return False
         values.sort()
         count = len(values)
@@ -165,13 +165,13 @@ class AdaptiveLimit:
         window = Window(
             typical=max(1e-6, (sum(values[:cap]) + (count - cap) * p90) / count),
             p90=p90,
-            rate=self._count / max(1e-9, now - self._opened),
-            count=self._count,
-            peak=self._peak,
-            saturated=self._saturated,
+            rate=len(self.latencies) / max(1e-9, now - self._opened),
+            count=len(self.latencies),
+            peak=peak,
+            saturated=saturated,
         )
         self.last = window
-        before, policy = self.value, self.policy
+        before = self.value
         self.observe(window, now, deadline)
         # After a change, what was admitted under the old limit is let pass before anything is measured.
         self._open(now, min(window.p90, policy.longest_settle) if self.value != before else 0.0)
@@ -179,15 +179,14 @@ class AdaptiveLimit:
 
     def _open(self, now: float, settle: float) -> None:
         policy = self.policy
-        self._latencies = []
-        self._count = 0
-        self._peak = 0
-        self._saturated = False
+        self.latencies = []
         self._opened = now + settle
         self._until = self._opened + policy.window
         # Long calls come few at a time: a window that is short beside them would judge by a handful.
         long = self.last.typical * policy.latencies if self.last is not None else 0.0
         self._latest = self._opened + max(policy.longest_window, long)
+        self._settling = settle > 0.0
+        self.due = min(self._opened, now + policy.window) if self._settling else self._until
 
     # -- the decision --------------------------------------------------------------------------------------
 

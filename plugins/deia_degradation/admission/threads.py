@@ -34,7 +34,7 @@ class ThreadGate(Gate):
         tokens = max(1.0, min(float(self._tokens), limit.maximum))
         return attrs.evolve(limit, initial=tokens, maximum=tokens, minimum=min(limit.minimum, tokens))
 
-    def _free(self) -> bool:
+    def _take(self) -> bool:
         limiter = self.limiter
         if limiter.total_tokens != self._tokens:  # the app gave itself more threads, or fewer
             before, self._tokens = self._tokens, limiter.total_tokens
@@ -42,16 +42,15 @@ class ThreadGate(Gate):
             if self._tokens > before:
                 self.limit.restart()
         # What else the app runs in these threads counts too: whoever was let in then would queue there.
-        return self.in_flight < self.limit.limit and limiter.borrowed_tokens < self._tokens
+        return limiter.borrowed_tokens < self._tokens and super()._take()
 
     def enter(self) -> bool:
         """Take a slot if a thread is free for it and nobody waits. `leave` must follow."""
         with self._lock:
-            if self._free() and not self.room.size:
-                self.in_flight += 1
-                self.limit.started(self.in_flight)
-                self.counts.entered += 1
+            if not self.room.size and self._take():
+                self.direct += 1
                 return True
+            self._least = 0
             return False
 
     def adopt(self, limit: LimitPolicy, room: RoomPolicy, streams: int) -> None:

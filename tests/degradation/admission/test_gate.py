@@ -226,6 +226,58 @@ def test_the_smallest_wait_tells_a_standing_queue_from_a_burst():
     assert gate.read_smallest_wait() == 0.0
 
 
+def test_a_cut_limit_is_kept_to_as_soon_as_enough_have_left():
+    gate = Gate(LimitPolicy(initial=4, minimum=1, maximum=4))
+    assert all(gate.enter() for _ in range(4))
+    gate.adopt(LimitPolicy(initial=2, minimum=1, maximum=2), RoomPolicy(), 10)
+    assert gate.in_flight == 4
+    for inside in (3, 2):
+        assert not gate.enter()
+        gate.leave(0.0, None)
+        assert gate.in_flight == inside
+    assert not gate.enter()
+    gate.leave(0.0, None)
+    assert gate.enter()
+    assert gate.in_flight == 2
+    gate.adopt(LimitPolicy(initial=4, minimum=3, maximum=4), RoomPolicy(), 10)
+    assert gate.enter()
+    assert not gate.enter()
+
+
+def test_who_waits_comes_in_when_the_limit_is_raised():
+    gate, woken = full_gate(), []
+    gate.wait(waiter(2, 0.0, woken=woken), 0.0)
+    gate.adopt(LimitPolicy(initial=2, minimum=2, maximum=2), RoomPolicy(), 10)
+    assert gate.sweep(0.1) == 0
+    assert [one.state for one in woken] == [WaiterState.ADMITTED]
+    assert gate.in_flight == 2
+
+
+class Slipping(list):
+    """Free slots of which one is given back by another thread just after `enter` or `wait` has seen none."""
+
+    left = 1
+
+    def pop(self):
+        if not self and self.left:
+            self.left -= 1
+            thread = threading.Thread(target=self.append, args=(None,))  # `leave`, before it looks for who waits
+            thread.start()
+            thread.join()
+            raise IndexError
+        return super().pop()
+
+
+def test_a_slot_that_comes_free_as_somebody_begins_to_wait_is_not_lost():
+    gate, woken = full_gate(), []
+    gate._free = Slipping()
+    gate._pop = gate._free.pop
+    one = waiter(2, 0.0, woken=woken)
+    assert gate.wait(one, 0.0)
+    assert woken == [one]
+    assert one.state is WaiterState.ADMITTED
+
+
 def test_threads_never_overrun_it():
     gate = Gate(FIXED)
     most, inside, lock = [0], [0], threading.Lock()

@@ -87,20 +87,26 @@ def test_a_p90_near_the_deadline_is_cut_even_without_a_rise():
 
 def test_windows_wait_until_what_the_old_limit_let_in_is_through():
     limit = AdaptiveLimit()
-    for n in range(110):
-        limit.started(20)
-        limit.finished(1.0 + n * 0.003, 0.1)
+    finish(limit, 1.0, 110, 0.1, every=0.003)
     assert limit.last is not None
     seen = limit.last
-    for n in range(20):
-        limit.finished(1.331 + n * 0.001, 5.0)
-    assert limit.last is seen
+    assert limit.value > 20.0
+    finish(limit, 1.331, 20, 5.0, every=0.001)
+    finish(limit, seen_until(limit), 120, 0.1, every=0.005)
+    assert limit.last is not seen
+    assert limit.last.p90 == 0.1, "what the old limit let in was not looked at"
+
+
+def seen_until(limit):
+    """When what is measured next begins."""
+    return limit._opened
 
 
 def finish(limit, start, count, seconds, every):
+    """As the gate does: `count` requests end, the limit being reached."""
     for n in range(count):
-        limit.started(20)
-        limit.finished(start + n * every, seconds)
+        limit.latencies.append(seconds)
+        limit.look(start + n * every, 20, saturated=True)
 
 
 def test_few_long_calls_are_waited_for():
