@@ -95,8 +95,9 @@ class _Worker:
 
     def __init__(self, todo: Queue[tuple[Piece, Queue[Part]] | None]) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-c", BOOT, *_packages()], stdin=subprocess.PIPE, stdout=subprocess.PIPE, close_fds=True
-        )
+            [sys.executable, "-I", "-S", "-c", BOOT, os.pathsep.join(filter(None, sys.path)), *_packages()],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, close_fds=True,
+        )  # fmt: skip
         self.thread = threading.Thread(target=self._drive, args=(todo,), daemon=True)
         self.thread.start()
 
