@@ -73,6 +73,8 @@ class Keeper:
         self._tending = False
         self._soft = ""
         self.after_tick: Callable[[], None] = lambda: None
+        self.in_tick: Callable[[], None] = lambda: None
+        """Besides what the sealer does; on its thread."""
 
     @property
     def sealer(self) -> Sealer:
@@ -169,12 +171,16 @@ class Keeper:
         finally:
             self._armed = 0
         if self._running:
-            await self._host.blocking(self.sealer.tick)
+            await self._host.blocking(self._tick)
             self.after_tick()
             self._look()
             await self._tell(at_stop=False)
             if self.sealer.behind and not self._armed:
                 self._arm()
+
+    def _tick(self) -> None:
+        self.sealer.tick()
+        self.in_tick()
 
     async def _after_seal(self) -> None:
         """Look after segments that were sealed; one round at a time."""

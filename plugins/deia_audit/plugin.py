@@ -40,6 +40,7 @@ class AuditPlugin(Plugin[AuditSettings]):
         self.logger = AuditLogger(host)
         self.keeper = Keeper(host)
         self.keeper.after_tick = self.logger.retry
+        self.keeper.in_tick = self.logger.forget_erased
         self._given = AuditSettings()
         self._inner = False
 

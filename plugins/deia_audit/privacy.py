@@ -35,6 +35,7 @@ class Subjects:
         self._lock = threading.Lock()
         self._root: bytes | None = None
         self._keys: dict[str, bytes | None] = {}
+        self._seen: tuple[int, int, int] | None = None
 
     # -- pseudonyms --
 
@@ -116,6 +117,8 @@ class Subjects:
             return self._keys[subject]
         handle = self.handle(subject)
         with self._lock:
+            if self._seen is None:
+                self._seen = self._stamp()
             if handle in self._erased():
                 key = None
             else:
@@ -140,6 +143,23 @@ class Subjects:
                 os.close(descriptor)
             self._keys[subject] = None
             return self._destroy(handle)
+
+    def forget_erased(self) -> bool:
+        """Drop the keys in memory after any process of this home erased a subject; whether one did. Blocking."""
+        stamp = self._stamp()
+        with self._lock:
+            if self._seen is None or stamp == self._seen:
+                return False
+            self._seen = stamp
+            self._keys.clear()  # those of others come back from their files
+        return True
+
+    def _stamp(self) -> tuple[int, int, int]:
+        try:
+            found = self._tombstones.stat()
+        except OSError:
+            return (0, 0, 0)
+        return (found.st_ino, found.st_size, found.st_mtime_ns)
 
     def reapply(self) -> int:
         """Destroy again the keys of erased subjects that came back with a restored copy; how many there were."""

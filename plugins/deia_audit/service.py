@@ -126,6 +126,11 @@ class AuditLogger:
         """Have the key of an actor that is seen for the first time, before it is recorded."""
         await self._host.blocking(self.assembler.actor, actor)
 
+    def forget_erased(self) -> None:
+        """Drop keys and names in memory once any worker has erased a subject; blocking."""
+        if self.subjects.forget_erased():
+            self.assembler.reset()
+
     def shown(self, subject: str) -> list[str]:
         """Return how a subject may stand in the trail: as itself, as its pseudonym, encrypted."""
         return [subject, self.subjects.pseudonym(subject), self.subjects.encrypt(subject)]

@@ -220,3 +220,42 @@ def test_a_trail_with_encrypted_actors_verifies_after_an_erasure(tmp_path: Path)
     assert "alice" not in text
     assert '"src":{}' in text
     assert verify(Layout.of(tmp_path)).verdict is Verdict.OK_LOCAL_ONLY
+
+
+def test_what_one_worker_erased_leaves_the_memory_of_the_others(tmp_path: Path) -> None:
+    one, other = subjects(tmp_path), subjects(tmp_path)
+    text = other.encrypt("alice")
+    digest = other.digest("alice", b"a prompt")
+    bob = other.encrypt("bob")
+    assert not other.forget_erased()
+    assert one.erase("alice")
+    assert other.forget_erased() and not other.forget_erased()
+    assert not other.knows("alice")
+    assert other.encrypt("alice") == other.hide("alice", "x") == other.digest("alice", b"a prompt") == ERASED
+    assert other.decrypt(text) == ERASED and digest != ERASED
+    assert other.encrypt("bob") == bob
+
+
+def test_a_running_service_drops_what_another_process_erased_with_its_next_checkpoint(tmp_path: Path) -> None:
+    async def work() -> None:
+        settings = {
+            "home": str(tmp_path),
+            "audit": {"actor_ids": "encrypted", "client_address": "none", "checkpoint_interval": "100ms"},
+        }
+        async with running(app(), settings) as service:
+            logger = current(AuditLogger, app=service.app)
+            actor = Actor("user", "alice", "test")
+            await logger.meet(actor)
+            logger.record("bot.assigned", actor=actor)
+            assert logger.assembler.knows(actor)
+            await runtime().blocking(subjects(tmp_path).erase, "alice")
+            for _ in range(500):
+                logger.record("bot.idle")
+                if not logger.assembler.knows(actor):
+                    break
+                await asyncio.sleep(0.01)
+            assert not logger.assembler.knows(actor) and not logger.subjects.knows("alice")
+            await logger.meet(actor)
+            assert ERASED in logger.assembler.actor(actor)
+
+    asyncio.run(work())
