@@ -140,10 +140,6 @@ class Child:
         self._listen(ours, output)
         self._watch_exit()
         order = self.order
-        line = keeping.line()
-        if line is not None and self._pidfd >= 0:
-            ends = (ours.fileno(), output, self._pidfd)
-            self.kept = await runtime().blocking(line.keep, order.home, order.name, self.pid, ends)
         self._say(
             {
                 "t": "run",
@@ -153,6 +149,13 @@ class Child:
                 "stop_timeout": max(1.0, float(order.settings.stop_timeout)),
             }
         )
+
+    async def keep(self) -> None:
+        """Have its pipe kept, where there is a keeper. Its record comes first: what is kept is always known."""
+        line, control = keeping.line(), self._control
+        if line is not None and self._pidfd >= 0 and control is not None:
+            ends = (control.fileno(), self._output, self._pidfd)
+            self.kept = await runtime().blocking(line.keep, self.order.home, self.order.name, self.pid, ends)
 
     def _listen(self, control: socket.socket, output: int) -> None:
         control.setblocking(False)

@@ -223,6 +223,7 @@ class ProcessUpstream(HttpUpstream):
                     return f"it could not be started: {error}"
                 digest = await runtime().blocking(order.digest)
                 await runtime().blocking(rundir.note, self._name, child.pid, str(path), key.hex(), digest)
+                await child.keep()
             path, key = child.order.socket, child.order.key
             if self._state is not None:
                 child.tell(self._state)

@@ -7,8 +7,10 @@ outlived their supervisor are ended. The kernel frees the lock of a process that
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
+import signal
 import threading
 from pathlib import Path
 from typing import ClassVar, TypeAlias
@@ -74,7 +76,9 @@ class Supervision:
             record = self.rundir.read(kept.name)
             if record is not None and record.pid == kept.pid and record.lives() and kept.name not in found:
                 found[kept.name] = (record, kept)
-            else:
+            else:  # nobody can call it
+                with contextlib.suppress(OSError):
+                    signal.pidfd_send_signal(kept.pidfd, signal.SIGTERM)
                 kept.close()
         return found
 

@@ -143,6 +143,26 @@ def test_what_was_started_for_another_order_is_replaced(opened: Opened, monkeypa
     asyncio.run(main())
 
 
+def test_what_is_kept_and_not_written_down_is_ended(
+    opened: Opened, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        async with keeper(monkeypatch):
+            first = opened()
+            await first.start()
+            pid = first.pid
+            await first.leave()
+            (record,) = (tmp_path / "home" / "run").glob("child-*.json")
+            record.unlink()
+            second = opened()
+            await second.start()
+            assert pid is not None and second.pid != pid
+            await until(lambda: process_start(pid) == "")
+            await second.stop()
+
+    asyncio.run(main())
+
+
 def test_what_nobody_goes_on_with_is_ended(opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(supervision, "_UNCLAIMED", 0.05)
 
