@@ -104,9 +104,15 @@ class Supervisor:
                 self._spawn_task(self._see_out(worker))
         self._reap()
         # One alone first: what is wrong with the settings is told once.
+        pause = _FIRST_PAUSE
         while len(self._seats) < self.options.workers and not self._ending:
             worker = self._spawn()
             why = await worker.served(self.options.start_timeout)
+            if why and self._seats and (worker.code or 0) < 0 and not self._ending:  # killed, while another serves
+                logger.error("worker %d did not start: %s; starting another", worker.pid, why)
+                await asyncio.sleep(pause)
+                pause = min(_LONGEST_PAUSE, pause * 2)
+                continue
             if why:
                 if not self._ending:
                     logger.error("the service did not start: %s", why)

@@ -128,6 +128,18 @@ def test_a_worker_that_is_killed_is_replaced_and_nobody_is_refused_meanwhile(fro
     assert "SIGKILL" in service.log.read_text()
 
 
+def test_a_second_worker_that_is_killed_while_it_starts_does_not_end_the_first(front: Callable[..., Any]) -> None:
+    service = front("--workers", "2")  # it answers as soon as the first one serves
+    started = f"/proc/{service.process.pid}/task/{service.process.pid}/children"
+    first = service.workers(1)
+    for _ in range(2):
+        service.until(lambda: set(map(int, Path(started).read_text().split())) - first)
+        for pid in set(map(int, Path(started).read_text().split())) - first:
+            os.kill(pid, signal.SIGKILL)
+    service.until(lambda: len(service.workers()) == 2)
+    assert first < service.workers()
+
+
 def test_a_supervisor_that_is_killed_leaves_the_address_to_the_next_one(front: Callable[..., Any]) -> None:
     service = front()
     (pid,) = service.workers(3)
