@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import random
 import sqlite3
@@ -11,6 +12,7 @@ import sys
 import textwrap
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ import trio
 
 from deia_recovery.engine.connections import connect
 from deia_recovery.engine.engine import Engine
+from deia_recovery.engine.generation import create_first
 from deia_recovery.engine.options import EngineOptions
 from deia_recovery.engine.pages import PageSums, verify_live
 from deia_recovery.engine.wal import read_wal
@@ -159,6 +162,63 @@ async def test_checkpoints_under_load_keep_every_page_accounted_for(root: Path, 
     verdict = await asyncio.to_thread(verify_live, engine.database)
     assert verdict.ok, verdict.problems
     assert not engine.checkpoints.problems
+
+
+@pytest.mark.blocking
+def test_writers_wait_for_the_rest_of_a_checkpoint_only(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    announce, turn, left = engine.checkpoints._announce, engine.turn, []
+
+    def beside(*given: Any) -> Any:
+        announced = announce(*given)
+        for i in range(300):  # committed while the announcement was made
+            engine.write(lambda tx, i=i: tx.put_registry("s", f"late-{i}", os.urandom(4000)))
+        engine.write(lambda tx: None).result(20)
+        return announced
+
+    @contextlib.contextmanager
+    def taken() -> Iterator[None]:
+        with turn():
+            left.append(engine.connections.log_bytes())
+            yield
+
+    for i in range(20):
+        engine.write(lambda tx, i=i: tx.put_registry("s", f"k{i}", os.urandom(300))).result(10)
+    monkeypatch.setattr(engine.checkpoints, "_announce", beside)
+    monkeypatch.setattr(engine, "turn", taken)
+    assert engine.checkpoints.run(wait=True)
+    assert left[-1] < 256 << 10
+    engine.close()
+    verdict = verify_live(engine.database)
+    assert verdict.ok, verdict.problems
+
+
+@pytest.mark.blocking
+def test_a_checkpoint_that_takes_longer_than_the_idle_time_keeps_what_it_works_with(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = Engine(create_first(root).folder, EngineOptions(reserve=0, idle=0.01))
+    engine.write(lambda tx: tx.put_registry("s", "a", b"1")).result(10)
+    announce, retire = engine.checkpoints._announce, engine.retire
+    asked = threading.Semaphore(0)
+
+    def retiring(*, now: bool = False) -> bool:
+        retired = retire(now=now)
+        asked.release()
+        return retired
+
+    def slow(*given: Any) -> Any:
+        for _ in range(3):
+            assert asked.acquire(timeout=20)  # the idle writer's thread would end
+        assert not engine.connections.closed
+        return announce(*given)
+
+    monkeypatch.setattr(engine, "retire", retiring)
+    monkeypatch.setattr(engine.checkpoints, "_announce", slow)
+    assert engine.checkpoints.run(wait=True)
+    engine.close()
+    assert engine.connections.closed
+    verdict = verify_live(engine.database)
+    assert verdict.ok, verdict.problems
 
 
 async def test_a_reader_follows_what_another_process_commits(engine: Engine) -> None:

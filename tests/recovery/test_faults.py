@@ -10,10 +10,12 @@ import shutil
 import sqlite3
 import sys
 import textwrap
+import threading
 from collections.abc import Callable, Iterable
 from itertools import pairwise
 from pathlib import Path
 
+import attrs
 import pytest
 
 from deia_hardening.testing import faults
@@ -50,22 +52,29 @@ def plain(engine: Engine, key: str) -> Entry:
     return engine.enter(Entry("s", key, key.encode() * 9, None, None))
 
 
-def work(folder: Path, count: int, together: int, name: str) -> Callable[[Callable[[str], None]], None]:
+def work(folder: Path, count: int, together: int, turn: int) -> Callable[[Callable[[str], None]], None]:
+    """Every second one in a thread, which commits itself; every third one in small groups, begun ahead of time."""
+
     def run(acknowledge: Callable[[str], None]) -> None:
-        engine = Engine(folder, OPTIONS)
+        engine = Engine(folder, attrs.evolve(OPTIONS, group=512 if turn % 3 else 2))
         waiting: list[Pending[int]] = []
-        for turn in range(count):
+        for number in range(count):
             waiting.append(engine.write(step))
             if len(waiting) >= together:
                 acknowledge(str(max(one.result(30) for one in waiting)))
                 waiting.clear()
-                rows = [plain(engine, f"plain-{name}-{turn}-{i}") for i in range(together)]
+                rows = [plain(engine, f"plain-{turn}-{number}-{i}") for i in range(together)]
                 for row in rows:
                     row.result(30)
-                acknowledge(f"plain-{name}-{turn}-{together - 1}")
+                acknowledge(f"plain-{turn}-{number}-{together - 1}")
         engine.close()
 
-    return run
+    def run_apart(acknowledge: Callable[[str], None]) -> None:
+        thread = threading.Thread(target=run, args=(acknowledge,))
+        thread.start()
+        thread.join()
+
+    return run_apart if turn % 2 else run
 
 
 def check(database: Path, acknowledged: int, where: str, rows_acknowledged: Iterable[str] = ()) -> int:
@@ -96,7 +105,7 @@ def kills(folder: Path, rounds: int) -> None:
     for turn in range(rounds):
         together = 1 + (seed + turn) % 5
         run = faults.fork_and_kill(
-            work(generation.folder, 400, together, str(turn)), seed=seed + turn, after=(0, 60), jitter=0.004
+            work(generation.folder, 400, together, turn), seed=seed + turn, after=(0, 60), jitter=0.004
         )
         killed += run.killed
         acknowledged = max([int(line) for line in run.acknowledged if line.isdigit()], default=0)
@@ -124,13 +133,14 @@ CHILD = textwrap.dedent(
     """
     import sys
     from pathlib import Path
+    import attrs
     sys.path.insert(0, sys.argv[2])
     from deia_recovery.engine.engine import Engine
     from deia_recovery.engine.generation import create_first, read_current
     from test_faults import OPTIONS, plain, step
     root = Path(sys.argv[1])
     generation = read_current(root) or create_first(root)
-    engine = Engine(generation.folder, OPTIONS)
+    engine = Engine(generation.folder, attrs.evolve(OPTIONS, group=2))
     print(0, flush=True)
     rows = []
     for turn in range(int(sys.argv[3])):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import sqlite3
 import threading
 from pathlib import Path
 
@@ -13,8 +15,11 @@ from hypothesis import strategies as st
 from deia_recovery.engine.batch import MOST
 from deia_recovery.engine.engine import Engine
 from deia_recovery.engine.files import FileLock
+from deia_recovery.engine.generation import create_first
 from deia_recovery.engine.jobs import Entry
 from deia_recovery.engine.options import EngineOptions
+from deia_recovery.engine.transaction import Tx
+from deia_recovery.errors import StateUnavailable
 from deia_recovery.stores.registry import Registry
 from deia_recovery.stores.state import State
 from deia_recovery.stores.transaction import transaction
@@ -127,3 +132,74 @@ def test_a_group_larger_than_a_statement_takes_is_written_too(root: Path) -> Non
     assert len({one.result(30) for one in many}) == 3 * MOST
     assert len(rows(engine)) == 3 * MOST
     engine.close()
+
+
+def turn_is_free(engine: Engine) -> bool:
+    """Whether another worker could write now."""
+    locks = [FileLock(engine.folder / name) for name in ("queue.lock", "turn.lock")]
+    try:
+        return all(lock.try_acquire() for lock in locks)
+    finally:
+        for lock in locks:
+            lock.close()
+
+
+@pytest.mark.blocking
+def test_a_start_ahead_waits_for_nobody_and_keeps_nothing(engine: Engine) -> None:
+    entry(engine, "a").result(10)
+    with engine._writer._lead:
+        for name in ("queue.lock", "turn.lock"):
+            other = FileLock(engine.folder / name)
+            other.acquire()  # another worker is next, or writes
+            assert engine.start_ahead() is None
+            other.close()
+            assert turn_is_free(engine)
+        os.utime(engine.folder.parent / "current", ns=(1, 1))  # another generation was put in force
+        assert engine.start_ahead() is None
+        assert turn_is_free(engine)
+
+
+@pytest.mark.blocking
+def test_a_commit_that_was_begun_ahead_fails_for_its_own_writes_only(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generation = create_first(root)
+    engine = Engine(generation.folder, EngineOptions(reserve=0, idle=0.2, group=1))
+    ahead: list[bool] = []
+    start_ahead, commit_entries = engine.start_ahead, engine.commit_entries
+
+    def starting() -> object:
+        started = start_ahead()
+        ahead.append(started is not None)
+        return started
+
+    def failing(connection: sqlite3.Connection, tx: Tx, group: list[Entry]) -> None:
+        if group[0].key == "b":
+            raise sqlite3.OperationalError("disk I/O error")
+        commit_entries(connection, tx, group)
+
+    monkeypatch.setattr(engine, "start_ahead", starting)
+    monkeypatch.setattr(engine, "commit_entries", failing)
+    entry(engine, "before").result(10)
+    with engine._writer._lead:  # so that all three wait when the first is committed
+        waiting = [entry(engine, key) for key in "abc"]
+    assert waiting[0].result(10)
+    with pytest.raises(StateUnavailable):
+        waiting[1].result(10)
+    assert waiting[2].result(10)
+    assert True in ahead
+    assert rows(engine).keys() == {"before", "a", "c"}
+    engine.close()
+    assert turn_is_free(engine)
+
+
+async def test_other_workers_have_their_turn_after_many_writers_at_once(engine: Engine, state: State) -> None:
+    registry: Registry[int] = Registry("r", int, state=state)
+    for value in range(10):
+        await asyncio.gather(*[registry.put(f"k{n}", value) for n in range(100)])
+        if value % 3 == 0:
+            async with transaction(state=state):
+                await registry.put("k0", -value)
+    while not await asyncio.to_thread(turn_is_free, engine):  # the last commit may still be telling of itself
+        await asyncio.sleep(0.001)
+    assert await registry.get("k99") == 9

@@ -25,12 +25,19 @@ logger = logging.getLogger("deia_recovery")
 
 _ZEROS = bytes(1 << 20)
 
+_ROUNDS = 2
+_LITTLE = 256 << 10
+"""Bytes of log that may be left to move while the writers wait. Each round leaves what was committed while it ran:
+under full load the first one 4 MiB, for which the writers waited 11 ms."""
+
 
 class Checkpointer:
     """The checkpoints of one engine; whichever worker gets `checkpoint.lock` makes them."""
 
     def __init__(self, engine: Turns) -> None:
         self._engine = engine
+        self._database = engine.database
+        self._connections = engine.connections
         self._log = engine.database.with_name(engine.database.name + "-wal")
         self._lock = threading.Lock()
         self._file = FileLock(engine.folder / "checkpoint.lock")
@@ -68,7 +75,7 @@ class Checkpointer:
         self._seen += 1
         if self._seen % 16 or self.running:
             return
-        if self._engine.connections.log_bytes() < self._engine.options.log_limit:
+        if self._connections.log_bytes() < self._engine.options.log_limit:
             return
         self.running = True
         runtime().threads.submit(self._guarded)
@@ -91,18 +98,17 @@ class Checkpointer:
             elif not self._file.try_acquire():
                 self._file.close()
                 return False
-            self._engine.wake()
             try:
-                self._move()
+                with self._engine.in_use(), self._connections.lent() as fd:
+                    self._move(fd)
             finally:
                 self._file.close()
         return True
 
-    def _move(self) -> None:
-        engine = self._engine
-        fd = engine.connections.fd
-        first = connect(engine.database, busy=engine.options.busy)
-        second = connect(engine.database, busy=engine.options.busy)
+    def _move(self, fd: int) -> None:
+        engine, connections = self._engine, self._connections
+        first = connect(self._database, busy=engine.options.busy)
+        second = connect(self._database, busy=engine.options.busy)
         try:
             tail = LogTail(self._log)
             candidates = self._announce(tail, first)
@@ -110,31 +116,40 @@ class Checkpointer:
                 return
             _passive(second)
             first.execute("COMMIT")
+            for _ in range(_ROUNDS):
+                if connections.log_bytes() < _LITTLE:
+                    break
+                _pin(first, "BEGIN")
+                self._announce_late(tail, candidates)
+                _passive(second)
+                first.execute("COMMIT")
             with engine.turn():
-                first.execute("BEGIN IMMEDIATE")
+                _pin(first, "BEGIN IMMEDIATE")
                 try:
-                    first.execute("SELECT 1 FROM meta LIMIT 1").fetchone()
-                    late: dict[int, set[bytes]] = {}
-                    if _collect(tail, engine.connections.log_end(), late):
-                        self._sums.append_next(late)
-                        for number, values in late.items():
-                            candidates.setdefault(number, set()).update(values)
+                    self._announce_late(tail, candidates)
                     _passive(second)
                 finally:
                     first.execute("ROLLBACK")
             self._report(self._sums.fold(fd, candidates))
         finally:
-            engine.connections.close_one(first)
-            engine.connections.close_one(second)
+            connections.close_one(first)
+            connections.close_one(second)
 
     def _announce(self, tail: LogTail, pin: sqlite3.Connection) -> dict[int, set[bytes]]:
         """Pin a reader at the log's present end, so that no page beyond what is announced can be moved."""
-        pin.execute("BEGIN")
-        pin.execute("SELECT 1 FROM meta LIMIT 1").fetchone()
+        _pin(pin, "BEGIN")
         candidates = self._sums.load_next()
-        if _collect(tail, self._engine.connections.log_end(), candidates):
+        if _collect(tail, self._connections.log_end(), candidates):
             self._sums.save_next(candidates)
         return candidates
+
+    def _announce_late(self, tail: LogTail, candidates: dict[int, set[bytes]]) -> None:
+        """The same for what was committed since."""
+        late: dict[int, set[bytes]] = {}
+        if _collect(tail, self._connections.log_end(), late):
+            self._sums.append_next(late)
+            for number, values in late.items():
+                candidates.setdefault(number, set()).update(values)
 
     def _report(self, problems: list[PageProblem]) -> None:
         for problem in problems:
@@ -146,11 +161,9 @@ class Checkpointer:
         with self._engine.kept_open(), self._lock:
             self._file.acquire()
             try:
-                engine = self._engine
-                fd = engine.connections.fd
-                engine.wake()
-                problems = self._sums.check(fd, set(), first=first, count=count)
-                pages = os.fstat(fd).st_size // 4096
+                with self._engine.in_use(), self._connections.lent() as fd:
+                    problems = self._sums.check(fd, set(), first=first, count=count)
+                    pages = os.fstat(fd).st_size // 4096
             finally:
                 self._file.close()
         self._report(problems)
@@ -165,6 +178,11 @@ def _collect(tail: LogTail, end: tuple[bytes, int], candidates: dict[int, set[by
         candidates.setdefault(number, set()).add(digest(page))
         found = True
     return found
+
+
+def _pin(connection: sqlite3.Connection, begin: str) -> None:
+    connection.execute(begin)
+    connection.execute("SELECT 1 FROM meta LIMIT 1").fetchone()
 
 
 def _passive(connection: sqlite3.Connection) -> None:

@@ -107,6 +107,16 @@ class Connections:
                 self._fd = os.open(self._database, os.O_RDWR | os.O_CLOEXEC)
             return self._fd
 
+    @contextlib.contextmanager
+    def lent(self) -> Iterator[int]:
+        """The process's own descriptor, which stays open meanwhile even if all of this is retired."""
+        with self._lock:
+            self._lent += 1
+        try:
+            yield self.fd
+        finally:
+            self._take_back(None, broken=False)
+
     def open_writer(self) -> sqlite3.Connection:
         _ = self.fd
         self.writer = connect(self._database, busy=self._options.busy)

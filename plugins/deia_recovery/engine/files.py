@@ -11,7 +11,7 @@ import fcntl
 import os
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 
@@ -49,6 +49,32 @@ def write_whole(path: Path, data: bytes, *, mode: int = 0o600) -> None:
     os.close(fd)
     beside.replace(path)
     sync_folder(path.parent)
+
+
+_NEAR = 65536
+_AT_ONCE = 1 << 20
+
+
+def read_pieces(fd: int, offsets: Iterable[int], size: int) -> Iterator[tuple[int, memoryview]]:
+    """(offset, `size` bytes) for each offset, in order of place; what lies near together is read by one call.
+
+    A call for each would give the interpreter's lock away each time. At the file's end a piece is shorter.
+    """
+    run: list[int] = []
+    for offset in sorted(offsets):
+        if run and (offset - run[-1] > _NEAR or offset + size - run[0] > _AT_ONCE):
+            yield from _read_run(fd, run, size)
+            run = []
+        run.append(offset)
+    if run:
+        yield from _read_run(fd, run, size)
+
+
+def _read_run(fd: int, run: list[int], size: int) -> Iterator[tuple[int, memoryview]]:
+    first = run[0]
+    block = memoryview(os.pread(fd, run[-1] + size - first, first))
+    for offset in run:
+        yield offset, block[offset - first : offset - first + size]
 
 
 def make_folder(folder: Path) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import attrs
 
-from deia_recovery.engine.files import sync_file, sync_folder, write_whole
+from deia_recovery.engine.files import read_pieces, sync_file, sync_folder, write_whole
 from deia_recovery.engine.wal import WalState, read_wal, stray_images
 
 DIGEST = 16
@@ -138,13 +138,12 @@ class PageSums:
             digests.extend(_UNWRITTEN * (pages - known))
         else:
             del digests[pages * DIGEST :]
-        for number, allowed in candidates.items():
-            if number > pages:
-                continue
+        offsets = [(number - 1) * page_size for number in candidates if number <= pages]
+        for offset, page in read_pieces(fd, offsets, page_size):
+            number = offset // page_size + 1
             place = (number - 1) * DIGEST
-            page = os.pread(fd, page_size, (number - 1) * page_size)
             value, before = digest(page), digests[place : place + DIGEST]
-            if value in allowed:
+            if value in candidates[number]:
                 digests[place : place + DIGEST] = value
             elif value != before and not (before == _UNWRITTEN and not any(page)):
                 problems.append(PageProblem(self.database.name, number, "is not what the log moved there"))

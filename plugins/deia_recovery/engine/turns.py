@@ -93,8 +93,8 @@ class Turns:
     def page(self) -> PositionPage:
         raise NotImplementedError
 
-    def wake(self) -> None:
-        """Have the writer thread run, which closes what is open when there is no more work."""
+    def in_use(self) -> contextlib.AbstractContextManager[None]:
+        """Meanwhile nothing is closed for being idle, however long it takes; afterwards it is."""
         raise NotImplementedError
 
     # -- the generation in force --------------------------------------------------------------------------------
@@ -151,6 +151,35 @@ class Turns:
                 self._relocate()
             else:
                 return connection, self.following(connection)
+
+    def start_ahead(self) -> tuple[sqlite3.Connection, Tx] | None:
+        """`start`, if that needs no waiting: nobody else wants the turn, and no other generation was put in force."""
+        connection = self.connections.writer
+        if connection is None:
+            return None
+        try:
+            if self._try_turn():
+                return connection, self.following(connection)
+        except (OSError, sqlite3.Error):
+            self.give_turn()  # `start` meets it again, and says it
+        return None
+
+    def _try_turn(self) -> bool:
+        queued, turn = self._queue_lock.open(), self._turn.open()
+        try:
+            fcntl.flock(queued, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        try:
+            fcntl.flock(turn, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        finally:
+            fcntl.flock(queued, fcntl.LOCK_UN)
+        self._turn_held = True
+        if self._moved():
+            self.give_turn()
+        return self._turn_held
 
     def following(self, connection: sqlite3.Connection) -> Tx:
         """What the next commit begins with, while it is this process's turn."""

@@ -15,6 +15,8 @@ from typing import BinaryIO
 
 import attrs
 
+from deia_recovery.engine.files import read_pieces
+
 _HEADER = struct.Struct(">IIIIIIII")
 _FRAME = struct.Struct(">IIIIII")
 _MAGIC_LITTLE = 0x377F0682
@@ -132,7 +134,7 @@ class LogTail:
         self._salts = b""
         self._read = 0
 
-    def newest(self, salts: bytes, frames: int) -> Iterator[tuple[int, bytes]]:
+    def newest(self, salts: bytes, frames: int) -> Iterator[tuple[int, memoryview]]:
         """(page number, page) of the frames up to number `frames`, of the log that carries `salts`.
 
         Both come from the index that SQLite's connections share: frames beyond may be half written.
@@ -149,8 +151,9 @@ class LogTail:
             page_size = 65536 if page_size == 1 else page_size
             if salts != self._salts:
                 self._salts, self._read = salts, 0
-            for number, offset in self._offsets(fd, page_size, frames).items():
-                yield number, os.pread(fd, page_size, offset)
+            numbers = {offset: number for number, offset in self._offsets(fd, page_size, frames).items()}
+            for offset, page in read_pieces(fd, numbers, page_size):
+                yield numbers[offset], page
         finally:
             os.close(fd)
 

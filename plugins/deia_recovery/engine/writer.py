@@ -15,6 +15,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
+from types import NoneType
 from typing import TYPE_CHECKING, Any
 
 from deia_recovery.engine.batch import MOST
@@ -47,6 +48,7 @@ class Writer:
         self._asleep = self._deeply = False
         self._lately = False
         self._lead = threading.Lock()
+        self._ahead: tuple[sqlite3.Connection, Tx] | None = None
         self._context = contextvars.Context()
 
     def put(self, item: Job | Entry | Session | None) -> None:
@@ -135,7 +137,8 @@ class Writer:
         engine = self._engine
         try:
             begun = time.perf_counter()
-            connection, tx = engine.start()
+            ahead, self._ahead = self._ahead, None
+            connection, tx = ahead or engine.start()
             outcomes = self._enter(connection, tx, group) or self._do(connection, group)
             tx = outcomes[0]
             engine.committed_in(time.perf_counter() - begun, len(group))
@@ -149,6 +152,10 @@ class Writer:
             if not isinstance(error, Exception):
                 raise
             return
+        # Who is woken now wants the interpreter, and each system call of the next start would hand it over for a whole
+        # turn of a loop: so that start comes first. It gains a quarter with 64 writers, and waits for nobody.
+        if self._queue and not isinstance(self._queue[0], (Session, NoneType)):
+            self._ahead = engine.start_ahead()
         engine.applied(tx)
         resolve(outcomes[1])
         listened = engine.listened()
