@@ -313,7 +313,7 @@ def backup(folder: Path, entries: int) -> None:
     async def beside() -> tuple[list[float], float, bytes]:
         begun = time.perf_counter()
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "deia_recovery.backup.snapshot",
+            sys.executable, "-m", "deia_recovery.backup",
             stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
         )  # fmt: skip
         talk = asyncio.create_task(process.communicate(msgspec.json.encode(job)))

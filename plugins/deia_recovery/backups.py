@@ -107,7 +107,7 @@ class Backups(Reinstating):
         if self._stopping:
             return Result(error="the service stops")
         process = subprocess.Popen(
-            [sys.executable, "-m", "deia_recovery.backup.snapshot"],
+            [sys.executable, "-m", "deia_recovery.backup"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

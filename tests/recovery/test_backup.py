@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 import random
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import attrs
+import msgspec
 import pytest
 
 from deia_recovery.backup.chunks import pack, unpack
@@ -64,6 +67,22 @@ def restored(root: Path, catalog: Catalog, until: float | None = None) -> dict[s
         again.close()
         shutil.rmtree(generation.folder)
     return dict(found)
+
+
+def test_a_snapshot_in_a_process_of_its_own_says_nothing_but_its_result(
+    state: State, engine: Engine, vault: FolderVault
+) -> None:
+    Registry("n", int, state=state).put("a", 1).result(10)
+    run = subprocess.run(
+        [sys.executable, "-W", "error", "-m", "deia_recovery.backup"],
+        input=msgspec.json.encode(job(engine, vault)),
+        capture_output=True,
+        check=True,
+    )
+    assert not run.stderr
+    result = msgspec.json.decode(run.stdout, type=Result)
+    assert result.id
+    assert not result.error
 
 
 @pytest.mark.parametrize("encrypt", [False, True])

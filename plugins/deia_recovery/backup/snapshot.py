@@ -1,8 +1,7 @@
 """Taking a snapshot, in a process of its own: the serving loop never notices.
 
 Everything is read in one read transaction, cut into chunks, stored unless it is stored already, read again and
-compared; the manifest comes last. Run as `python -m deia_recovery.backup.snapshot` with a job on standard input (the
-key comes that way too, never on a command line).
+compared; the manifest comes last. `python -m deia_recovery.backup` does it with a job on standard input.
 """
 
 from __future__ import annotations
@@ -12,14 +11,11 @@ import os
 import secrets
 import sqlite3
 import stat
-import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 import attrs
-import msgspec
 
 from deia_recovery.backup.chunks import pack, unpack
 from deia_recovery.backup.dump import chunks_of
@@ -252,23 +248,3 @@ def _database(path: Path, size: int, writer: Writer) -> FilePart:
             source.close()
         found = _file(copy, path.name, size, writer)
         return attrs.evolve(found, mode=stat.S_IMODE(path.stat().st_mode))
-
-
-def main() -> int:
-    """Read a job from standard input, print a result."""
-    job = msgspec.json.decode(sys.stdin.buffer.read(), type=Job)
-    try:
-        os.nice(job.nice)
-    except OSError:
-        pass
-    result: Any
-    try:
-        result = take(job)
-    except Exception as error:
-        result = Result(error=f"{type(error).__name__}: {error}")
-    sys.stdout.buffer.write(msgspec.json.encode(result) + b"\n")
-    return 0 if not result.error else 1
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())
