@@ -14,123 +14,25 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
-
-import attrs
-import msgspec
 
 from deia_hardening.journal import fence
-from deia_hardening.journal.blockgz import BlockReader, DamagedBlock
+from deia_hardening.journal.blockgz import DamagedBlock
 from deia_hardening.journal.lines import (
     LONGEST_HEADER,
     LONGEST_LINE,
-    body_of,
-    leaf_hash,
     parse_header,
     parse_prefix,
     parse_time,
 )
 from deia_hardening.journal.segments import Segment, list_sealed
+from deia_hardening.journal.text import Record, SegmentText, bisect, first_seq, line_after, records_of
 from deia_hardening.journal.verify import Verdict, verify
+
+__all__ = ["JournalReader", "Record", "SegmentText"]
 
 _CHUNK = 1 << 20
 _LISTINGS = 4
 _SLACK_NS = 2_000_000_000
-
-
-@attrs.frozen
-class Record:
-    """One line. `time` as it is written (UTC), `offset` the byte at which the line begins in its segment's text."""
-
-    seq: int
-    time: str
-    line: bytes
-    segment: int
-    offset: int
-
-    @property
-    def leaf(self) -> bytes:
-        """The RFC 9162 leaf hash, 32 bytes."""
-        return leaf_hash(self.line)
-
-    def event(self) -> dict[str, Any]:
-        """What was appended, decoded. Raises msgspec.DecodeError for a damaged line."""
-        body = body_of(self.line)
-        return msgspec.json.decode(b"{" + body + b"}", type=dict) if body else {}
-
-
-class SegmentText:
-    """The text of one segment at any offset, raw or compressed. Close it after use."""
-
-    def __init__(self, segment: Segment) -> None:
-        self.segment = segment
-        self._block: BlockReader | None = None
-        self._descriptor = -1
-        if segment.compressed:
-            self._block = BlockReader(segment.path)
-        else:
-            self._descriptor = os.open(segment.path, os.O_RDONLY | os.O_CLOEXEC)
-
-    def __enter__(self) -> SegmentText:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        if self._block is not None:
-            self._block.close()
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
-
-    def size(self) -> int:
-        """Bytes of text."""
-        return self._block.length() if self._block is not None else os.fstat(self._descriptor).st_size
-
-    def inode(self) -> int:
-        return os.fstat(self._descriptor).st_ino if self._descriptor >= 0 else -1
-
-    def read(self, offset: int, size: int) -> bytes:
-        """Up to `size` bytes of text at `offset`."""
-        if self._block is not None:
-            return self._block.read(offset, size)
-        return os.pread(self._descriptor, size, offset)
-
-
-def _lines(text: SegmentText, offset: int) -> Iterator[tuple[int, bytes]]:
-    """The whole lines from `offset` (a line's start) on, with where each begins."""
-    pending = b""
-    while chunk := text.read(offset + len(pending), _CHUNK):
-        data = pending + chunk
-        end = data.rfind(b"\n") + 1
-        for line in data[:end].split(b"\n")[:-1]:
-            yield offset, line
-            offset += len(line) + 1
-        pending = data[end:]
-        if len(pending) > 16 * LONGEST_LINE:  # no newline for a megabyte: not our text
-            offset += len(pending)
-            pending = b""
-
-
-def _line_after(text: SegmentText, offset: int, size: int) -> tuple[int, bytes] | None:
-    """The first whole line that begins at or after `offset`, skipping the header."""
-    start = offset
-    if offset > 0:
-        while True:
-            data = text.read(start - 1, LONGEST_LINE)
-            if not data:
-                return None
-            at = data.find(b"\n")
-            if at >= 0:
-                start += at
-                break
-            start += len(data)
-    for where, line in _lines(text, start):
-        if where == 0 or parse_prefix(line) is None:
-            continue
-        return where, line
-    return None
 
 
 class JournalReader:
@@ -196,7 +98,7 @@ class JournalReader:
                 continue
             with text, contextlib.suppress(DamagedBlock):
                 offset = self._offset(text, start) if start > segment.first >= 0 else 0
-                for record in _records(text, offset):
+                for record in records_of(text, offset):
                     if record.seq < start:
                         continue
                     if end is not None and record.seq >= end:
@@ -245,9 +147,9 @@ class JournalReader:
                 while True:
                     found = None
                     start = max(0, size - back)
-                    where = _line_after(text, start, size)
+                    where = line_after(text, start, size)
                     if where is not None:
-                        for record in _records(text, where[0]):
+                        for record in records_of(text, where[0]):
                             found = record
                     if found is not None:
                         return found
@@ -258,7 +160,7 @@ class JournalReader:
 
     def _offset(self, text: SegmentText, seq: int) -> int:
         """Where to begin reading for `seq`: by bisection, at most one step of it too early."""
-        return _bisect(text, lambda found, _: found < seq)
+        return bisect(text, lambda found, _: found < seq)
 
     def seek_time(self, moment: int | datetime.datetime) -> int:
         """The seq of the first record whose time is at or after `moment` (ns since the epoch, or aware datetime).
@@ -281,7 +183,7 @@ class JournalReader:
             if text is None:
                 continue
             with text, contextlib.suppress(DamagedBlock):
-                for record in _records(text, _bisect(text, lambda _, ns: ns < early)):
+                for record in records_of(text, bisect(text, lambda _, ns: ns < early)):
                     if parse_time(record.time) >= wanted:
                         return record.seq
                     following = record.seq + 1
@@ -292,7 +194,7 @@ class JournalReader:
         if text is None:
             return True
         with text, contextlib.suppress(DamagedBlock, ValueError):
-            for record in _records(text, 0):
+            for record in records_of(text, 0):
                 return parse_time(record.time) < ns
         return False
 
@@ -317,7 +219,7 @@ class JournalReader:
             while True:
                 progressed = False
                 if text is not None:
-                    for record in _records(text, offset):
+                    for record in records_of(text, offset):
                         offset = record.offset + len(record.line) + 1
                         if record.seq >= start:
                             start = record.seq + 1
@@ -325,7 +227,7 @@ class JournalReader:
                             yield record
                 if not progressed:
                     if text is not None and not _is_at(text, self.path):
-                        for record in _records(text, offset):  # what came before it was sealed
+                        for record in records_of(text, offset):  # what came before it was sealed
                             if record.seq >= start:
                                 start = record.seq + 1
                                 yield record
@@ -339,7 +241,7 @@ class JournalReader:
                             live = [segment for segment in self.segments() if segment.live]
                             if live:
                                 text = SegmentText(live[0])
-                                if _first(text) > start:  # others were sealed meanwhile
+                                if first_seq(text) > start:  # others were sealed meanwhile
                                     text.close()
                                     text = None
                                 else:
@@ -368,12 +270,6 @@ class JournalReader:
         return self._open(segment)
 
 
-def _first(text: SegmentText) -> int:
-    """The seq of a segment's first record, -1 where its header can't be read."""
-    header = parse_header(text.read(0, LONGEST_HEADER).partition(b"\n")[0])
-    return header.first if header is not None else -1
-
-
 def _identity(path: Path) -> int:
     """The inode of the file at `path`, 0 where there is none."""
     try:
@@ -384,34 +280,3 @@ def _identity(path: Path) -> int:
 
 def _is_at(text: SegmentText, path: Path) -> bool:
     return _identity(path) == text.inode()
-
-
-def _records(text: SegmentText, offset: int) -> Iterator[Record]:
-    number = text.segment.number
-    for where, line in _lines(text, offset):
-        prefix = parse_prefix(line)
-        if prefix is not None:
-            yield Record(prefix.seq, prefix.time.decode(), line, number, where)
-
-
-def _bisect(text: SegmentText, before: Callable[[int, int], bool]) -> int:
-    """The offset of some line at or shortly before the first for which `before(seq, ns)` is false."""
-    low, high = 0, text.size()
-    best = 0
-    while high - low > 4096:
-        middle = (low + high) // 2
-        found = _line_after(text, middle, high)
-        if found is None or found[0] >= high:
-            high = middle
-            continue
-        prefix = parse_prefix(found[1])
-        assert prefix is not None
-        try:
-            ns = parse_time(prefix.time)
-        except ValueError:
-            ns = 0
-        if before(prefix.seq, ns):
-            low = best = found[0]
-        else:
-            high = middle
-    return best

@@ -23,7 +23,8 @@ from deia_hardening.journal.lines import (
 from deia_hardening.journal.segments import Segment
 
 if TYPE_CHECKING:
-    from deia_hardening.journal.reader import JournalReader, SegmentText
+    from deia_hardening.journal.reader import JournalReader
+    from deia_hardening.journal.text import SegmentText
 
 _CHUNK = 4 << 20
 _MOST_PROBLEMS = 100
