@@ -1,8 +1,9 @@
 """What an upstream says of its own limits in response headers, pure but for the wall clock of dates.
 
-Understood: `retry-after` (RFC 9110), `x-ratelimit-{limit,remaining,reset}-{requests,tokens}` (resets as `1s`, `6m0s`,
-seconds), `anthropic-ratelimit-{requests,tokens}-{limit,remaining,reset}` (resets as RFC 3339 dates), the plain
-`x-ratelimit-remaining`/`-reset`, and the IETF draft's `ratelimit: "…";r=3;t=10`. What can't be read is ignored.
+Understood: every pair of headers with `ratelimit` in their names of which one says `remaining` and the other, called the
+same else, `reset`: `x-ratelimit-remaining-requests` (OpenAI), `anthropic-ratelimit-input-tokens-remaining`,
+`ratelimit-remaining` (the IETF's first drafts), …; resets as seconds, `6m0s`, a moment, an RFC 3339 date. And the later
+drafts' `ratelimit: "…";r=3;t=10`. Of several that speak of the same the fewest count. What can't be read is ignored.
 """
 
 from __future__ import annotations
@@ -28,22 +29,19 @@ class Told:
 
 
 def told(headers: Mapping[str, str], wall: float) -> list[Told]:
-    """What the headers (names in lower case) say; empty when nothing."""
-    found = []
-    for kind in ("requests", "tokens"):
-        for remaining, reset in (
-            (f"x-ratelimit-remaining-{kind}", f"x-ratelimit-reset-{kind}"),
-            (f"anthropic-ratelimit-{kind}-remaining", f"anthropic-ratelimit-{kind}-reset"),
-        ):
-            one = _pair(kind, headers.get(remaining), headers.get(reset), wall)
-            if one is not None:
-                found.append(one)
-    if not found:
-        one = _pair("requests", headers.get("x-ratelimit-remaining"), headers.get("x-ratelimit-reset"), wall)
-        one = one or _draft(headers.get("ratelimit", ""))
-        if one is not None:
-            found.append(one)
-    return found
+    """What the headers (names in lower case) say; empty when nothing. One for each kind at most."""
+    found: dict[str, Told] = {}
+    for name, value in headers.items():
+        if "ratelimit" not in name:
+            continue
+        if "remaining" in name:
+            kind = "tokens" if "token" in name else "requests"
+            one = _pair(kind, value, headers.get(name.replace("remaining", "reset")), wall)
+        else:
+            one = _draft(value) if name == "ratelimit" else None
+        if one is not None and (one.kind not in found or one.remaining < found[one.kind].remaining):
+            found[one.kind] = one
+    return list(found.values())
 
 
 def _pair(kind: str, remaining: str | None, reset: str | None, wall: float) -> Told | None:
