@@ -6,6 +6,7 @@ own limits (`retry-after`, `x-ratelimit-*`, `anthropic-ratelimit-*`, the IETF's 
 
 from __future__ import annotations
 
+import math
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Mapping
@@ -104,6 +105,11 @@ class Reservation:
     settled: bool = False
 
 
+def _amount(value: float) -> float:
+    """What may be set aside: figures come from applications and from upstreams, and none may give a budget more."""
+    return max(0.0, value) if not math.isnan(value) else 0.0
+
+
 class Budget:
     """One key's budget. Thread-safe."""
 
@@ -121,7 +127,7 @@ class Budget:
         self, now: float, *, requests: float = 1.0, tokens: float = 0.0, money: float = 0.0
     ) -> Reservation | float:
         """Set the amounts aside, or tell when they will fit (monotonic seconds; infinity for never)."""
-        amounts = {"requests": requests, "tokens": tokens, "money": money}
+        amounts = {"requests": _amount(requests), "tokens": _amount(tokens), "money": _amount(money)}
         with self._lock:
             wait = self._rests_until if self._rests_until > now else now
             for kind, amount in amounts.items():
@@ -136,7 +142,7 @@ class Budget:
             if wait > now:
                 return wait
             for kind, amount in amounts.items():
-                if amount:
+                if amount and math.isfinite(amount):
                     self._begun[kind] += amount
                     self._windows[kind].add(now, amount)
                     learned = self._learned.get(kind)
@@ -147,19 +153,20 @@ class Budget:
     def settle(
         self, reservation: Reservation, now: float, *, tokens: float | None = None, money: float | None = None
     ) -> None:
-        """Replace what was set aside by what was used; None keeps the reservation. Only the first call counts."""
+        """Replace what was set aside by what was used; None keeps the reservation, and so does what is no finite
+        number. Only the first call counts."""
         with self._lock:
             if reservation.settled:
                 return
             self._close(reservation)
             for kind, used in (("tokens", tokens), ("money", money)):
-                if used is None:
+                if used is None or not math.isfinite(used):
                     continue
-                held = reservation.amounts[kind]
-                if used < held:
-                    self._windows[kind].give_back(reservation.at, held - used)
-                elif used > held:
-                    self._windows[kind].add(now, used - held)
+                held, amount = reservation.amounts[kind], max(0.0, used)
+                if amount < held:
+                    self._windows[kind].give_back(reservation.at, held - amount)
+                elif amount > held:
+                    self._windows[kind].add(now, amount - held)
 
     def cancel(self, reservation: Reservation) -> None:
         """Give back everything: the call was not sent."""
@@ -174,7 +181,8 @@ class Budget:
     def _close(self, reservation: Reservation) -> None:
         reservation.settled = True
         for kind, held in reservation.amounts.items():
-            self._over[kind] += held
+            if math.isfinite(held):
+                self._over[kind] += held
 
     def rest(self, until: float) -> None:
         """Nothing more before then: the upstream said so."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from math import inf
+from math import inf, nan
 
 import pytest
 from hypothesis import given
@@ -52,6 +52,36 @@ def test_settling_twice_counts_once():
         budget.settle(one, 0.0, tokens=10)
         budget.cancel(one)
     assert budget.used(0.0)["tokens"] == 10
+
+
+@pytest.mark.parametrize("nonsense", [-1e9, nan, inf])
+def test_no_figure_gives_a_budget_more_than_it_has(nonsense):
+    """Usage comes from upstreams' answers, estimates from the app."""
+    budget = Budget(Bounds(tokens=100, per=60.0))
+    for _ in range(2):
+        budget.reserve(0.0, tokens=nonsense, money=nonsense)
+        budget.settle(budget.reserve(0.0, tokens=40, money=nonsense), 1.0, tokens=nonsense, money=nonsense)
+    budget.settle(budget.reserve(1.0, tokens=20), 1.0)
+    if nonsense > 0 or nonsense != nonsense:  # what was set aside stays
+        assert budget.used(1.0)["tokens"] == 100
+        assert not isinstance(budget.reserve(2.0, tokens=1), Reservation)
+    else:
+        assert budget.used(1.0)["tokens"] == 20
+    assert budget.used(200.0) == {"requests": 0.0, "tokens": 0.0, "money": 0.0}
+
+
+def test_a_budget_of_a_day_slides_over_midnight():
+    """No moment gives a whole new day's money to who has just used one."""
+    budget, cent = Budget(Bounds(money=1.0, per=86400.0)), 0.01
+    granted = []
+    for minute in range(3 * 1440):
+        found = budget.reserve(minute * 60.0, money=cent)
+        if isinstance(found, Reservation):
+            budget.settle(found, minute * 60.0 + 1, money=cent)
+            granted.append(minute)
+    for start in granted:
+        assert sum(start <= minute < start + 1440 for minute in granted) <= 100
+    assert len(granted) == 300
 
 
 def test_what_the_upstream_says_is_believed():
