@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from deia_degradation.service import DegradationManager
 
 _SECRET = re.compile(
-    r"(?:^|[-_.])(?:auth(?:n|z|orization|entication)?|cookie2?|\w*key|\w*token|\w*secret|passw\w*|credentials?|session(?:id)?|sid|signature|sig|jwt"
+    r"(?:^|[-_.])(?:auth(?:n|z|orization|entication)?|cookie2?|\w*key|\w*token|\w*secret|pass(?:w\w*|phrase|code)?|pwd|otp|bearer|assertion|credentials?|session(?:id)?|sid|signature|sig|jwt"
     r"|csrf|xsrf)(?:$|[-_.])",
     re.IGNORECASE,
 )

@@ -93,7 +93,8 @@ async def test_a_post_that_was_sent_is_not_accepted_again(fleet, ann):
         ("api-key", False), ("x-goog-api-key", False), ("x-auth-token", False), ("x-amz-security-token", False),
         ("x-access-token", False), ("x-session-id", False), ("x-csrf-token", False), ("x-hub-signature-256", False),
         ("content-type", True), ("idempotency-key", True), ("accept", True), ("x-keywords", True), ("author", True),
-        ("x-tokenizer", True), ("traceparent", True),
+        ("x-tokenizer", True), ("pwd", False), ("passphrase", False), ("x-bearer", False), ("x-passenger", True),
+        ("x-compass", True), ("traceparent", True),
     ],
 )  # fmt: skip
 def test_what_may_be_a_credential_by_its_name_is_not_stored(header, kept):
