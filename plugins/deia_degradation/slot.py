@@ -65,11 +65,10 @@ class Slot:
                 headers = () if start is None else start.get("headers", ())
                 if self._harmless in headers:
                     return
-                for pair in headers:
-                    name, value = pair
+                for name, value in headers:
                     if len(name) == 12 and name.lower() == b"content-type":
                         if not value.lower().startswith(_STREAMS):
-                            self._harmless = pair
+                            self._harmless = (name, value)
                             return
                         break
                 else:
