@@ -1,7 +1,7 @@
 """What an upstream says of its own limits in response headers, pure but for the wall clock of dates.
 
-Understood: every pair of headers with `ratelimit` in their names of which one says `remaining` and the other, called the
-same else, `reset`: `x-ratelimit-remaining-requests` (OpenAI), `anthropic-ratelimit-input-tokens-remaining`,
+Understood: every pair of headers with `ratelimit` in their names of which one says `remaining` and the other, else of
+the same name, `reset`: `x-ratelimit-remaining-requests` (OpenAI), `anthropic-ratelimit-input-tokens-remaining`,
 `ratelimit-remaining` (the IETF's first drafts), …; resets as seconds, `6m0s`, a moment, an RFC 3339 date. And the later
 drafts' `ratelimit: "…";r=3;t=10`. Of several that speak of the same the fewest count. What can't be read is ignored.
 """
