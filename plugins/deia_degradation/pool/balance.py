@@ -64,10 +64,11 @@ class Load:
         self.stamp = self.waiting = now
         self.failing = failing + (1.0 - failing) * 0.3
 
-    def cost(self, now: float, policy: BalancePolicy, assumed: float) -> float:
+    def cost(self, now: float, policy: BalancePolicy, assumed: float, share: float = 1.0) -> float:
         """What one more request costs here; smaller is better.
 
-        `assumed` seconds stand in for a latency that is not known yet.
+        `assumed` seconds stand in for a latency that is not known yet. `share`: how many times as much as the mean
+        of its peers it should have in flight.
         """
         age = now - self.stamp
         latency = self.latency
@@ -77,7 +78,7 @@ class Load:
             latency *= exp(-age / policy.tau)
         if self.in_flight and now - self.waiting > latency:  # it is at least as slow as that: a hung one says nothing
             latency = now - self.waiting
-        cost = (latency + _EQUAL) * (self.in_flight + 1)
+        cost = (latency + _EQUAL) * (self.in_flight / share + 1)
         if self.failing > 0.001:
             cost *= 1.0 + policy.penalty * self.failing * exp(-age / policy.tau)
         return cost

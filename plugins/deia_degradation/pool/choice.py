@@ -1,11 +1,15 @@
 """Which of the bots that can serve takes a call: two at random and the cheaper one, suspects and newcomers minded.
 
+Of bots with unequal weights the first is drawn by weight and gives way only to one that is clearly cheaper: so their
+shares follow the weights while nothing is wrong, and one that is slow, full or failing loses its share all the same.
 Pure but for the dice; the pool's lock protects what is read.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterable, Sequence
+from itertools import accumulate
 from random import random
 
 import attrs
@@ -33,10 +37,22 @@ class PoolPolicy:
     """The share it begins with."""
 
 
-def of_two(serving: tuple[Member, ...], now: float, policy: PoolPolicy, probe: bool) -> Member:
-    """One of at least two members. `probe`: the call can be repeated elsewhere."""
+_CLEARLY = 2.0
+"""How many times as dear one drawn by its weight may be: latencies of bots that are alike differ by less."""
+
+
+def wheel_of(members: Iterable[Member]) -> tuple[float, ...] | None:
+    """What unequal weights are drawn by: their sums so far. None where all weigh the same."""
+    weights = [member.bot.weight for member in members]
+    return tuple(accumulate(weights)) if len(set(weights)) > 1 else None
+
+
+def of_two(
+    serving: tuple[Member, ...], now: float, policy: PoolPolicy, probe: bool, wheel: tuple[float, ...] | None = None
+) -> Member:
+    """One of at least two members. `probe`: the call can be repeated elsewhere. `wheel`: `wheel_of(serving)`."""
     count = len(serving)
-    first = serving[int(random() * count)]
+    first = serving[int(random() * count) if wheel is None else bisect_right(wheel, random() * wheel[-1], hi=count - 1)]
     second = serving[int(random() * (count - 1))]
     if second is first:
         second = serving[count - 1]
@@ -49,13 +65,17 @@ def of_two(serving: tuple[Member, ...], now: float, policy: PoolPolicy, probe: b
         # peers, whose answers are the measure; everything else avoids it.
         return first
     balance = policy.balance
-    weight, other_weight = first.bot.weight, second.bot.weight
     load, other_load = first.load, second.load
-    cost = load.cost(now, balance, other_load.latency)
-    other_cost = other_load.cost(now, balance, load.latency)
-    winner = first if cost * other_weight <= other_cost * weight else second
+    if wheel is None:
+        cost = load.cost(now, balance, other_load.latency)
+        other_cost = other_load.cost(now, balance, load.latency)
+    else:
+        mean = wheel[-1] / count
+        cost = load.cost(now, balance, other_load.latency, first.bot.weight / mean)
+        other_cost = other_load.cost(now, balance, load.latency, second.bot.weight / mean) * _CLEARLY
+    winner = first if cost <= other_cost else second
     if winner.load.failing > _SUSPECT and count > 2:  # two bad ones were drawn: look at everybody
-        return min(serving, key=lambda m: m.load.cost(now, balance, 0.0) / m.bot.weight)
+        return min(serving, key=lambda m: m.load.cost(now, balance, 0.0, m.bot.weight))
     return winner
 
 

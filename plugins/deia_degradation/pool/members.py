@@ -14,7 +14,7 @@ from random import random
 
 from deia_degradation.pool.affinity import sticky
 from deia_degradation.pool.bot import Bot, BotChange, BotState, BotStatus, Member, Verdict
-from deia_degradation.pool.choice import PoolPolicy, of_another_tier, of_two
+from deia_degradation.pool.choice import PoolPolicy, of_another_tier, of_two, wheel_of
 
 _FOREVER = float("inf")
 _POLICY = PoolPolicy()
@@ -41,6 +41,7 @@ class Members:
         self._lock = threading.Lock()
         self._members: dict[str, Member] = {}
         self._serving: tuple[Member, ...] = ()
+        self._wheel: tuple[float, ...] | None = None
         self._due = _FOREVER
         """When the tuple above must be computed anew: a rest ends, a probe is due, a slow start is over."""
         self._probes: tuple[Member, ...] = ()
@@ -183,7 +184,10 @@ class Members:
             elif key is not None:
                 member = sticky(serving, key)
             else:
-                member = of_two(serving, now, self.policy, probe)
+                wheel = self._wheel
+                if wheel is not None and exclude:
+                    wheel = wheel_of(serving)
+                member = of_two(serving, now, self.policy, probe, wheel)
             member.load.taken(now)
             return member
 
@@ -324,6 +328,7 @@ class Members:
             able = [member for member in probes if member.resting_until <= now]
         tier = min((member.bot.tier for member in able), default=0)
         self._serving = tuple(member for member in able if member.bot.tier == tier)
+        self._wheel = wheel_of(self._serving)
         self._probes = tuple(member for member in probes if member.ejected_until is not None)
         self._due = due
 

@@ -159,6 +159,40 @@ def test_bots_of_a_quota_key_rest_together_and_come_back_by_themselves(time, see
     assert len({pool.choose(time.now).bot.id for _ in range(40)}) == 3
 
 
+@pytest.mark.parametrize("weights", [(3.0, 1.0), (1.0, 3.0), (10.0, 1.0, 1.0), (1.0, 2.0, 3.0), (0.5, 0.5, 0.25)])
+@pytest.mark.parametrize("at_once", [1, 12])
+def test_shares_follow_the_weights(time, weights, at_once):
+    random.seed(5)
+    pool = Members("bots", [Bot(str(number), weight=weight) for number, weight in enumerate(weights)], clock=time)
+    asked, calls = [0.0] * len(weights), []
+    for _ in range(6000):
+        calls.append(pool.choose(time.now))
+        asked[int(calls[-1].bot.id)] += 1
+        time.now += 0.01 / at_once
+        if len(calls) >= at_once:
+            pool.done(calls.pop(0), time.now, 0.01 * random.uniform(0.8, 1.2), Verdict.GOOD)
+    for share, weight in zip(asked, weights, strict=True):
+        assert share / 6000 == pytest.approx(weight / sum(weights), abs=0.03 if at_once == 1 else 0.07)
+
+
+@pytest.mark.parametrize("fault", ["slow", "failing", "hanging"])
+def test_a_heavy_bot_that_is_no_good_loses_its_share(time, fault):
+    random.seed(5)
+    pool = Members("bots", [Bot("heavy", weight=9.0), Bot("b"), Bot("c")], clock=time)
+    serve(pool, time, 500)
+    asked = 0
+    for _ in range(300):
+        member = pool.choose(time.now)
+        heavy = member.bot.id == "heavy"
+        asked += heavy
+        time.now += 0.01
+        if not heavy or fault != "hanging":
+            bad = heavy and fault == "failing"
+            seconds = 0.2 if heavy and fault == "slow" else 0.01
+            pool.done(member, time.now, seconds, Verdict.FAILED if bad else Verdict.GOOD, "500")
+    assert asked < 40
+
+
 def test_a_higher_tier_serves_only_while_no_lower_one_can(time):
     pool = Members("bots", [Bot("a"), Bot("b", tier=1)], clock=time)
     assert set(serve(pool, time, 20)) == {"a"}
