@@ -11,7 +11,7 @@ import inspect
 import time
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from deia_hardening import streams
 from deia_hardening.actor import ANONYMOUS, SYSTEM, Actor
@@ -253,6 +253,13 @@ def _readable(message: Message) -> Message:
     return {**message, "headers": list(headers)}
 
 
+class Named(Protocol):
+    """Who can tell the id of a request that it has given."""
+
+    @property
+    def id(self) -> str: ...
+
+
 class RequestContext:
     """One request. Plugins write `mode`, `version`, `deadline` and `actor`; everybody reads.
 
@@ -281,7 +288,7 @@ class RequestContext:
     error: BaseException | None = None
     trusted: bool = False
 
-    _id: str | None = None
+    _id: str | Named | None = None
     _route: str | None = None
     _features: dict[str, Any] | None = None
     _notes: dict[str, Any] | None = None
@@ -298,9 +305,13 @@ class RequestContext:
     def id(self) -> str:
         """The request's id: from a trusted peer's header, else a UUIDv7; computed on first use."""
         value = self._id
-        if value is None:
-            parent = self.parent
-            value = self._id = uuid7() if parent is None else parent.id
+        if not isinstance(value, str):
+            if value is None:
+                parent = self.parent
+                value = uuid7() if parent is None else parent.id
+            else:
+                value = value.id
+            self._id = value
         return value
 
     @property

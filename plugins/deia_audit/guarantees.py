@@ -116,7 +116,7 @@ class IntentMiddleware:
             await self._app(scope, receive, send)
             return
         audit = self._audit
-        receipt = audit.journal.append_body(audit.assembler.http(context, "intent", None, None))
+        receipt = audit.http(context, "intent")
         if not await durable(receipt, self._timeout):
             logger.error("the intent of %s %s is not known to be durable", scope.get("method"), scope["path"])
             if self._refuse:

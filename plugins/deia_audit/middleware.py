@@ -1,4 +1,4 @@
-"""The outermost layer: one record per finished request, assembled as bytes on the serving loop.
+"""The outermost layer: one record per finished request, taken on the serving loop and written out by the journal.
 
 It holds nothing back under guarantee `batch`: the record is appended when the request is over. What the other
 guarantees hold is in `guarantees`, what looks at bodies in `bodies`.
@@ -162,8 +162,7 @@ class Call:
         method = context.scope.get("method") or "WEBSOCKET"
         if self._level(self.layer.policy, method, route_path(context.scope), status) is Level.NONE:
             return None
-        logger = self.layer.logger
-        return logger.append(logger.assembler.http(context, "result", self.agent, self.trace, status=status))
+        return self.layer.logger.http(context, "result", self.agent, self.trace, status=status)
 
     def finish(self, exchange: Exchange) -> None:
         """Append the record of the request that is over; that of a server error waits for the call's exception."""
@@ -173,9 +172,7 @@ class Call:
             layer = self.layer
             if route_path(context.scope) not in layer.policy.exact:
                 logger = layer.logger
-                now = logger.now_ns()
-                record = logger.assembler.http(context, "result", self.agent, self.trace, now_ns=now)
-                logger.append(record, now)
+                logger.append(logger.assembler.http(context, "result", self.agent, self.trace, logger.now_ns()))
                 return
         self.failed = context.error is not None
         if status >= 500 and exchange.complete and not self.failed:
@@ -188,9 +185,7 @@ class Call:
         if self.deferred:
             self.write(self.context.exchange)
         elif self.context.error is not None and not self.failed:  # a background task's, after the answer
-            logger = self.layer.logger
-            event = b',"event":"late-error"'
-            logger.append(logger.assembler.http(self.context, "aborted", self.agent, self.trace, event))
+            self.layer.logger.http(self.context, "aborted", self.agent, self.trace, b',"event":"late-error"')
 
     def write(self, exchange: Exchange) -> None:
         """Append the record, unless the policy or a flood says otherwise."""
@@ -215,8 +210,7 @@ class Call:
         if method == "WEBSOCKET" and status == 101:
             stage = "end" if exchange.complete else "aborted"
             inside = f',"close":{exchange.close_code}'
-        extra = self._extra(level)
-        logger.append(logger.assembler.http(context, stage, self.agent, self.trace, extra, inside))
+        logger.http(context, stage, self.agent, self.trace, self._extra(level), inside)
 
     def _level(self, policy: Policy, method: str, path: str, status: int) -> Level:
         if policy.probe(method, path):
@@ -259,8 +253,7 @@ class Call:
     def opened(self, exchange: Exchange) -> None:
         """Append the record of a WebSocket that was accepted."""
         if exchange.status == 101 and not self.recorded:
-            logger = self.layer.logger
-            logger.append(logger.assembler.http(self.context, "result", self.agent, self.trace, b',"event":"open"'))
+            self.layer.logger.http(self.context, "result", self.agent, self.trace, b',"event":"open"')
 
 
 def kept_parts(scope: Scope, settings: AuditSettings) -> bytes:

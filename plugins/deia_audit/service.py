@@ -19,7 +19,7 @@ from deia_audit.layout import Layout
 from deia_audit.privacy import Subjects
 from deia_audit.query.grammar import Query, parse_query
 from deia_audit.query.search import Page, Search
-from deia_audit.records import Assembler
+from deia_audit.records import Assembler, Ended
 from deia_audit.settings import AuditSettings
 from deia_hardening.context import SYSTEM, RequestContext, context_variable
 from deia_hardening.errors import NotStarted
@@ -51,7 +51,7 @@ class AuditLogger:
         self.assembler = Assembler()
         layout = Layout.of(host.home)
         self.subjects = Subjects(layout.keys, layout.evidence)
-        self._privacy = ("plain", "plain", True)
+        self._privacy = ("plain", "plain", True, False)
         self.encrypts = False
         self.flood = FloodGate(50.0, 200, host.clock.monotonic())
         self.search: Search | None = None
@@ -69,27 +69,42 @@ class AuditLogger:
             journal = self._journal = self._host.journal("audit-trail")
         return journal
 
-    def append(self, body: bytes, now_ns: int | None = None) -> Receipt:
-        """Append a record's bytes; the journal's own method takes this one's place at first use."""
-        self.append = append = self.journal.append_body  # type: ignore[method-assign]
-        return append(body, now_ns)
+    def append(self, record: Ended) -> Receipt:
+        """Append a request's record; the journal's own method takes this one's place at first use."""
+        self.append = append = self.journal.append_late  # type: ignore[method-assign]
+        return append(record)
+
+    def http(
+        self,
+        context: RequestContext,
+        stage: str,
+        agent: bytes | None = None,
+        trace: bytes | None = None,
+        extra: bytes = b"",
+        inside: str = "",
+        status: int = 0,
+    ) -> Receipt:
+        """Append what `Assembler.http` takes of a request now."""
+        record = self.assembler.http(context, stage, agent, trace, self.now_ns(), extra, inside, status)
+        return self.append(record)
 
     def configure(self, settings: AuditSettings) -> None:
         """Take up settings that act on what is shared by all revisions."""
         self.flood.rate = settings.flood_rate
         self.flood.burst = float(settings.flood_burst)
         self._flood_summary = float(settings.flood_summary)
-        self.assembler.shows_query = bool(settings.query)
-        privacy = (settings.actor_ids, settings.client_address, settings.user_agent)
+        privacy = (settings.actor_ids, settings.client_address, settings.user_agent, bool(settings.query))
         if privacy != self._privacy:
             self._privacy = privacy
             self.encrypts = settings.actor_ids == "encrypted"
             names = {"pseudonym": self.subjects.pseudonym, "encrypted": self.subjects.encrypt}
-            self.assembler.subject = names.get(settings.actor_ids, str)
             addresses = {"pseudonym": self.subjects.pseudonym, "none": _nothing}
-            self.assembler.address = addresses.get(settings.client_address, str)
-            self.assembler.user_agent = settings.user_agent
-            self.assembler.reset()
+            self.assembler = Assembler(  # what was taken under the old settings is told as they say
+                names.get(settings.actor_ids, str),
+                addresses.get(settings.client_address, str),
+                user_agent=settings.user_agent,
+                shows_query=bool(settings.query),
+            )
 
     def warm(self, settings: AuditSettings, *, bodies: bool) -> None:
         """Read or make the keys that requests will need; blocking, at start and after a reload."""

@@ -20,8 +20,9 @@ from starlette.websockets import WebSocket
 from deia_audit import AuditLogger, audited, auditing, record
 from deia_audit.escape import quoted
 from deia_audit.policy import weakened
+from deia_audit.records import Assembler, Ended
 from deia_audit.settings import AuditSettings
-from deia_hardening import harden
+from deia_hardening import Actor, RequestContext, current, harden
 from deia_hardening.testing import running
 
 Read = Callable[[Path], list[dict[str, Any]]]
@@ -131,6 +132,67 @@ def test_a_background_task_that_fails_after_the_answer_is_recorded_too(tmp_path:
         client.get("/")
     answered, late = requests_of(read_trail(tmp_path))
     assert (answered["outcome"], late["event"], late["error"]) == ("success", "late-error", "LookupError")
+
+
+def test_a_record_says_what_was_so_when_the_request_ended(tmp_path: Path, read_trail: Read) -> None:
+    told: dict[str, str] = {}
+
+    async def endpoint(request: Request) -> PlainTextResponse:
+        def change() -> None:  # the answer is out; its record may not be written yet
+            request.scope["path_params"].clear()
+            request.scope["path"] = "/elsewhere"
+            request.scope["client"] = ("10.0.0.1", 1)
+            context = current(RequestContext)
+            context.actor = Actor("user", "somebody")
+            told["id"] = context.id
+
+        return PlainTextResponse("fine", background=BackgroundTask(change))
+
+    app = harden(Starlette(routes=[Route("/b/{bot_id}", endpoint)]), {"home": str(tmp_path), "audit": {}})
+    with TestClient(app) as client:
+        client.get("/b/b7")
+    (call,) = requests_of(read_trail(tmp_path))
+    assert (call["http"]["path"], call["target"]) == ("/b/b7", {"type": "bot", "id": "b7"})
+    assert (call["src"]["ip"], call["actor"]) == ("testclient", {"type": "anonymous"})
+    assert call["id"] == told["id"]
+
+
+def test_a_record_is_written_under_the_settings_of_its_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    app = harden(
+        Starlette(routes=[Route("/plain", plain)]),
+        {"home": str(tmp_path), "audit": {"client_address": "none", "user_agent": False}},
+    )
+    taken: list[Ended] = []
+    with TestClient(app) as client:
+        logger = current(AuditLogger, app=app)
+        monkeypatch.setattr(logger, "append", taken.append)
+        client.get("/plain")
+        logger.configure(AuditSettings())
+        client.get("/plain?a=1")
+        for ended in taken:
+            ended._inlet = logger.journal
+        Ended._encode(taken)
+    before, after = (json.loads(b"{%b}" % ended._body) for ended in taken)
+    assert (before["src"], after["src"]["ip"]) == ({}, "testclient")
+    assert after["redacted"] == ["query"]
+
+
+def test_a_record_that_cannot_be_made_still_tells_of_the_call(
+    tmp_path: Path, read_trail: Read, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def damaged(assembler: Assembler, actor: Actor) -> str:
+        raise ValueError("the key file is damaged")
+
+    with TestClient(app_of(tmp_path)) as client:
+        monkeypatch.setattr(Assembler, "actor", damaged)
+        client.get("/plain")
+        current(AuditLogger, app=client.app).journal.drain()
+        monkeypatch.undo()
+        client.get("/plain")
+    lost, whole = requests_of(read_trail(tmp_path))
+    assert (lost["event"], lost["http"]) == ("unreadable", {"method": "GET", "path": "/plain", "status": 200})
+    assert "the key file is damaged" in lost["error"]
+    assert whole["outcome"] == "success"
 
 
 def test_text_of_every_kind_becomes_ascii_json() -> None:
