@@ -236,6 +236,7 @@ class Threads:
         context = contextvars.copy_context()
 
         def job() -> None:
+            turns.begins(job)
             try:
                 completion.set_result(context.run(function, *args))
             except BaseException as error:

@@ -11,6 +11,7 @@ nobody is ever due for long, and nothing here happens.
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable
 from math import inf
 from queue import Empty, SimpleQueue
@@ -21,6 +22,11 @@ SLICE = 0.0005
 """Seconds that one request stands aside at most."""
 SHARE = 0.5
 """After each slice, long work waits as long as it was given in all, times this: it gets less and less of the time."""
+PAUSE = 0.002
+"""Seconds from the end of one part of long work to the next, see `Turns.part`."""
+NOBODY = 0.005
+"""Seconds after which a part begins though no request stood aside: then no loop is busy, for `QUIET` at least."""
+QUIET = 0.1
 MOST = 4 * SLICE
 """Seconds that a piece of work is given in all; then it must do without. What takes longer may be a stalled disk."""
 
@@ -43,6 +49,9 @@ class Turns:
         self._wake: dict[Any, Callable[[], None]] = {}
         self._door: SimpleQueue[None] | None = None
         self._given = 0.0
+        self._own = threading.local()
+        self._after: list[Callable[[], None]] = []
+        self._quiet = 0.0
         self.due = inf
 
     def wants(self, who: Any, at: float = 0.0, wake: Callable[[], None] | None = None) -> None:
@@ -62,6 +71,39 @@ class Turns:
         if self._door is not None:
             self._settle()
 
+    def begins(self, who: Any) -> None:
+        """This thread works for `who` from now on."""
+        self._own.who = who
+
+    def part(self) -> None:
+        """A part of this thread's work is done: let the requests go on, and return when one stands aside again.
+
+        So work that is too long for one slice does not compete for the interpreter: a part should take no more than a
+        slice. Returns at once while no loop is busy, and on a thread that `begins` was not called on.
+        """
+        who = getattr(self._own, "who", None)
+        now = _monotonic()
+        if who is None or now < self._quiet:
+            return
+        gate = threading.Lock()
+        gate.acquire()
+        self.wants(who, now + PAUSE, gate.release)
+        if not gate.acquire(timeout=PAUSE + NOBODY):
+            self._quiet = _monotonic() + QUIET
+        self._wake.pop(who, None)
+        self.wants(who)
+
+    def waits(self) -> None:
+        """This thread waits for a disk or a peer: nobody is to stand aside for it before its next `part`."""
+        who = getattr(self._own, "who", None)
+        if who is not None:
+            self.rests(who)
+
+    def after(self, work: Callable[[], None]) -> None:
+        """Have the next request that is over call `work`, on its loop: short work that is cheaper there."""
+        self._after.append(work)
+        self.due = -inf
+
     def _settle(self) -> None:
         """Let the request go on that stands aside, if nobody needs it to."""
         door = self._door
@@ -71,6 +113,8 @@ class Turns:
 
     def give(self, now: float) -> None:
         """Stand aside for who is due. At the end of a request, on its loop; returns within `SLICE`."""
+        while self._after:
+            self._after.pop()()
         if self._door is not None:  # another thread does
             return
         waking = [who for who, at in tuple(self._until.items()) if at <= now]

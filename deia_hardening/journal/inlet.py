@@ -21,11 +21,15 @@ from deia_hardening.journal.errors import JournalClosed, JournalError, JournalFu
 from deia_hardening.journal.latch import ThreadWaiter, TrioWaiter, Waiting
 from deia_hardening.journal.lines import HARD_LIMIT
 from deia_hardening.journal.settings import JournalSettings
+from deia_hardening.turns import turns
 
 BUSY, GATHERING, LED, IDLE, NO_THREAD = 0, 1, 2, 3, 4
 """What the writer's thread does: looks at the queue again by itself; sleeps and wants to be woken for what is
 urgent only; sleeps for a moment, since one thread writes its own records, and wants to be woken for any other's;
 sleeps and wants to be woken for any record; does not run."""
+
+_AT_ONCE = 128
+"""Records whose bytes are made together, after a request: a fifth to a third of a millisecond."""
 
 
 class Receipt(msgspec.Struct, gc=False, eq=False):
@@ -93,7 +97,7 @@ class Late(Receipt, gc=False, eq=False):
 
     @classmethod
     def _encode(cls, records: list[Self]) -> None:
-        """Set `_body` of each, as `_inlet._fitted` returns it. On the writer's thread, which may be any."""
+        """Set `_body` of each, as `_inlet._fitted` returns it. On any thread, on two at the same time perhaps."""
         raise NotImplementedError
 
     def _size(self) -> int:
@@ -135,6 +139,7 @@ class Inlet:
         self._waiters: list[Waiting] = []
         self._room: list[ThreadWaiter] = []
         self._dropped = 0
+        self._unmade = 0
 
     # -- putting in
 
@@ -162,7 +167,18 @@ class Inlet:
         """Queue a record that the writer will encode, and return it; as `append_body` else."""
         record._inlet = self
         self._put(record, record._guess)
+        self._unmade += 1
+        if self._unmade == _AT_ONCE:
+            turns.after(self._make)
         return record
+
+    def _make(self) -> None:
+        """Have the newest bytes made here: the writer's turn is then short enough for a busy loop to wait for it.
+
+        It may do the same at the same time; both make the same bytes.
+        """
+        self._unmade = 0
+        self._encoded(self._queue[-_AT_ONCE:])
 
     def _put(self, receipt: Receipt, size: int) -> None:
         with self._lock:

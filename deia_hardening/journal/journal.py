@@ -31,7 +31,7 @@ from deia_hardening.journal.writer import Writer
 from deia_hardening.turns import turns
 
 _EXIT_TIMEOUT = 10.0
-_EARLY = 0.5
+_EARLY = 0.8
 """The part of `write_interval` after which a busy serving loop stands aside; later the thread wakes by itself."""
 _LED_PAUSE = 0.002
 """How long a record may wait that a thread appended which waited for, and wrote, its earlier ones itself."""

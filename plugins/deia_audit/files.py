@@ -11,6 +11,11 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
+from deia_hardening.turns import turns
+
+_PART = 4
+"""Files that are written in one part of the work, while a busy loop stands aside."""
+
 
 def sync_file(descriptor: int) -> None:
     """Make a descriptor's data durable (F_FULLFSYNC on macOS)."""
@@ -72,13 +77,21 @@ def write_whole(files: Iterable[tuple[Path, bytes]], mode: int = 0o644) -> None:
             descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
             opened.append((descriptor, beside, path))
             write_all(descriptor, data)
-        for descriptor, _beside, _path in opened:
+            if len(opened) % _PART == 0:
+                turns.part()
+        turns.waits()
+        for number, (descriptor, _beside, _path) in enumerate(opened):
             sync_file(descriptor)
+            if number % _PART == 0:
+                turns.part()
     finally:
         for descriptor, _beside, _path in opened:
             os.close(descriptor)
-    for _descriptor, beside, path in opened:
-        beside.rename(path)
+    turns.part()
+    for number, (_descriptor, beside, path) in enumerate(opened):
+        os.rename(beside, path)  # noqa: PTH104
+        if number % (2 * _PART) == 0:
+            turns.part()
 
 
 def make_folders(folder: Path, mode: int = 0o755) -> None:

@@ -19,6 +19,7 @@ import msgspec
 from deia_audit.escape import quote, quote_header, quoted
 from deia_hardening.context import ANONYMOUS, SYSTEM, Actor, Mode, Named, RequestContext
 from deia_hardening.journal import Late, encode_event
+from deia_hardening.journal.lines import HARD_LIMIT
 
 CACHE_LIMIT = 4096
 UNMATCHED = "(unmatched)"
@@ -155,8 +156,9 @@ class Ended(Late, gc=False, eq=False):
                         "event": "unreadable", "error": f"{type(error).__qualname__}: {error}",
                     }
                 )  # fmt: skip
-            record._body = record._inlet._fitted(body)
-            record.actor = ANONYMOUS  # it is the app's; what it refers to must not wait for the disk
+            if record.extra or len(body) > HARD_LIMIT:  # all else is bounded, ASCII and on one line
+                body = record._inlet._fitted(body)
+            record._body = body
 
 
 class Assembler:
@@ -283,12 +285,15 @@ class Assembler:
                 target = str(target)
         client = scope.get("client")
         error = context.error
+        actor = context.actor
+        if actor.__class__ is not Actor:  # the app's own kind, which may change or refer to anything
+            actor = Actor(actor.type, actor.id, actor.auth, actor.session, actor.on_behalf_of)
         record = Ended(
             b"", now_ns, None, None, None, 640 + len(path) + len(extra), self, ids.number(), stage,  # type: ignore[arg-type]
             scope.get("method") or "WEBSOCKET", path, context._route or context.route, status or exchange.status,
             error is not None and not (exchange.complete and exchange.status),
             context.received, exchange.ended, exchange.bytes_out, client[0] if client else "", agent, context.mode,
-            context.version, context.actor, kind, target, context._id, context.bot,
+            context.version, actor, kind, target, context._id, context.bot,
         )  # fmt: skip
         if context._id is None:
             context._id = record
@@ -330,22 +335,21 @@ class Assembler:
         if bot:
             more = f'{more},"bot":{quote(bot, 128)}'
         inside = record.inside
-        ended = record.ended
+        when = ended = record.ended
         if ended:
             inside = f'{inside},"ms":{(ended - record.received) * 1000:.3f},"bytes":{record.sent}'
         else:
-            ended = record.received
+            when = record.received
         actor = record.actor
         whole: tuple[Any, ...] = (str(record.address), record.agent, record.mode, record.version)
         if actor is not ANONYMOUS:
             whole += _shown(actor)
         who = self._who.get(whole) or self.who(whole, record)
-        head = f'"id":"{record.id}",{call},"path":{quote(record.path)}{inside}}},{who}'
-        tail = f'{more},"mono":{int(ended * 1e6)},{_tail}'
+        head = f'"id":"{ids.text(record.number, record._time)}",{call},"path":{quote(record.path)}{inside}}},{who}'
         extra = record.extra
         if extra:
-            return head.encode("ascii") + extra + tail.encode("ascii")
-        return (head + tail).encode("ascii")
+            return head.encode("ascii") + extra + f'{more},"mono":{int(when * 1e6)},{_tail}'.encode("ascii")
+        return f'{head}{more},"mono":{int(when * 1e6)},{_tail}'.encode("ascii")
 
     def event(self, members: Mapping[str, Any], actor: Actor) -> dict[str, Any]:
         """Return the members of a record that is not a request's, ready for the journal's encoder."""
