@@ -117,12 +117,6 @@ class Gap:
 class Inlet:
     """The queue, its bounds and those who wait. `Journal` is built on it."""
 
-    # Between two requests nothing of this is in the processor's cache: slots lie side by side, a dict's entries don't.
-    __slots__ = (
-        "_bytes", "_closed", "_dropped", "_gap", "_largest", "_level", "_lock", "_max_bytes", "_max_records", "_now_ns",
-        "_queue", "_room", "_settings", "_trouble", "_unmade", "_urgent", "_waiters", "durable_through",
-    )  # fmt: skip
-
     def __init__(self, settings: JournalSettings, now_ns: Callable[[], int]) -> None:
         self._settings = settings
         self._now_ns = now_ns
@@ -172,21 +166,9 @@ class Inlet:
     def append_late(self, record: Late) -> Receipt:
         """Queue a record that the writer will encode, and return it; as `append_body` else."""
         record._inlet = self
-        size = record._guess
-        with self._lock:  # what `_put` does: a call less
-            queue = self._queue
-            if self._bytes + size > self._max_bytes or len(queue) >= self._max_records or self._closed:
-                kick = -1
-            else:
-                queue.append(record)
-                self._bytes += size
-                kick = self._level
-        if kick >= IDLE:
-            self._rouse()
-        elif kick < 0:
-            self._refused(record)
-        self._unmade = unmade = self._unmade + 1
-        if unmade == _AT_ONCE:
+        self._put(record, record._guess)
+        self._unmade += 1
+        if self._unmade == _AT_ONCE:
             turns.after(self._make)
         return record
 
