@@ -6,6 +6,8 @@ import threading
 import time
 from math import inf
 
+import pytest
+
 from deia_hardening.turns import MOST, SHARE, SLICE, Turns
 
 
@@ -83,3 +85,68 @@ def test_two_loops_do_not_stand_aside_for_the_same_work_at_once() -> None:
     turns.rests("job")
     first.join(10)
     assert not first.is_alive()
+
+
+def test_long_work_goes_on_only_while_a_request_stands_aside(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("deia_hardening.turns.NOBODY", 60.0)
+    turns = Turns()
+    done: list[int] = []
+
+    def work() -> None:
+        turns.begins("job")
+        for number in range(4):
+            done.append(number)
+            turns.part()
+        turns.rests("job")
+
+    turns.wants("job")
+    thread = threading.Thread(target=work)
+    thread.start()
+    seen = []
+    while thread.is_alive():
+        before = len(done)
+        turns.give(time.monotonic())  # a busy loop: one request after the other
+        seen.append(len(done) - before)
+    thread.join()
+    assert done == [0, 1, 2, 3]
+    assert max(seen) <= 2  # at most what ran before the first request, and one part
+    assert turns.due == inf or turns.due <= time.monotonic()
+
+
+def test_without_a_busy_loop_work_does_not_wait_for_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("deia_hardening.turns.QUIET", 1e9)
+    turns = Turns()
+    turns.begins("job")
+    turns.part()  # nobody comes: no loop is busy
+    assert turns.due == 0.0
+    turns.rests("job")
+    turns.give(1.0)
+    turns.part()
+    assert turns.due == inf  # it went on at once
+
+
+def test_nobody_stands_aside_for_work_that_waits_for_a_disk() -> None:
+    turns = Turns()
+    turns.begins("job")
+    turns.wants("job")
+    turns.waits()
+    turns.give(1.0)
+    assert turns.due == inf
+
+
+def test_a_thread_that_has_no_turns_just_works() -> None:
+    turns = Turns()
+    turns.part()
+    turns.waits()
+    assert turns.due == inf
+
+
+def test_short_work_is_done_by_the_next_request_on_its_own_loop() -> None:
+    turns = Turns()
+    where: list[int] = []
+    turns.after(lambda: where.append(threading.get_ident()))
+    assert turns.due < 1.0
+    turns.give(1.0)
+    turns.give(2.0)
+    assert where == [threading.get_ident()]
+    assert turns.due == inf

@@ -94,6 +94,8 @@ class Late(Receipt, gc=False, eq=False):
 
     _guess: int = 512
     """About how long the bytes will be."""
+    _kept: bool = True
+    """Whether anybody may ask what became of it. Else it is let go once written: its memory serves the next request."""
 
     @classmethod
     def _encode(cls, records: list[Self]) -> None:

@@ -20,7 +20,7 @@ import msgspec
 from deia_hardening.clock import Clock
 from deia_hardening.journal.disk import NO_ROOM
 from deia_hardening.journal.errors import JournalError
-from deia_hardening.journal.inlet import Gap, Inlet, Receipt
+from deia_hardening.journal.inlet import Gap, Inlet, Late, Receipt
 from deia_hardening.journal.latch import Waiting, wake_all
 from deia_hardening.journal.lines import Header, TimeFormat, format_time
 from deia_hardening.journal.listeners import Batch, Listeners
@@ -164,7 +164,7 @@ class Writer:
             if not self.unsynced_bytes:
                 self.sync_due = self._clock.monotonic() + self._settings.sync_interval
             self.unsynced_bytes += position.size - offset
-            self._unsynced.append(batch)
+            self._unsynced.append([one for one in batch if not isinstance(one, Late) or one._kept])
         if self._listeners:
             self._listeners.written(Batch(first, lines, leaves, offset, position.header.segment, True))
 

@@ -267,10 +267,12 @@ class Assembler:
         extra: bytes = b"",
         inside: str = "",
         status: int = 0,
+        kept: bool = False,
     ) -> Ended:
-        """Take what a request's record is made of, for the journal's `append_late`; 1 µs.
+        """Take what a request's record is made of, for the journal's `append_late`: 0.6 µs, 3 between two requests.
 
-        `extra` are further members, `inside` further ones of `http`; `now_ns` is the record's time.
+        `extra` are further members, `inside` further ones of `http`; `now_ns` is the record's time, `kept` whether
+        somebody will wait for it.
         """
         scope = context.scope
         exchange = context.exchange
@@ -283,14 +285,19 @@ class Assembler:
             target = parameters[kind]
             if target.__class__ is not str:
                 target = str(target)
+        route = context._route
+        if route is None:  # `context.route` without a call
+            route = context.revision.template(scope)
+            if exchange.started:
+                context._route = route
         client = scope.get("client")
         error = context.error
         actor = context.actor
         if actor.__class__ is not Actor:  # the app's own kind, which may change or refer to anything
             actor = Actor(actor.type, actor.id, actor.auth, actor.session, actor.on_behalf_of)
         record = Ended(
-            b"", now_ns, None, None, None, 640 + len(path) + len(extra), self, ids.number(), stage,  # type: ignore[arg-type]
-            scope.get("method") or "WEBSOCKET", path, context._route or context.route, status or exchange.status,
+            b"", now_ns, None, None, None, 640 + len(path) + len(extra), kept, self, ids.number(), stage,  # type: ignore[arg-type]
+            scope.get("method") or "WEBSOCKET", path, route, status or exchange.status,
             error is not None and not (exchange.complete and exchange.status),
             context.received, exchange.ended, exchange.bytes_out, client[0] if client else "", agent, context.mode,
             context.version, actor, kind, target, context._id, context.bot,

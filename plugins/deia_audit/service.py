@@ -85,7 +85,7 @@ class AuditLogger:
         status: int = 0,
     ) -> Receipt:
         """Append what `Assembler.http` takes of a request now."""
-        record = self.assembler.http(context, stage, agent, trace, self.now_ns(), extra, inside, status)
+        record = self.assembler.http(context, stage, agent, trace, self.now_ns(), extra, inside, status, kept=True)
         return self.append(record)
 
     def configure(self, settings: AuditSettings) -> None:
