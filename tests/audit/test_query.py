@@ -105,6 +105,11 @@ QUERIES: list[tuple[str, Callable[[dict[str, Any]], bool]]] = [
     ("trace=" + f"{7:032x}", lambda one: one.get("trace") == f"{7:032x}"),
     ("q=nightly&actor=bob", lambda one: "nightly" in one.get("reason", "") and actor(one) == "bob"),
     ("q=load test&-q=nightly", lambda one: False),
+    ("-kind=http", lambda one: one["kind"] != "http"),
+    ("-ip=10.0.0.0/9", lambda one: "src" not in one),
+    ("-actor=alice&-actor=bob", lambda one: actor(one) not in ("alice", "bob")),
+    ("-status=200&-outcome=failure", lambda one: status(one) != 200 and one.get("outcome") != "failure"),
+    ("-status=200..500", lambda one: not 200 <= status(one) <= 500),
     (
         "-actor=alice&-status=500..599&-action=bot.*",
         lambda one: (
@@ -126,6 +131,24 @@ def test_a_query_finds_exactly_what_it_asks_for(filled: Any, text: str, wanted: 
         found = [row.seq for row in all_rows(search, f"{text}&limit=7&order={order}")]
         assert found == (expected if order == "asc" else expected[::-1])
     assert search.run(parse(f"{text}&count=1&limit=1")).count == len(expected)
+
+
+def test_what_a_negated_filter_leaves_is_looked_up_and_not_searched_for(
+    filled: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, search, records = filled
+    for text in ("-kind=http", "-ip=10.0.0.0/9", "-status=200..503"):
+        found = all_rows(search, text)
+        read: list[int] = []
+        line = search._line
+        monkeypatch.setattr(search, "_line", lambda *what, line=line, read=read: (read.append(1), line(*what))[1])
+        assert all_rows(search, text) == found
+        live = sum(one["kind"] != "http" for one in records)
+        assert len(read) <= len(found) + live + _live_records(search) < len(records), text
+
+
+def _live_records(search: Search) -> int:
+    return 0 if search._live is None else search._live.next - search._live.segment.first
 
 
 def test_pages_never_shift_while_records_come(filled: Any) -> None:

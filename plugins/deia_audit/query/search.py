@@ -194,6 +194,7 @@ class Search:
         """Yield what the index offers, in order: the rarest group of terms drives, the others must hold too."""
         groups: list[tuple[int, tuple[int, ...]]] = []
         without: list[int] = []
+        left: tuple[tuple[int, ...], tuple[int, ...]] | None = None
         for one in query.filters:
             found = index.terms(one)
             if found is None:
@@ -201,6 +202,7 @@ class Search:
             if one.negated:
                 if any(count >= index.size for _, count in found):
                     return iter(())  # every record of the segment has it
+                left = left or index.others(one, sum(count for _, count in found))
                 if len(found) <= _MOST_WITHOUT:  # looked up for each record; the check of the line decides anyway
                     without += (key for key, _ in found)
                 continue
@@ -212,6 +214,8 @@ class Search:
         if any(not keys for _, keys in groups):
             return iter(())
         groups.sort()
+        if not groups and left is not None:
+            return self._left(index, *left, without, low, high, newest_first=query.newest_first)
         if not groups:
             return index.numbers(None, (), without, low, high, newest_first=query.newest_first)
         drivers, also = groups[0][1], [keys for _, keys in groups[1:]]
@@ -219,6 +223,22 @@ class Search:
         if len(streams) == 1:
             return streams[0]
         return _distinct(heapq.merge(*streams, reverse=query.newest_first))
+
+    @staticmethod
+    def _left(
+        index: SegmentIndex,
+        keys: tuple[int, ...],
+        lacking: tuple[int, ...],
+        without: list[int],
+        low: int,
+        high: int,
+        *,
+        newest_first: bool,
+    ) -> Iterator[tuple[int, int]]:
+        """Yield what a negated filter leaves, where that is little of a segment."""
+        streams = [index.numbers(key, (), without, low, high, newest_first=newest_first) for key in keys]
+        streams.append(index.those(lacking, low, high, newest_first=newest_first))
+        return _distinct(heapq.merge(*streams, reverse=newest_first))
 
     def _sound(self, seq: int, line: bytes) -> bool:
         """Whether a line is the record that it should be: its number, and its hash in the tree where it is there."""
