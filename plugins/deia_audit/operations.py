@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import attrs
 import msgspec
 
-from deia_audit import newlog
+from deia_audit import newlog, untold
 from deia_audit.checkpoint import Checkpoint
 from deia_audit.export import to_csv, to_ocsf
 from deia_audit.holds import Hold, Holds
@@ -250,6 +250,8 @@ class Handlers:
             else:
                 last = None if value.last < 0 else value.last
                 holds.put(Hold(value.name, value.first, last, call.reason, f"{call.actor.type}:{call.actor.id}"))
+            if not self._running:
+                self._untold("audit.hold", call, {"type": "hold", "id": value.name}, release=value.release)
             return HoldOutput([attrs.asdict(one) for one in holds.all()])
 
         return await self._host.blocking(work)
@@ -271,8 +273,17 @@ class Handlers:
         destroyed = await self._host.blocking(subjects.erase, value.subject)
         self._plugin.logger.assembler.reset()
         handle = await self._host.blocking(subjects.handle, value.subject)
-        self._plugin.logger.system("audit.erased", target={"type": "subject", "id": handle}, by=call.actor)
+        target = {"type": "subject", "id": handle}
+        if self._running:
+            self._plugin.logger.system("audit.erased", target=target, by=call.actor)
+        else:
+            await self._host.blocking(self._untold, "audit.erased", call, target)
         return EraseOutput(handle, destroyed)
+
+    def _untold(self, action: str, call: Call, target: dict[str, str], **detail: bool) -> None:
+        """Have the next start record what was done without a service."""
+        members = {"target": target, "detail": detail, **({"reason": call.reason} if call.reason else {})}
+        untold.keep(self._layout, action, call.actor, self._host.clock.wall(), **members)
 
     async def lookup(self, value: LookupInput, call: Call) -> LookupOutput:
         logger = self._plugin.logger
@@ -370,7 +381,7 @@ def operations(plugin: AuditPlugin) -> Sequence[Operation]:
         ),
         Operation(
             name="audit.erase", summary="Destroy a subject's key: what it encrypted can't be read any more.",
-            role=Role.ADMIN, handler=do.erase, input=EraseInput, output=EraseOutput,
+            role=Role.ADMIN, handler=do.erase, input=EraseInput, output=EraseOutput, offline=True,
             confirm="The subject's key is destroyed for good. Go on?",
         ),
         Operation(

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, ClassVar
 
+from deia_audit import newlog, untold
 from deia_audit.endpoint import LogsEndpoint
 from deia_audit.events import AuditWeakened
 from deia_audit.guarantees import IntentMiddleware
@@ -90,6 +91,7 @@ class AuditPlugin(Plugin[AuditSettings]):
             settle=self._settle,
         )
         await self.host.blocking(self._told_start)
+        await self.host.blocking(self._tell_untold)
         withdraw = self.host.services.provide(AuditLogger, self.logger)
         untake = self.host.services.provide(RecordSink, VersionRecords(self.host, self.logger))
         subscription = self.host.events.subscribe(Event, self.logger.record_event, inline=True)
@@ -123,6 +125,16 @@ class AuditPlugin(Plugin[AuditSettings]):
             pause = self.host.clock.wall_ns() - parse_time(last.time)
             members = {"detail": {"pause_s": round(max(pause, 0) / 1e9, 3), "last": last.seq}}
         self.logger.system("audit.started", **members)
+
+    def _tell_untold(self) -> None:
+        """Record what was done while no service ran."""
+        layout = self.keeper.sealer.layout
+        with newlog.exclusively(layout):  # of several workers one
+            deeds = untold.noted(layout)
+            for action, actor, members in deeds:
+                self.logger.system(action, by=actor, **members)
+            if deeds and self.logger.journal.drain(_SETTLE):
+                untold.told(layout)
 
     async def _warm(self, settings: AuditSettings) -> None:
         policy = Policy(settings.level, settings.rules, settings.probes)

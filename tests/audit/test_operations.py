@@ -16,11 +16,13 @@ from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 
+from deia_audit import untold
 from deia_audit.checkpoint import Checkpoint
 from deia_audit.export import safe_cell
 from deia_audit.layout import Layout
 from deia_audit.notes import VerifierKey
 from deia_audit.operations import ExportInput, HoldInput, NewLogInput, ProveInput, QueryInput, VerifyInput
+from deia_audit.privacy import Subjects
 from deia_audit.proof import TlogProof, check_proof
 from deia_audit.tiles import decode_bundle
 from deia_audit.verdict import Verdict
@@ -202,3 +204,54 @@ def test_heads_are_told_elsewhere(tmp_path: Path) -> None:
     serve(home, heads=[str(elsewhere)])
     head = Checkpoint.parse(elsewhere.read_bytes())
     assert verify(Layout.of(home), heads=[head]).verdict is Verdict.OK_WITNESSED
+
+
+def test_what_is_done_without_a_service_is_told_by_its_next_start(tmp_path: Path) -> None:
+    home, config = tmp_path / "home", tmp_path / "config"
+    config.mkdir()
+    (config / "a.yaml").write_text(f"home: {home}\naudit: {{actor_ids: encrypted}}\n")
+    serve(home, actor_ids="encrypted")
+    layout = Layout.of(home)
+    name = Subjects(layout.keys, layout.evidence).encrypt("alice")
+
+    def verb(*words: str) -> str:
+        command = [sys.executable, "-m", "deia_hardening.cli", "audit", *words, "-c", str(config)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert "alice" in verb("lookup", name)
+    verb("erase", "alice", "--yes", "--reason", "she asked for it")
+    verb("hold", "case-7", "--reason", "a lawsuit")
+    assert "(erased)" in verb("lookup", name)
+    assert verify(Layout.of(home)).verdict is Verdict.OK_LOCAL_ONLY
+    for _ in range(2):  # the second start has nothing left to tell
+        serve(home, actor_ids="encrypted")
+    told = [json.loads(line) for line in (home / "logs" / "audit-trail.jsonl").read_text().splitlines()]
+    deeds = [one for one in told if one.get("detail", {}).get("offline")]
+    assert [(one["action"], one["reason"]) for one in deeds] == [
+        ("audit.erased", "she asked for it"),
+        ("audit.hold", "a lawsuit"),
+    ]
+    assert deeds[0]["actor"]["auth"] == "shell" and deeds[0]["detail"]["done_at"] > 0
+    assert verify(Layout.of(home)).verdict is Verdict.OK_LOCAL_ONLY
+
+
+def test_a_deed_that_a_power_cut_tore_hides_no_other(tmp_path: Path) -> None:
+    layout = Layout.of(tmp_path)
+    assert untold.noted(layout) == []
+    me = Actor("operator", "me", "shell")
+    untold.keep(layout, "audit.erased", me, 1.5, target={"type": "subject", "id": "x"}, detail={"a": True})
+    with (layout.evidence / "untold.jsonl").open("ab") as file:
+        file.write(b'\n{"action":"audit.era')
+    untold.keep(layout, "audit.hold", me, 2.5)
+    assert untold.noted(layout) == [
+        (
+            "audit.erased",
+            me,
+            {"target": {"type": "subject", "id": "x"}, "detail": {"a": True, "done_at": 1.5, "offline": True}},
+        ),
+        ("audit.hold", me, {"detail": {"done_at": 2.5, "offline": True}}),
+    ]
+    untold.told(layout)
+    assert untold.noted(layout) == []
