@@ -113,6 +113,10 @@ class Book:
             except StaleRevision as stale:  # another worker was quicker
                 self._revision = stale.found
 
+    def unread(self) -> None:
+        """What was read last was not taken up."""
+        self._area = -1
+
     async def read(self) -> Rollout | None:
         """The state in the store. Raises StoreError; then it is still to be read."""
         area = self._host.page.area("rollout")

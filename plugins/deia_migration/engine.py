@@ -105,7 +105,8 @@ class Engine:
         self.router.state = self.host.page.state
         if any(text.startswith(("client:", "path:")) for text in settings.sessions):
             await self.host.blocking(self.table.open)  # sessions that clients make up are bound before any rollout
-        await self._recover()
+        async with self.moving:  # requests come already, and with them the page's word on what others do
+            await self._recover()
         self.host.store.on_rebuilt(self.store_rebuilt)
         self._spawn(self._watch_page(), "page")
 
@@ -317,14 +318,18 @@ class Engine:
         For the holder of `moving`.
         """
         if self.book.changed():
-            await self.reload()
+            try:
+                await self.reload()
+            except BaseException:
+                self.book.unread()  # it was not taken up: again at the next look
+                raise
 
     async def reload(self) -> None:
         state = await self.book.read()
         if state is None:
             return
         before = self.rollout
-        if before is not None and before.id == state.id:
+        if before is not None and before.id == state.id and (self.router.live is not None or before.phase.over):
             self.rollout = state
             if state.latched:
                 self.router.latch(state.id)

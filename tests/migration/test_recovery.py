@@ -15,11 +15,14 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 
 from deia_hardening.journal import JournalReader, open_journal
 from deia_hardening.settings import Ratio
 from deia_migration import MigrationManager, Plan, Step
+from deia_migration.book import Book
+from deia_migration.engine import Engine
 from deia_migration.log import Recovered, record, records, recover, started_fields
 from deia_migration.rollout import Phase, Rollout
 
@@ -243,3 +246,37 @@ def test_kill_9_at_random_instants_resumes_at_or_below_the_journaled_weight(tmp_
 @pytest.mark.fault
 def test_a_hundred_kills(tmp_path: Path) -> None:
     kills(tmp_path / ".deia", 100, seed=12)
+
+
+@pytest.mark.blocking
+async def test_an_end_that_comes_while_a_worker_starts_is_taken_up(
+    pair: Any, until: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A new worker is asked before it has read where the rollout stands, and another one ends it meanwhile."""
+    log = await whole_log(pair, until, end="promoted")
+    marks = boundaries(log)
+    third = next(mark for mark in marks if told(log[:mark])[0] == 0.05)
+    pair.folder = pair.folder / "again"
+    (pair.folder / ".deia" / "logs").mkdir(parents=True)
+    (pair.folder / ".deia" / "logs" / "migration-log.jsonl").write_bytes(log[:third])
+    serve_by = Engine._serve_by
+    ended: list[Rollout] = []
+
+    async def while_it_ends(engine: Engine, base: Any) -> Any:
+        if not ended:
+            assert engine.rollout is not None
+            ended.append(attrs.evolve(engine.rollout, phase=Phase.DONE, weight=1.0))
+            other = Book(engine.host)
+            await other.read()
+            await other.store(ended[0])
+            engine.host.runtime.submit(engine.catch_up)  # what who asks for the status does
+            await asyncio.sleep(0.1)
+        return await serve_by(engine, base)
+
+    monkeypatch.setattr(Engine, "_serve_by", while_it_ends)
+    async with pair.up() as live:
+        manager: MigrationManager = live.service(MigrationManager)
+        await until(lambda: manager.status().phase == "done")
+        await until(lambda: [one.name for one in manager.status().versions] == ["v2"])
+        for user in range(20):
+            assert (await live.post("/", headers=[(b"x-user", str(user).encode())])).body == b"new"
