@@ -96,8 +96,8 @@ class Line:
                 return False
         return True
 
-    def take(self, home: Path) -> list[Kept]:
-        """The children of a home that are kept; the keeper keeps them still."""
+    def take(self, home: Path) -> list[Kept] | None:
+        """The children of a home that are kept; the keeper keeps them still. None: it did not answer in time."""
         found: list[Kept] = []
         with self._lock:
             self._number += 1
@@ -115,7 +115,11 @@ class Line:
                         found.append(one)
                     elif message.get("t") == "end":
                         break
-            except OSError:
+            except TimeoutError:
+                for one in found:
+                    one.close()
+                return None
+            except OSError:  # it is gone
                 pass
         return found
 

@@ -206,7 +206,7 @@ class Supervisor:
             await asyncio.sleep(_FIRST_PAUSE)  # its answer is on its way to who asked
             if asker not in self._seats:
                 self._retire(asker)
-        if self._changed():
+        if await asyncio.to_thread(self._changed):  # the keeper answers meanwhile
             self._renew = True
             self._end.set()
 
@@ -265,7 +265,7 @@ class Supervisor:
     # -- its own replacement --------------------------------------------------------------------------------
 
     def _changed(self) -> bool:
-        """Whether this supervisor's code is another on disk by now, and would come up: tried in another process."""
+        """Whether this supervisor's code is another on disk, and would come up (tried in another process). Blocks."""
         if code_digest() == self._code:
             return False
         tried = subprocess.run(

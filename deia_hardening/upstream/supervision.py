@@ -61,18 +61,24 @@ class Supervision:
             if not self.rundir.try_lock():
                 return False
             if not self._reaped:
+                orphans = self._take()
+                if orphans is None:
+                    return False  # the keeper is busy: asked again soon, its children serve on
                 self._reaped = True
-                self._orphans = self._take()
+                self._orphans = orphans
                 ended = self.rundir.reap(patience, {kept.pid for _, kept in self._orphans.values()})
                 if ended:
                     _logger.warning("ended children that had survived their supervisor: %s", ended)
             return True
 
-    def _take(self) -> dict[str, Orphan]:
-        """The children that another supervisor has left and that are kept; each is recognised for sure."""
+    def _take(self) -> dict[str, Orphan] | None:
+        """The children that another supervisor has left and that are kept, each recognised; None: not known."""
         found: dict[str, Orphan] = {}
         line = keeping.line()
-        for kept in line.take(self.rundir.home) if line is not None else ():
+        taken = line.take(self.rundir.home) if line is not None else []
+        if taken is None:
+            return None
+        for kept in taken:
             record = self.rundir.read(kept.name)
             if record is not None and record.pid == kept.pid and record.lives() and kept.name not in found:
                 found[kept.name] = (record, kept)

@@ -103,7 +103,7 @@ def test_it_goes_on_with_its_memory_its_word_and_its_records(
             first.tell(ChildState(revision=7, mode="DEGRADED"))
             pid = (await seen(first, "/a"))["pid"]
             await first.leave()
-            (kept,) = await asyncio.to_thread(line.take, tmp_path / "home")
+            (kept,) = await asyncio.to_thread(line.take, tmp_path / "home") or ()
             assert kept.pid == pid and process_start(pid)
             os.write(kept.control, b'{"t": "state", "revi')  # a word that was cut when its parent was killed
             kept.close()
@@ -158,6 +158,28 @@ def test_what_is_kept_and_not_written_down_is_ended(
             await second.start()
             assert pid is not None and second.pid != pid
             await until(lambda: process_start(pid) == "")
+            await second.stop()
+
+    asyncio.run(main())
+
+
+def test_a_keeper_that_is_busy_is_asked_again_and_nothing_is_ended_meanwhile(
+    opened: Opened, call: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        async with keeper(monkeypatch) as line:
+            first = opened()
+            await first.start()
+            pid = first.pid
+            await first.leave()
+            answers = [None, None]
+            take = line.take
+            monkeypatch.setattr(line, "take", lambda home: answers.pop() if answers else take(home))
+            second = opened()
+            await second.start()  # it follows the record
+            assert (await call(second)).error is None
+            await until(lambda: second.pid == pid)
+            assert answers == []
             await second.stop()
 
     asyncio.run(main())
