@@ -21,7 +21,6 @@ import trio
 
 from deia_recovery.engine.connections import connect
 from deia_recovery.engine.engine import Engine
-from deia_recovery.engine.generation import create_first
 from deia_recovery.engine.options import EngineOptions
 from deia_recovery.engine.pages import PageSums, verify_live
 from deia_recovery.engine.wal import read_wal
@@ -188,35 +187,6 @@ def test_writers_wait_for_the_rest_of_a_checkpoint_only(engine: Engine, monkeypa
     assert engine.checkpoints.run(wait=True)
     assert left[-1] < 256 << 10
     engine.close()
-    verdict = verify_live(engine.database)
-    assert verdict.ok, verdict.problems
-
-
-@pytest.mark.blocking
-def test_a_checkpoint_that_takes_longer_than_the_idle_time_keeps_what_it_works_with(
-    root: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    engine = Engine(create_first(root).folder, EngineOptions(reserve=0, idle=0.01))
-    engine.write(lambda tx: tx.put_registry("s", "a", b"1")).result(10)
-    announce, retire = engine.checkpoints._announce, engine.retire
-    asked = threading.Semaphore(0)
-
-    def retiring(*, now: bool = False) -> bool:
-        retired = retire(now=now)
-        asked.release()
-        return retired
-
-    def slow(*given: Any) -> Any:
-        for _ in range(3):
-            assert asked.acquire(timeout=20)  # the idle writer's thread would end
-        assert not engine.connections.closed
-        return announce(*given)
-
-    monkeypatch.setattr(engine, "retire", retiring)
-    monkeypatch.setattr(engine.checkpoints, "_announce", slow)
-    assert engine.checkpoints.run(wait=True)
-    engine.close()
-    assert engine.connections.closed
     verdict = verify_live(engine.database)
     assert verdict.ok, verdict.problems
 

@@ -98,8 +98,9 @@ class Checkpointer:
             elif not self._file.try_acquire():
                 self._file.close()
                 return False
+            self._engine.wake()
             try:
-                with self._engine.in_use(), self._connections.lent() as fd:
+                with self._connections.lent() as fd:
                     self._move(fd)
             finally:
                 self._file.close()
@@ -161,7 +162,8 @@ class Checkpointer:
         with self._engine.kept_open(), self._lock:
             self._file.acquire()
             try:
-                with self._engine.in_use(), self._connections.lent() as fd:
+                self._engine.wake()
+                with self._connections.lent() as fd:
                     problems = self._sums.check(fd, set(), first=first, count=count)
                     pages = os.fstat(fd).st_size // 4096
             finally:

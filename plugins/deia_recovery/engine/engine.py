@@ -61,7 +61,7 @@ class Engine(Reading):
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._writer = Writer(self)
-        self._uses = 0
+        self._reads = 0
         self.place(folder, generation)
         _engines.add(self)
 
@@ -202,7 +202,7 @@ class Engine(Reading):
     def retire(self, *, now: bool = False) -> bool:
         """Called by the idle writer thread, which leads: whether it may end. Closes everything then."""
         with self._lock:
-            busy = self._uses or self.checkpoints.running
+            busy = self._reads or self.checkpoints.running
             if busy or (not now and time.monotonic() - self._used < self.options.idle):
                 return False
             self._thread = None
@@ -247,7 +247,7 @@ class Engine(Reading):
         self._lock = threading.Lock()
         self._thread = None
         self._writer = Writer(self)
-        self._uses = 0
+        self._reads = 0
         self._bind()
 
 

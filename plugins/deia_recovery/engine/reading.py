@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import msgspec
@@ -35,15 +34,11 @@ class Reading(Turns):
 
     _lock: threading.Lock
     _thread: threading.Thread | None
-    _uses: int
+    _reads: int
 
     def write(
         self, function: Callable[[Tx], T], *, actor: Any = None, grows: bool = True, guarded: bool = False
     ) -> Pending[T]:
-        raise NotImplementedError
-
-    def wake(self) -> None:
-        """Have the writer thread run, which closes what is open when there is no more work."""
         raise NotImplementedError
 
     @property
@@ -91,7 +86,7 @@ class Reading(Turns):
     def read_here(self, function: Callable[[sqlite3.Connection], T]) -> T:
         """The same on the calling thread; it blocks."""
         with self._lock:
-            self._uses += 1
+            self._reads += 1
         try:
             self.ensure()
             if self.connections.closed:
@@ -113,20 +108,7 @@ class Reading(Turns):
         finally:
             self._used = time.monotonic()
             with self._lock:
-                self._uses -= 1
-
-    @contextlib.contextmanager
-    def in_use(self) -> Iterator[None]:
-        """Meanwhile nothing is closed for being idle, however long it takes; afterwards it is."""
-        with self._lock:
-            self._uses += 1
-        try:
-            self.wake()
-            yield
-        finally:
-            self._used = time.monotonic()
-            with self._lock:
-                self._uses -= 1
+                self._reads -= 1
 
     def _follow(self, connection: sqlite3.Connection) -> None:
         """Bring the cache to the position that this read transaction sees."""

@@ -93,8 +93,8 @@ class Turns:
     def page(self) -> PositionPage:
         raise NotImplementedError
 
-    def in_use(self) -> contextlib.AbstractContextManager[None]:
-        """Meanwhile nothing is closed for being idle, however long it takes; afterwards it is."""
+    def wake(self) -> None:
+        """Have the writer thread run, which closes what is open when there is no more work."""
         raise NotImplementedError
 
     # -- the generation in force --------------------------------------------------------------------------------
