@@ -1,13 +1,33 @@
-"""Quotas per client at the door: the actor where one is known, else the address. Above it: 429."""
+"""Quotas per client at the door: the actor where one is known, else the address. Above it: 429.
+
+An IPv6 client is its /64, which is what one gets from a provider: else it would have 2^64 quotas, and could push
+everybody else's out of what is kept in mind.
+"""
 
 from __future__ import annotations
 
+import functools
+import ipaddress
 import math
 
 from deia_degradation.pool.budget import Bounds, Budgets, Reservation
 from deia_hardening.context import SCOPE_KEY
 from deia_hardening.peers import Network, client_address, is_trusted, peer_of
 from deia_hardening.plugin import Problem, RequestContext, Scope
+
+
+@functools.lru_cache(4096)
+def network(address: str) -> str:
+    """The network that counts as one client; what is no IPv6 address stays as it is."""
+    if ":" not in address:
+        return address
+    try:
+        found = ipaddress.IPv6Address(address.partition("%")[0])
+    except ValueError:
+        return address
+    if found.ipv4_mapped is not None:
+        return str(found.ipv4_mapped)
+    return str(ipaddress.IPv6Network((found, 64), strict=False))
 
 
 class ClientQuotas:
@@ -20,7 +40,10 @@ class ClientQuotas:
     def refusal(self, scope: Scope, context: RequestContext, now: float) -> Problem | None:
         """The refusal of a request whose client has used up its quota; else None, and it is counted."""
         actor = context.actor
-        key = f"actor:{actor.id}" if actor.auth and actor.id else f"address:{client_address(scope, self.networks)}"
+        if actor.auth and actor.id:
+            key = f"actor:{actor.id}"
+        else:
+            key = f"address:{network(client_address(scope, self.networks))}"
         found = self._budgets.get(key).reserve(now)
         if isinstance(found, Reservation):
             return None

@@ -120,7 +120,7 @@ class AdmissionSettings:
         None, "Criticality by an actor's role.", factory=dict, file_only=True
     )
     client_quota: QuotaSettings = setting(
-        None, "Requests per client (actor, else address); above it 429.", factory=QuotaSettings
+        None, "Requests per client (actor, else address, of IPv6 the /64); above it 429.", factory=QuotaSettings
     )
     clients: int = setting(10000, "Clients whose quota is kept in mind.", ge=1, le=1000000)
 

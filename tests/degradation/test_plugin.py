@@ -320,14 +320,6 @@ async def test_a_slot_is_given_back_before_background_tasks_run():
     assert seen == [0]
 
 
-async def test_clients_over_their_quota_get_429():
-    quota = {"admission": {"client_quota": {"requests": 3, "per": "1m"}}}
-    async with running(hello, settings(**quota)) as app:
-        statuses = [(await app.get("/")).status for _ in range(5)]
-        assert statuses == [200, 200, 200, 429, 429]
-        assert (await app.get("/", client=("10.0.0.9", 1))).status == 200
-
-
 async def test_ticks_stop_when_nothing_happens_and_start_with_the_next_request():
     quick = {"modes": {"tick": "100ms", "idle": "100ms"}}
     async with running(hello, settings(**quick)) as app:
