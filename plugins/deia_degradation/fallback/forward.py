@@ -24,6 +24,7 @@ from deia_hardening.upstream import Outcome, UpstreamError, outcome_of
 
 _NEVER = float("inf")
 _DONE: Any = object()
+_FULL = Mode.FULL
 _TIMEOUT_HEADER = b"x-request-timeout"
 
 
@@ -63,7 +64,8 @@ class Forward:
         self.method: str = scope["method"]
         self.looks = bool(pool.judge.body) or settings.served_by
         """Whether an answer is looked into, or told who gave it, before it is passed on."""
-        self.effects = bool(context.revision.effects.match(scope))
+        effects = context.revision.effects
+        self.effects = not effects.empty and bool(effects.match(scope))
         self.repeatable = repeatable(self.method, scope["headers"], self.effects)
         self.body = Body(receive, int(settings.retry.body))
         self.tried: list[Member] = []
@@ -110,11 +112,12 @@ class Forward:
         if self.timed_out:
             self.timed_out = False
         try:
+            call = member.target(self._child_scope(), self.body.reader(), attempt.send)
             if watched is None:
-                await self._call(attempt)
+                await call
             else:
                 self.primary = cut()
-                await self.primary.run(self._call(attempt))
+                await self.primary.run(call)
         except PutAside:
             pass
         except Exception as raised:
@@ -147,10 +150,6 @@ class Forward:
         if error is not None and not isinstance(error, UpstreamError) and self.next is None:
             raise error  # an app in this process raised: it is passed on untouched
         return error if error is not None else _TimedOut() if self.timed_out else None
-
-    async def _call(self, attempt: Answer) -> None:
-        scope = self._child_scope()
-        await attempt.member.target(scope, self.body.reader(), attempt.send)
 
     def _child_scope(self) -> Scope:
         scope = dict(self.scope)
@@ -268,20 +267,23 @@ class Forward:
     def _watch(self, member: Member) -> Watched | None:
         """Have the watcher act when a hedge is due or a time limit passes; None where there is neither."""
         settings = self.pool.settings
-        now = monotonic()
-        limit = self.context.deadline or _NEVER
-        if settings.first_within:
-            limit = min(limit, now + settings.first_within)
-        at = limit
-        self._hedge_due = False
-        if (
+        hedged = (
             self.method == "GET"
             and self.repeatable
             and settings.retry.hedge
             and self.hedge_over is None
-            and self.context.mode is Mode.FULL
+            and self.context.mode is _FULL
             and len(self.pool) > 1
-        ):
+        )
+        limit = self.context.deadline or _NEVER
+        if not (hedged or settings.first_within) and limit == _NEVER:
+            return None
+        now = monotonic()
+        if settings.first_within:
+            limit = min(limit, now + settings.first_within)
+        at = limit
+        self._hedge_due = False
+        if hedged:
             hedge_at = now + max(member.load.latency * settings.retry.hedge_factor, settings.retry.hedge_min)
             if hedge_at < limit:
                 at = hedge_at

@@ -6,6 +6,7 @@ healthy one does. A bot that the pool does not know is the app's business, and s
 
 from __future__ import annotations
 
+from collections.abc import Awaitable
 from time import monotonic
 from typing import TYPE_CHECKING
 
@@ -52,25 +53,27 @@ class BotLayer:
             for text in pool.routes
         )
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+        # No coroutine of our own around what is the app's.
         route: PoolRoute | None = self.routes.match(scope)
         if route is None:
-            await self.app(scope, receive, send)
-            return
+            return self.app(scope, receive, send)
         named = ""
-        pool = route.pool
         if route.index >= 0:
             named = route_path(scope).split("/")[route.index]
-            if pool.member(named) is None:
-                await self.app(scope, receive, send)
-                return
+            if route.pool.member(named) is None:
+                return self.app(scope, receive, send)
+        return self._serve(route, named, scope, receive, send)
+
+    async def _serve(self, route: PoolRoute, named: str, scope: Scope, receive: Receive, send: Send) -> None:
+        pool = route.pool
         context: RequestContext = scope[SCOPE_KEY]
         path = route.path.replace("{bot}", named) if route.path else ""
         key = self._key(route.affinity, scope, context) if route.affinity else None
         if scope["type"] == "websocket":
             await self._websocket(pool, named, key, path, scope, receive, send, context)
             return
-        drop = _NOTHING if self.manager.trusts(scope) else self._believed
+        drop = _NOTHING if context.trusted else self._believed
         forward = Forward(pool, self.manager.watcher, scope, receive, send, context, path, key, named, drop)
         if await forward.run():
             return
