@@ -335,3 +335,16 @@ def test_two_builders_of_one_index_do_not_spoil_it(make_trail: Callable[..., Any
             built = [pool.submit(build, segment, trail.layout.index) for _ in range(4)]
             for one in built:
                 assert sound(one.result())
+
+
+@pytest.mark.parametrize("changed", [b"\x0b", b" ", b"", b"\n\n", b"\r\n"])
+def test_a_digest_of_an_index_is_compared_to_its_last_byte(make_trail: Callable[..., Any], changed: bytes) -> None:
+    trail = make_trail(settings=JournalSettings(durability="sync", compression="none"))
+    trail.journal.append({"kind": "test"})
+    trail.journal.drain(30)
+    trail.journal.seal()
+    path = build(JournalReader(trail.layout.log).segments()[0], trail.layout.index)
+    assert sound(path)
+    digest = path.with_suffix(".digest")
+    digest.write_bytes(digest.read_bytes()[:-1] + changed)
+    assert not sound(path)

@@ -177,10 +177,10 @@ def _build(segment: Segment, target: Path) -> None:
 def sound(path: Path) -> bool:
     """Return whether an index file is the one that was made (its digest fits)."""
     try:
-        wanted = path.with_suffix(".digest").read_text("ascii").strip()
+        wanted = path.with_suffix(".digest").read_bytes()
         with path.open("rb") as file:
-            return file_digest(file, "sha256").hexdigest() == wanted
-    except (OSError, UnicodeDecodeError):
+            return f"{file_digest(file, 'sha256').hexdigest()}\n".encode() == wanted
+    except OSError:
         return False
 
 
