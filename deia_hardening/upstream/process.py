@@ -64,6 +64,7 @@ class ProcessUpstream(HttpUpstream):
         self._child: Child | None = None
         self._up: asyncio.Event | None = None
         self._why = "not started"
+        self._adopted = False
         self._counted = False
         self._state: ChildState | None = None
         self._records = Records(name, self._home)
@@ -195,6 +196,8 @@ class ProcessUpstream(HttpUpstream):
             began = loop.time()
             reason = await self._run_once(settings)
             if self._up is not None and not self._up.is_set():
+                if self._adopted:
+                    continue  # it was on its way out
                 raise UpstreamStartError(self._name, reason)
             self.restarts += 1
             deaths = 1 if loop.time() - began >= settings.backoff_max else deaths + 1
@@ -211,7 +214,7 @@ class ProcessUpstream(HttpUpstream):
         key = self._key or secrets.token_bytes(32)
         order = Order(self._name, self._target, self._home, path, key, settings)
         child = await self._adopt(order, settings)
-        adopted = child is not None
+        adopted = self._adopted = child is not None
         if child is None:
             child = Child(order, self._records)
         self._child = child
@@ -270,6 +273,8 @@ class ProcessUpstream(HttpUpstream):
     async def _end_child(self) -> None:
         child = self._child
         if child is not None and child.pid and not child.exited.is_set():
+            # Its record goes first: if this process is killed now, nobody goes on with a child that was told to end.
+            await runtime().blocking(self._supervision.rundir.remove, self._name, child.pid)
             ending = asyncio.ensure_future(child.end(self.settings.process.stop_timeout))
             with contextlib.suppress(asyncio.CancelledError):
                 await asyncio.shield(ending)

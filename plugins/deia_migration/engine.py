@@ -36,6 +36,9 @@ from deia_migration.view import Shown, View
 from deia_migration.watchers import Watcher
 
 logger = logging.getLogger("deia_migration")
+AGAIN, MOST_AGAIN = 1.0, 60.0
+"""Seconds until a promoted version that could not start is tried again, doubled each time up to the second."""
+
 _CANCELLED = 5.0
 """Seconds for cancelled tasks to end; what has not ended then is left to itself."""
 
@@ -113,6 +116,7 @@ class Engine:
     async def _watch_page(self) -> None:
         """Notice a rollout that another worker began also while no request comes here; a memory read each time."""
         clock, look = self.host.clock, self.host.page.state  # the host cannot be asked once its app is collected
+        pause, again = AGAIN, 0.0
         while self.running:
             await clock.sleep(float(self.settings.look))
             state = look()
@@ -121,6 +125,20 @@ class Engine:
             if not self.active:
                 with contextlib.suppress(HardeningError):  # it is still to be read; or the app is gone
                     await self.catch_up()
+                    if self._stands_in() and clock.monotonic() >= again:
+                        await self._try_again()
+                        pause = min(2 * pause, MOST_AGAIN)
+                        again = clock.monotonic() + pause
+
+    def _stands_in(self) -> bool:
+        """Whether the app itself serves because the promoted version could not start here."""
+        return not self.active and _promoted(self.base) and self.router.base is self.router.app
+
+    async def _try_again(self) -> None:
+        """Start the promoted version again: what it had needed may be there by now."""
+        async with self.moving:
+            if self.running and self._stands_in() and await self._serve_by(self.base) is not self.router.app:
+                self.problem = ""
 
     async def close(self) -> None:
         """Stop everything that runs here; the log says how to go on."""
@@ -200,7 +218,9 @@ class Engine:
             await hosted.start(lambda reason: self.poke())
             hosted.version.ready = True
         except Exception as error:
-            self.problem = f"the promoted version {base.name} could not start ({error}): the app itself serves"
+            self.problem = (
+                f"the promoted version {base.name} could not start ({error}): the app itself serves until it can"
+            )
             logger.error("%s", self.problem)
             await hosted.stop()
             return None

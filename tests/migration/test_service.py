@@ -8,7 +8,7 @@ import pytest
 
 from deia_hardening.plugin import Actor, Problem
 from deia_hardening.runtime import runtime
-from deia_hardening.settings import Ratio
+from deia_hardening.settings import Ratio, Seconds
 from deia_hardening.testing import PluginConformance, Running
 from deia_migration import MigrationManager, Phase, Plan, Step
 
@@ -140,6 +140,25 @@ async def test_the_promoted_version_serves_after_a_restart(pair: Any, until: Any
         status = live.service(MigrationManager).status()
         assert status.phase == Phase.DONE
         assert [one.name for one in status.versions] == ["v2"]
+
+
+async def test_a_promoted_version_that_cannot_start_yet_is_tried_again(
+    pair: Any, until: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("deia_migration.engine.AGAIN", 0.01)
+    async with pair.up() as live:
+        manager: MigrationManager = live.service(MigrationManager)
+        await manager.start("v2", plan=Plan(steps=(), promote="timed", bake=Seconds("0s")))
+        await until(lambda: manager.status().phase == "done")
+    pair.new.startup_error = "the database is not up yet"
+    async with pair.up(look="10ms") as live:
+        manager = live.service(MigrationManager)
+        assert (await live.post("/")).body == b"old"
+        assert "until it can" in manager.status().problem
+        pair.new.startup_error = ""
+        await until(lambda: manager.status().versions[0].name == "v2")
+        assert (await live.post("/")).body == b"new"
+        assert manager.status().problem == ""
 
 
 async def test_a_plan_that_runs_code_is_started_through_the_local_socket_only(pair: Any) -> None:

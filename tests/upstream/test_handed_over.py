@@ -39,6 +39,8 @@ async def app(scope, receive, send):
     if scope["type"] == "lifespan":
         while True:
             message = await receive()
+            if message["type"] == "lifespan.shutdown":
+                await asyncio.sleep(float(os.environ.get("SLOWLY", 0)))
             await send({"type": message["type"] + ".complete"})
             if message["type"] == "lifespan.shutdown":
                 return
@@ -181,6 +183,24 @@ def test_a_keeper_that_is_busy_is_asked_again_and_nothing_is_ended_meanwhile(
             await until(lambda: second.pid == pid)
             assert answers == []
             await second.stop()
+
+    asyncio.run(main())
+
+
+def test_a_child_that_is_told_to_end_is_nobodys_to_go_on_with(
+    opened: Opened, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        async with keeper(monkeypatch):
+            first = opened(SLOWLY="1")
+            await first.start()
+            pid = first.pid
+            records = tmp_path / "home" / "run"
+            assert pid is not None and [*records.glob("child-*.json")]
+            stopping = asyncio.create_task(first.stop())
+            await until(lambda: not [*records.glob("child-*.json")])
+            assert process_start(pid)  # here its supervisor may be killed
+            await stopping
 
     asyncio.run(main())
 
