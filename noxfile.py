@@ -95,7 +95,14 @@ def frameworks(session: nox.Session) -> None:
     """Other frameworks and session protocols, bare and hardened, through their own clients."""
     others = ["quart", "sanic", "python-socketio", "aiohttp", "sse-starlette", "mcp", "httpx", "gradio", "hypercorn"]
     session.install("-e", ".[test]", *others)
-    _pytest(session, "-q", "tests/frameworks", "tests/transparency", "tests/servers/test_wire.py")
+    _pytest(
+        session,
+        "-q",
+        "tests/frameworks",
+        "tests/transparency",
+        "tests/servers/test_wire.py",
+        "tests/migration/test_clients.py",
+    )
 
 
 @nox.session
