@@ -41,9 +41,10 @@ from deia_hardening.store.epoch import HomePage
 from deia_hardening.store.filesystem import boot_id
 from deia_hardening.store.held import hold_in_thread
 from deia_hardening.store.idle import reaper
+from deia_hardening.store.mirror import Fields, Mirror
 from deia_hardening.store.settings import StoreSettings
-from deia_hardening.store.sqlite_file import Opened, Trust, explain, open_file, replace_copy, set_aside
-from deia_hardening.store.transaction import PAGE_PREFIX, Transaction
+from deia_hardening.store.sqlite_file import Opened, Trust, explain, fold, open_file, replace_copy, set_aside
+from deia_hardening.store.transaction import Transaction
 
 T = TypeVar("T")
 Rows: TypeAlias = list[Any]
@@ -80,6 +81,7 @@ class SqliteStore:
     ) -> None:
         self.path = path
         self._page = page
+        self._mirror = Mirror(page)
         self._settings = settings or StoreSettings()
         self._clock = clock
         self._notes: dict[str, str] = {}
@@ -97,7 +99,7 @@ class SqliteStore:
         self._suspect = False
         self._sync_failed = False
         self._checked = False
-        self._mirrored = ""
+        self._mirror.forget()
 
     # ---- reading
 
@@ -264,7 +266,7 @@ class SqliteStore:
 
     def _open(self) -> Opened:
         check = self._suspect or not self._checked
-        opened = open_file(self.path, self._settings, self._clock, check=check, above=self._highest_seen)
+        opened = open_file(self.path, self._settings, self._clock, check=check, above=self._mirror.highest_seen)
         self._suspect, self._checked = False, True
         self._tell_rebuilt(opened.rebuilt)
         if sqlite3.sqlite_version_info < _FIXED_IN:
@@ -361,56 +363,21 @@ class SqliteStore:
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
             raise
-        self._publish(opened, transaction)
+        self._show(opened, transaction.areas, transaction.page)  # after the commit, before the acknowledgement
         for job, result, refusal in outcomes:
             job.result, job.error, job.done = result, refusal, True
         if changed and opened.log_size() > self._settings.checkpoint_size:
-            self._checkpoint(opened)
+            self._note("checkpoint", fold(opened, self._settings, self._clock.wall()))
 
-    def _checkpoint(self, opened: Opened) -> None:
-        """Fold the log into the file and forget old deletions; the caller holds the file's lock. Failure is no loss."""
-        try:
-            opened.connection.execute("BEGIN IMMEDIATE")
-            Transaction(opened.connection, self._clock.wall()).purge(self._settings.tombstones)
-            opened.connection.execute("COMMIT")
-            # Reads here are single statements: a checkpoint that finds one running waits for that only.
-            opened.connection.execute("PRAGMA busy_timeout=100")
-            opened.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
-            opened.connection.execute(f"PRAGMA busy_timeout={int(self._settings.busy_timeout * 1000)}")
-        except sqlite3.Error as error:
-            if opened.connection.in_transaction:
-                opened.connection.execute("ROLLBACK")
-            self._notes["checkpoint"] = f"the log of {self.path} could not be folded into it: {error}"
+    def _show(self, opened: Opened, areas: dict[str, int], fields: Fields) -> None:
+        self._note("page", self._mirror.show(opened, areas, fields))
+
+    def _note(self, about: str, wrong: str) -> None:
+        """What `health` says of something; "" for nothing."""
+        if wrong:
+            self._notes[about] = wrong
         else:
-            self._notes.pop("checkpoint", None)
-
-    def _publish(self, opened: Opened, transaction: Transaction) -> None:
-        """After the commit, before the acknowledgement: show on the page what changed."""
-        self._show(opened, transaction.areas, transaction.page)
-
-    def _show(self, opened: Opened, areas: dict[str, int], fields: Sequence[tuple[str, bytes | None, int]]) -> None:
-        page = self._page
-        if page is None:
-            return
-        if self._mirrored != opened.identity:
-            # The first time: all of it, for what a process that died between commit and page left unsaid.
-            rows = opened.connection.execute("SELECT key, value, revision FROM entries ORDER BY revision").fetchall()
-            areas = {key.partition("/")[0]: revision for key, _, revision in rows}
-            fields = [
-                (key[len(PAGE_PREFIX) :], value, revision)
-                for key, value, revision in rows
-                if key.startswith(PAGE_PREFIX)
-            ]
-        elif not areas:
-            return
-        try:
-            page.open()
-            page.publish(fields, areas=areas, store=opened.identity)
-        except (OSError, ValueError) as error:
-            self._notes["page"] = f"the home's page can't be written ({error}): workers see changes by polling only"
-        else:
-            self._mirrored = opened.identity
-            self._notes.pop("page", None)
+            self._notes.pop(about, None)
 
     def _open_or_rebuild(self) -> Opened:
         """The writer's connection; the caller holds the write lock."""
@@ -420,16 +387,8 @@ class SqliteStore:
             self._sync_failed = False
             return self._open()
         except StoreDamaged as damage:
-            set_aside(self.path, self._settings, self._clock, why=str(damage), above=self._highest_seen())
+            set_aside(self.path, self._settings, self._clock, why=str(damage), above=self._mirror.highest_seen())
             return self._open()
-
-    def _highest_seen(self) -> int:
-        """The highest revision that the home's page shows: it outlives the file."""
-        if self._page is None:
-            return 0
-        with contextlib.suppress(OSError):
-            self._page.open()
-        return self._page.counters()
 
     def _explained(self, error: sqlite3.Error, drop: Callable[[], None]) -> StoreError:
         """Our error for SQLite's; closes what can't be trusted after it."""

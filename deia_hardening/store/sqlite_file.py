@@ -25,6 +25,7 @@ from deia_hardening.clock import Clock
 from deia_hardening.store.base import Rebuilt, StoreDamaged, StoreError, StoreUnavailable
 from deia_hardening.store.filesystem import network_file_system
 from deia_hardening.store.settings import StoreSettings
+from deia_hardening.store.transaction import Transaction
 
 FORMAT: Final = 1
 _APPLICATION_ID: Final = 0x64656961  # "deia"
@@ -322,6 +323,24 @@ def _damage(path: Path, error: sqlite3.DatabaseError) -> StoreError:
     if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
         return StoreDamaged(str(error))
     return StoreUnavailable(f"{path}: {error}; nothing was changed")
+
+
+def fold(opened: Opened, settings: StoreSettings, now: float) -> str:
+    """Forget old deletions and fold the log into the file, whose lock is held. Returns what failed; that is no loss."""
+    connection = opened.connection
+    try:
+        connection.execute("BEGIN IMMEDIATE")
+        Transaction(connection, now).purge(settings.tombstones)
+        connection.execute("COMMIT")
+        # Reads here are single statements: a checkpoint that finds one running waits for that only.
+        connection.execute("PRAGMA busy_timeout=100")
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        connection.execute(f"PRAGMA busy_timeout={int(settings.busy_timeout * 1000)}")
+    except sqlite3.Error as error:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        return f"the log of {opened.path} could not be folded into it: {error}"
+    return ""
 
 
 class Trust(enum.Enum):
