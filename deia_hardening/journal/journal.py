@@ -281,7 +281,7 @@ class Journal(Inlet):
         return False
 
     def _wake(self) -> None:
-        """Wake who waited for what was synced: as late as can be, since they want the interpreter that this one has."""
+        """Wake who waited for what was synced: just before this thread sleeps, since they want the interpreter too."""
         if self._to_wake:
             done, self._to_wake = self._to_wake, []
             wake_all(done)
@@ -299,6 +299,7 @@ class Journal(Inlet):
             with self._lock:
                 if self._generation is generation:
                     self._level = NO_THREAD
+            self._wake()
             raise
 
     def _turn(self, generation: object) -> bool:
@@ -350,6 +351,7 @@ class Journal(Inlet):
 
     def _rest(self) -> bool:
         """End the thread if there is still nothing to do. False when it ends."""
+        self._wake()
         with self._writer.role:
             with self._lock:
                 if (self._queue or self._gap is not None or self._waiters) and not self._closed:

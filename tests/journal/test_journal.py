@@ -133,6 +133,13 @@ def test_a_thread_that_leads_meets_a_failed_sync_as_any_other(opened, path: Path
     assert "journal.fenced" in [event["kind"] for event in events if "kind" in event]
 
 
+async def test_who_waits_is_woken_also_when_the_journal_is_closed_at_that_moment(opened) -> None:
+    journal = opened(durability="sync")
+    journal.on_batch(lambda _: None, lambda _: setattr(journal, "_closed", True))  # as close() in another thread does
+    async with asyncio.timeout(20):
+        await journal.append({"n": 1}).durable()
+
+
 def test_lines_are_chained_by_the_leaf_hash(opened, path: Path) -> None:
     journal = opened()
     for number in range(100):
