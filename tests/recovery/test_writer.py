@@ -203,3 +203,31 @@ async def test_other_workers_have_their_turn_after_many_writers_at_once(engine: 
     while not await asyncio.to_thread(turn_is_free, engine):  # the last commit may still be telling of itself
         await asyncio.sleep(0.001)
     assert await registry.get("k99") == 9
+
+
+@pytest.mark.blocking
+def test_a_failure_after_the_acknowledgement_ends_nothing_but_itself(
+    engine: Engine, caplog: pytest.LogCaptureFixture
+) -> None:
+    def failing(tx: Tx) -> None:
+        raise RuntimeError("can't start new thread")
+
+    engine.committed.append(failing)
+    for number in range(3):
+        assert engine.write(lambda tx, n=number: tx.put_registry("s", "a", b"%d" % n)).result(10) == number + 1
+    assert "could not be told of" in caplog.text
+
+
+@pytest.mark.blocking
+@pytest.mark.parametrize("error", [SystemExit, asyncio.CancelledError])
+def test_a_function_that_raises_what_ends_threads_ends_its_own_write_only(
+    engine: Engine, error: type[BaseException]
+) -> None:
+    def ending(tx: Tx) -> None:
+        tx.put_registry("s", "half", b"1")
+        raise error
+
+    with pytest.raises(StateUnavailable, match="interrupted"):
+        engine.write(ending).result(10)
+    assert entry(engine, "a").result(10)
+    assert rows(engine).keys() == {"a"}

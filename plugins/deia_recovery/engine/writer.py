@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import logging
 import queue
 import sqlite3
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from types import NoneType
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from deia_recovery.engine.engine import Engine
 
 _Outcome = tuple[Pending[Any], Any, BaseException | None]
+
+logger = logging.getLogger("deia_recovery")
 
 _TICK = 0.02
 """Seconds after which the writer looks for writes that nobody waits for."""
@@ -70,23 +73,30 @@ class Writer:
 
     def run(self) -> None:
         """Serve until idle for the engine's idle time."""
-        waiting = self._queue
         while True:
-            if not waiting:
+            if not self._queue:
                 self._sleep()
-            with self._lead:
-                if not waiting:
-                    if self._engine.retire():
-                        return
-                elif waiting[0] is None:
-                    waiting.popleft()
-                    if self._engine.retire(now=True):
-                        return
-                elif isinstance(session := waiting[0], Session):
-                    waiting.popleft()
-                    self._serve(session)
-                else:
-                    self._commit(self._gather(None))
+            try:
+                if self._next():
+                    return
+            except BaseException:  # a function raised SystemExit or the like; who waits for it was told
+                logger.exception("a write to %s ended as no write should; the next ones go on", self._engine.database)
+
+    def _next(self) -> bool:
+        """Do what is first in the queue. Whether the thread is to end."""
+        waiting = self._queue
+        with self._lead:
+            if not waiting:
+                return self._engine.retire()
+            if waiting[0] is None:
+                waiting.popleft()
+                return self._engine.retire(now=True)
+            if isinstance(session := waiting[0], Session):
+                waiting.popleft()
+                self._serve(session)
+            else:
+                self._commit(self._gather(None))
+        return False
 
     def _sleep(self) -> None:
         idle = self._engine.options.idle
@@ -158,14 +168,16 @@ class Writer:
             self._ahead = engine.start_ahead()
         engine.applied(tx)
         resolve(outcomes[1])
-        listened = engine.listened()
-        for job in group:
-            if isinstance(job, Job):
-                if job.notes:
-                    engine.tell(job.notes, job.actor)
-            elif listened and job._error is None:
-                engine.tell([job.note(job)], job.actor)
-        engine.after_commit(tx)
+        with _told(engine):
+            listened = engine.listened()
+            for job in group:
+                if isinstance(job, Job):
+                    if job.notes:
+                        engine.tell(job.notes, job.actor)
+                elif listened and job._error is None:
+                    engine.tell([job.note(job)], job.actor)
+        with _told(engine):
+            engine.after_commit(tx)
 
     def _enter(
         self, connection: sqlite3.Connection, tx: Tx, group: Sequence[Job | Entry]
@@ -279,9 +291,11 @@ class Writer:
         session.drain()
         resolve([(session.done, None, None if kept else session.failure)])
         if kept:
-            if notes:
-                engine.tell(notes, session.actor)
-            engine.after_commit(tx)
+            with _told(engine):
+                if notes:
+                    engine.tell(notes, session.actor)
+            with _told(engine):
+                engine.after_commit(tx)
 
     def _steps(self, session: Session, connection: sqlite3.Connection, tx: Tx, notes: list[Any]) -> bool:
         deadline = time.monotonic() + session.seconds
@@ -307,6 +321,15 @@ class Writer:
             outcomes = self._run(connection, tx, [step], guarded=True)
             notes.extend(step.notes)
             resolve(outcomes or ())
+
+
+@contextlib.contextmanager
+def _told(engine: Engine) -> Iterator[None]:
+    """What follows a commit that was acknowledged: if it fails, that ends nothing but itself."""
+    try:
+        yield
+    except Exception:
+        logger.exception("what was committed to %s stands, and could not be told of", engine.database)
 
 
 _FATAL = ("full", "I/O error", "readonly", "unable to open", "malformed", "not a database", "locked", "protocol")
