@@ -64,7 +64,9 @@ class Filter:
         if self.networks:
             address = _address(value)
             return address is not None and any(address in network for network in self.networks)
-        return any(value == one or (_is_glob(one) and fnmatchcase(value, one)) for one in self.values)
+        if value in self.values:
+            return True
+        return any(_is_glob(one) and fnmatchcase(value, one) for one in self.values)
 
     def matches(self, record: Mapping[str, Any]) -> bool:
         """Return whether a record fits this filter."""

@@ -108,6 +108,8 @@ class Search:
         self._live: _Live | None = None
         self._listed: list[Segment] = []
         self._listed_at = -1
+        self._at_rest = (-1, 0)
+        """The number of the newest segment, where it is sealed, and how many records the log then holds."""
         self.rebuilt = 0
 
     def run(self, query: Query) -> Page:
@@ -341,8 +343,10 @@ class Search:
                 stale.close()
             live = self._live = None
         if not segment.live:
-            last = self._reader.last()
-            return last.seq + 1 if last is not None else 0
+            if self._at_rest[0] != segment.number:
+                last = self._reader.last()
+                self._at_rest = (segment.number, last.seq + 1 if last is not None else 0)
+            return self._at_rest[1]
         if live is None:
             index, writer = memory_index(max(segment.first, 0))
             live = self._live = _Live(segment, index, writer, 0, max(segment.first, 0))

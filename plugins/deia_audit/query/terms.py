@@ -28,7 +28,7 @@ def values_of(record: Mapping[str, Any], field: str) -> list[str]:
     """Return the texts that a filter on `field` may match: an actor by id and by `type:id`, and so on."""
     if field == "actor" or field == "target":
         part = record.get(field)
-        if not isinstance(part, Mapping):
+        if not isinstance(part, dict):
             return []
         kind, name = part.get("type"), part.get("id")
         if name is None:
@@ -40,8 +40,8 @@ def values_of(record: Mapping[str, Any], field: str) -> list[str]:
         return _inside(record, "src", "ip")
     if field == "tool":
         part = record.get("tool")
-        also = part.get("also") if isinstance(part, Mapping) else None  # further calls of a batch
-        names = [one["name"] for one in also if isinstance(one, Mapping) and "name" in one] if also else []
+        also = part.get("also") if isinstance(part, dict) else None  # further calls of a batch
+        names = [one["name"] for one in also if isinstance(one, dict) and "name" in one] if also else []
         return [*_inside(record, "tool", "name"), *map(str, names)]
     if field == "model":
         return _inside(record, "model", "name")
@@ -56,7 +56,7 @@ def values_of(record: Mapping[str, Any], field: str) -> list[str]:
 
 def _inside(record: Mapping[str, Any], outer: str, inner: str) -> list[str]:
     part = record.get(outer)
-    value = part.get(inner) if isinstance(part, Mapping) else None
+    value = part.get(inner) if isinstance(part, dict) else None
     return [] if value is None else [str(value)]
 
 
@@ -64,10 +64,10 @@ def words_of(record: Mapping[str, Any]) -> set[str]:
     """Return the words of a record's texts, in lower case: action, path, target, reason, error, detail."""
     texts = [value for name in _TEXTS if isinstance(value := record.get(name), str)]
     http = record.get("http")
-    if isinstance(http, Mapping) and isinstance(path := http.get("path"), str):
+    if isinstance(http, dict) and isinstance(path := http.get("path"), str):
         texts.append(path)
     target = record.get("target")
-    if isinstance(target, Mapping):
+    if isinstance(target, dict):
         texts.append(str(target.get("id", "")))
     _collect(record.get("detail"), texts, 0)
     return set(_WORD.findall(" ".join(texts).lower()))
@@ -76,7 +76,7 @@ def words_of(record: Mapping[str, Any]) -> set[str]:
 def _collect(value: Any, texts: list[str], depth: int) -> None:
     if isinstance(value, str):
         texts.append(value)
-    elif isinstance(value, Mapping) and depth < 4:
+    elif isinstance(value, dict) and depth < 4:
         for inner in value.values():
             _collect(inner, texts, depth + 1)
     elif isinstance(value, list) and depth < 4:
