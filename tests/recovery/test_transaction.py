@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 
 import pytest
 import trio
 
-from deia_recovery.errors import StaleRevision, TransactionEnded
+from deia_recovery.errors import StaleRevision, StateUnavailable, TransactionEnded
 from deia_recovery.stores.assignments import AlreadyAssigned, Assignments
 from deia_recovery.stores.registry import Registry
 from deia_recovery.stores.state import State
@@ -254,3 +255,28 @@ async def test_a_thread_of_the_transactions_task_takes_part_in_it(state: State) 
             assert await numbers.get("from a thread") == 1
             raise RuntimeError("stop")
     assert await numbers.count() == 0
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        sqlite3.OperationalError("disk I/O error"),
+        sqlite3.OperationalError("database or disk is full"),
+        SystemExit(),
+    ],
+)
+async def test_a_step_in_which_the_disk_fails_is_told_so_and_not_left_waiting(
+    state: State, error: BaseException
+) -> None:
+    registry: Registry[int] = Registry("r", int, state=state)
+
+    def failing(old: int | None) -> int:
+        raise error
+
+    async with asyncio.timeout(20):
+        with pytest.raises(StateUnavailable):
+            async with transaction(state=state):
+                await registry.put("a", 1)
+                await registry.update("a", failing)
+        assert await registry.get("a") is None
+        await registry.put("b", 2)

@@ -66,6 +66,8 @@ class Session:
         self.seconds = seconds
         self.steps: queue.SimpleQueue[Job | Nested | str] = queue.SimpleQueue()
         self.done: Pending[None] = Pending()
+        self.doing: Pending[Any] | None = None
+        """Whose step is being done at the moment."""
         self.closed = False
         self.failure: BaseException | None = None
 

@@ -153,11 +153,7 @@ class Writer:
             tx = outcomes[0]
             engine.committed_in(time.perf_counter() - begun, len(group))
         except BaseException as error:
-            problem = engine.failed(error)
-            if not isinstance(error, Exception):
-                problem = StateUnavailable(
-                    f"the commit was interrupted ({error!r}): nothing was accepted, as far as known"
-                )
+            problem = self._problem(error)
             resolve([(job if isinstance(job, Entry) else job.pending, None, problem) for job in group])
             if not isinstance(error, Exception):
                 raise
@@ -178,6 +174,13 @@ class Writer:
                     engine.tell([job.note(job)], job.actor)
         with _told(engine):
             engine.after_commit(tx)
+
+    def _problem(self, error: BaseException) -> BaseException:
+        """What callers are told of a commit that failed; the database is usable again."""
+        problem = self._engine.failed(error)
+        if isinstance(error, Exception):
+            return problem
+        return StateUnavailable(f"the commit was interrupted ({error!r}): nothing was accepted, as far as known")
 
     def _enter(
         self, connection: sqlite3.Connection, tx: Tx, group: Sequence[Job | Entry]
@@ -277,11 +280,12 @@ class Writer:
                 connection.execute("ROLLBACK")
                 engine.give_turn()
         except BaseException as error:
-            problem = engine.failed(error)
+            problem = self._problem(error)
             session.failure = problem
             session.closed = True
             session.drain()
-            resolve([(session.done, None, problem)])
+            doing = session.doing
+            resolve([(pending, None, problem) for pending in (session.done, doing) if pending is not None])
             if not isinstance(error, Exception):
                 raise
             return
@@ -318,7 +322,9 @@ class Writer:
                     session.failure = error
                     return False
                 continue
+            session.doing = step.pending
             outcomes = self._run(connection, tx, [step], guarded=True)
+            session.doing = None
             notes.extend(step.notes)
             resolve(outcomes or ())
 
