@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import msgspec
 
+from deia_degradation.drains import FIELD as DRAINED
 from deia_degradation.events import ScalingChanged
 from deia_degradation.modes import Demand, Policy, Reading, Source, State, Transition, forget, step
 from deia_degradation.schedule import active, next_change
@@ -78,6 +79,8 @@ class ModeControl:
         self._last_tick: float | None = None
         self._raising = False
         self.listeners: list[Callable[[Transition], None]] = []
+        self.follow: Callable[[Any], None] | None = None
+        """What is told which bots are drained, when the page has changed."""
 
     # -- settings and shared state -------------------------------------------------------------------------
 
@@ -101,7 +104,10 @@ class ModeControl:
         """Take the pin from the mapped page, where every worker of the machine sees it."""
         page = self.page
         self.page_version = page.version()
-        self._take_pin(page.state().get(_PIN_FIELD))
+        state = page.state()
+        self._take_pin(state.get(_PIN_FIELD))
+        if self.follow is not None:
+            self.follow(state.get(DRAINED))
 
     def _take_pin(self, value: Any) -> None:
         pin = None
@@ -342,7 +348,6 @@ class ModeControl:
             await store.delete(PIN_KEY)
         else:
             await store.put(PIN_KEY, msgspec.json.encode(value))
-        self.page_version = self.page.version()
 
     def lease(self, name: str, seconds: float, reason: str) -> Demand:
         """Ask for DEGRADED until `seconds` from now, under `name`; the same name again prolongs it.

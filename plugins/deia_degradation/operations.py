@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import attrs
 
 from deia_degradation.control import describe
+from deia_degradation.pool.pool import Pool
 from deia_degradation.service import DegradationManager
 from deia_hardening.plugin import Call, Mode, NoInput, Operation, Problem, Role
 from deia_hardening.settings import Seconds, setting
@@ -97,10 +98,10 @@ def operations(manager: Callable[[], DegradationManager]) -> Sequence[Operation]
         return _mode(manager())
 
     async def drain(given: BotInput, call: Call) -> BotOutput:
-        return _on_bot(manager(), given, lambda pool: pool.drain(given.bot, call.reason or f"by {call.actor.id}"))
+        return await _on_bot(manager(), given, call, manager().drains.drain)
 
     async def restore(given: BotInput, call: Call) -> BotOutput:
-        return _on_bot(manager(), given, lambda pool: pool.restore(given.bot, call.reason or f"by {call.actor.id}"))
+        return await _on_bot(manager(), given, call, manager().drains.restore)
 
     async def scaling(_: NoInput, call: Call) -> ScalingOutput:
         return ScalingOutput(**attrs.asdict(manager().evaluate(), recurse=False))
@@ -140,7 +141,7 @@ def operations(manager: Callable[[], DegradationManager]) -> Sequence[Operation]
         ),
         Operation(
             name="degradation.drain",
-            summary="Send nothing more to a bot of a pool.",
+            summary="Send nothing more to a bot of a pool, on every worker.",
             role=Role.OPERATOR,
             handler=drain,
             input=BotInput,
@@ -148,7 +149,7 @@ def operations(manager: Callable[[], DegradationManager]) -> Sequence[Operation]
         ),
         Operation(
             name="degradation.restore",
-            summary="End a bot's drain, ejection or rest.",
+            summary="End a bot's drain on every worker, its ejection or rest in the one that is asked.",
             role=Role.OPERATOR,
             handler=restore,
             input=BotInput,
@@ -173,12 +174,14 @@ def _mode(manager: DegradationManager) -> ModeOutput:
     )
 
 
-def _on_bot(manager: DegradationManager, given: BotInput, action: Callable[[Any], bool]) -> BotOutput:
+async def _on_bot(
+    manager: DegradationManager, given: BotInput, call: Call, action: Callable[[Pool, str, str], Awaitable[bool]]
+) -> BotOutput:
     try:
         pool = manager.pool(given.pool)
     except LookupError as error:
         raise Problem(404, str(error)) from error
-    if not action(pool):
+    if not await action(pool, given.bot, call.reason or f"by {call.actor.id}"):
         raise Problem(404, f"the pool '{given.pool}' has no bot '{given.bot}'; nothing was changed")
     member = pool.member(given.bot)
     state = "removed" if member is None else member.state(manager.host.clock.monotonic()).value

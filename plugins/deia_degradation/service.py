@@ -20,6 +20,8 @@ from deia_degradation.admission.streaming import StreamRoutes
 from deia_degradation.admission.threads import ThreadGates
 from deia_degradation.clients import ClientQuotas
 from deia_degradation.control import ModeControl
+from deia_degradation.drains import FIELD as DRAINED
+from deia_degradation.drains import Drains
 from deia_degradation.fallback.outgoing import Attempt
 from deia_degradation.fallback.watch import Watcher
 from deia_degradation.figures import measure, status
@@ -53,6 +55,7 @@ class DegradationManager:
         self.host = host
         self.settings = settings
         self.control = ModeControl(host, settings)
+        self.drains = Drains(self)
         self.gate = Gate(_limit(settings.admission), _room(settings.admission), settings.admission.streams)
         self.watcher = Watcher(host)
         self.lag = LoopLag(host.clock.monotonic)
@@ -164,8 +167,14 @@ class DegradationManager:
                     effects=self._has_effects,
                     listener=lambda change: self._bot_changed(name, change),
                     watcher=self.watcher,
+                    look=self.glance,
                 )
             return pool
+
+    def glance(self) -> None:
+        """Catch up with what other workers pinned and drained. For outgoing calls, which may come without requests."""
+        if self.control.version() != self.control.page_version:
+            self.control.look()
 
     def _has_effects(self, scope: Scope) -> bool:
         context = context_variable.get()
@@ -185,6 +194,8 @@ class DegradationManager:
                 level="info" if change.state in ("added", "restored") else "warning",
             )
         )  # fmt: skip
+        if change.state == "added" and (found := self._pools.get(pool)) is not None:
+            self.drains.apply(pool, found)
         if change.state in _GONE:  # half of them gone acts at once
             self.control.evaluate(bots_gone(self.bots_gone(), self.settings.signals))
         self.ticks.wake()
@@ -253,6 +264,8 @@ class DegradationManager:
         self._admit(proxies)
         for name, given in self.settings.pools.items():
             self.pool_for(name, given)
+        self.control.follow = self.drains.follow
+        self.drains.follow(self.control.page.state().get(DRAINED))
         self.control.evaluate()
         measure(self)
 
@@ -295,6 +308,7 @@ class DegradationManager:
             pool = self.pool_for(name, pool_settings)
             pool.adopt(pool_settings)
             await pool.follow_upstreams()
+            self.drains.apply(name, pool)
         self.ticks.begin_checks()
         self.control.adopt(settings)
 

@@ -1,4 +1,4 @@
-"""Several worker processes on one home: a pin acts on each at its next request, also when its maker was killed."""
+"""Several worker processes on one home: pins and drains act on each at its next request, and outlive their maker."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ WORKER = textwrap.dedent(
             await send({"type": "http.response.start", "status": 200, "headers": []})
             await send({"type": "http.response.body", "body": body})
 
-    hardened = harden(app, {"home": sys.argv[1], "degradation": {"disable_features": ["scaling"]}})
+    pools = {"llm": {"bots": [{"id": "a"}, {"id": "b"}]}}
+    hardened = harden(app, {"home": sys.argv[1], "degradation": {"disable_features": ["scaling"], "pools": pools}})
 
     async def main():
         loop = asyncio.get_running_loop()
@@ -38,8 +39,17 @@ WORKER = textwrap.dedent(
                     await manager.pin(rest[0], seconds=float(rest[1]), reason="worker")
                 elif verb == "unpin":
                     await manager.unpin()
+                elif verb in ("drain", "restore"):
+                    act = getattr(manager.drains, verb)
+                    await manager.host.runtime.run(act, manager.pool("llm"), rest[0], "by hand")
+                elif verb == "call":  # with no request before it
+                    async with manager.attempt("llm") as attempt:
+                        print(json.dumps(attempt.bot.id), flush=True)
+                    continue
                 answer = await live.get("/")
                 found = {"status": answer.status, "body": answer.body.decode()[:3], "mode": manager.control.mode.value}
+                if verb == "states":
+                    found = {bot.id: bot.state for bot in manager.pool("llm").status()}
                 print(json.dumps(found), flush=True)
 
     asyncio.run(main())
@@ -94,3 +104,20 @@ def test_a_pin_acts_on_every_worker_at_its_next_request_and_outlives_its_maker(w
     assert two()["status"] == 503
     assert two("unpin") == {"status": 200, "body": "on", "mode": "FULL"}
     assert three() == {"status": 200, "body": "on", "mode": "FULL"}
+
+
+def test_a_drain_acts_on_every_worker_and_outlives_its_maker(workers):
+    one, two = workers(), workers()
+    assert two("states") == {"a": "serving", "b": "serving"}
+    one("drain a")
+    assert one("states")["a"] == "drained"
+    assert {two("call") for _ in range(12)} == {"b"}
+    assert two("states")["a"] == "drained"
+    one.process.kill()
+    one.process.wait()
+    three = workers()
+    assert three("states") == {"a": "drained", "b": "serving"}
+    three("drain b")
+    three("restore a")
+    assert two("states") == {"a": "serving", "b": "drained"}
+    assert {two("call") for _ in range(12)} == {"a"}

@@ -47,8 +47,10 @@ class Pool(Members):
         effects: Callable[[Scope], bool] | None = None,
         listener: Callable[[BotChange], None] | None = None,
         watcher: Watcher | None = None,
+        look: Callable[[], None] | None = None,
     ) -> None:
         self._home = home
+        self._look = look
         self._watcher = watcher
         self._learned: dict[str, Budget] = {}
         self._effects = effects
@@ -212,6 +214,8 @@ class Pool(Members):
         """
         from deia_degradation.fallback.outgoing import Attempts
 
+        if self._look is not None:
+            self._look()
         return Attempts(
             self, self._watcher, tokens=tokens, money=money, key=key, effects=effects, first_within=first_within,
             stall=stall, once=once,
