@@ -18,7 +18,7 @@ import msgspec
 
 from deia_degradation.drains import FIELD as DRAINED
 from deia_degradation.events import ScalingChanged
-from deia_degradation.modes import Demand, Policy, Reading, Source, State, Transition, forget, step
+from deia_degradation.modes import Demand, Policy, Reading, Source, State, Transition, forget, record, step
 from deia_degradation.schedule import active, next_change
 from deia_degradation.settings import DegradationSettings
 from deia_hardening.events import ModeChanged
@@ -255,7 +255,7 @@ class ModeControl:
         from deia_hardening.journal import JournalError
 
         try:
-            await self.host.journal("degradation-events").append(_record(transition)).durable()
+            await self.host.journal("degradation-events").append(record(transition)).durable()
         except (JournalError, OSError) as error:
             logger.error("the mode stays %s: its end could not be journaled: %s", transition.old.value, error)
             return False
@@ -264,7 +264,7 @@ class ModeControl:
     def _tell(self, transition: Transition, *, journaled: bool = False) -> None:
         if not journaled:
             try:
-                self.host.journal("degradation-events").append(_record(transition))
+                self.host.journal("degradation-events").append(record(transition))
             except Exception:
                 logger.exception("a change of mode could not be journaled; it is in force all the same")
         self.host.events.emit(
@@ -308,17 +308,17 @@ class ModeControl:
             "actor": {"type": actor.type, "id": actor.id},
             "reason": reason,
         }
-        record = {"kind": "mode.pinned", "mode": mode.value, "seconds": seconds, "actor": actor.id, "reason": reason}
+        line = {"kind": "mode.pinned", "mode": mode.value, "seconds": seconds, "actor": actor.id, "reason": reason}
         raises = _SEVERITY[mode] < _SEVERITY[self.mode]
         if raises:
-            await self.host.journal("degradation-events").append(record).durable()
+            await self.host.journal("degradation-events").append(line).durable()
             await self._store(value)
         with self._lock:
             self._pin = pin
         self.evaluate(journaled=raises)
         if not raises:
             try:
-                self.host.journal("degradation-events").append(record)
+                self.host.journal("degradation-events").append(line)
             except Exception:
                 logger.exception("the pin could not be journaled; it is in force all the same")
             try:
@@ -334,8 +334,8 @@ class ModeControl:
             pin = self._pin
         if pin is None or pin.until <= now:
             return False
-        record = {"kind": "mode.unpinned", "mode": pin.mode.value, "actor": actor.id, "reason": reason}
-        await self.host.journal("degradation-events").append(record).durable()
+        line = {"kind": "mode.unpinned", "mode": pin.mode.value, "actor": actor.id, "reason": reason}
+        await self.host.journal("degradation-events").append(line).durable()
         await self._store(None)
         with self._lock:
             self._pin = None
@@ -387,25 +387,3 @@ def _raises(transition: Transition) -> bool:
 def _policy(settings: DegradationSettings) -> Policy:
     modes = settings.modes
     return Policy(modes.window, modes.needed, float(modes.hold), float(modes.hold_max), float(modes.relapse))
-
-
-def _record(transition: Transition) -> dict[str, Any]:
-    return {
-        "kind": "mode.changed",
-        "old": transition.old.value,
-        "new": transition.new.value,
-        "cause": transition.cause,
-        "actor": transition.actor.id,
-        "reason": transition.reason,
-        "values": {name: round(value, 6) for name, value in transition.values.items()},
-    }
-
-
-def describe(demand: Demand | None, now: float) -> dict[str, Any] | None:
-    """A demand for people: who, what, why, for how much longer."""
-    if demand is None:
-        return None
-    found = attrs.asdict(demand, recurse=False, filter=lambda attribute, _: attribute.name in ("reason", "name"))
-    found.update(mode=demand.mode.value, source=demand.source.name.lower(), actor=demand.actor.id)
-    found["seconds_left"] = None if demand.until == _NEVER else round(max(0.0, demand.until - now), 3)
-    return found

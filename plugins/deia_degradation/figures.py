@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from deia_degradation.control import describe
+from deia_degradation.modes import describe
 from deia_hardening.plugin import Mode
 
 if TYPE_CHECKING:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterable, Mapping
+from math import inf
+from typing import Any
 
 import attrs
 
@@ -197,3 +199,26 @@ def _degraded(state: State, now: float, culprit: str, history: Mapping[str, tupl
 def forget(state: State) -> State:
     """The state after a pause without ticks: what was seen before it says nothing about now."""
     return attrs.evolve(state, history={}, calm_since=None)
+
+
+def record(transition: Transition) -> dict[str, Any]:
+    """A transition as a line of the journal."""
+    return {
+        "kind": "mode.changed",
+        "old": transition.old.value,
+        "new": transition.new.value,
+        "cause": transition.cause,
+        "actor": transition.actor.id,
+        "reason": transition.reason,
+        "values": {name: round(value, 6) for name, value in transition.values.items()},
+    }
+
+
+def describe(demand: Demand | None, now: float) -> dict[str, Any] | None:
+    """A demand for people: who, what, why, for how much longer."""
+    if demand is None:
+        return None
+    found = attrs.asdict(demand, recurse=False, filter=lambda attribute, _: attribute.name in ("reason", "name"))
+    found.update(mode=demand.mode.value, source=demand.source.name.lower(), actor=demand.actor.id)
+    found["seconds_left"] = None if demand.until == inf else round(max(0.0, demand.until - now), 3)
+    return found

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import attrs
 
-from deia_degradation.control import describe
+from deia_degradation.modes import describe
 from deia_degradation.pool.pool import Pool
 from deia_degradation.service import DegradationManager
 from deia_hardening.plugin import Call, Mode, NoInput, Operation, Problem, Role
