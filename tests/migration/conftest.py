@@ -100,7 +100,7 @@ def pair(tmp_path: Path) -> Iterator[Pair]:
     sys.modules.pop("deia_test_versions", None)
 
 
-async def until(condition: Callable[[], Any], what: str = "", turns: int = 3000) -> None:
+async def until(condition: Callable[[], Any], what: str = "", turns: int = 12_000) -> None:
     """Let the loops turn until something is true; fails by turns, not by the clock."""
     for _ in range(turns):
         if condition():
