@@ -12,6 +12,7 @@ import pytest
 from deia_config import ConfigManager
 from deia_hardening import harden
 from deia_hardening.plugin import Problem
+from deia_hardening.runtime import runtime
 from deia_hardening.settings import setting
 from deia_hardening.settings.state import Override, Overrides, decode_overrides, encode_overrides
 from deia_hardening.testing.live import running
@@ -28,10 +29,10 @@ async def app(scope: Any, receive: Any, send: Any) -> None:
         await send({"type": f"lifespan.{phase}.complete"})
 
 
-def machine(path: Path, store: Path) -> Any:
+def machine(path: Path, store: Path, check: str = "50ms") -> Any:
     folder = path / ".deia" / "config"
     folder.mkdir(parents=True)
-    (folder / "h.yaml").write_text(f"config: {{content_check: 50ms}}\nstore: {{url: 'sqlite:///{store}'}}\n")
+    (folder / "h.yaml").write_text(f"config: {{content_check: {check}}}\nstore: {{url: 'sqlite:///{store}'}}\n")
     return harden(app, folder, app_settings=Limits)
 
 
@@ -67,8 +68,9 @@ async def test_an_override_reaches_the_other_machine_and_survives_there(tmp_path
 
 async def test_who_comes_second_changes_nothing(tmp_path: Path) -> None:
     store = tmp_path / "shared.db"
-    one = await asyncio.to_thread(machine, tmp_path / "one", store)
+    one = await asyncio.to_thread(machine, tmp_path / "one", store, "1h")  # it looks when it is told to
     async with running(one, {}) as run:
+        follower = run.core.plugins["config"].follower
         manager = run.service(ConfigManager)
         await manager.set("app.max_bots", 7)
         # another machine's change that this one has not seen yet
@@ -77,7 +79,8 @@ async def test_who_comes_second_changes_nothing(tmp_path: Path) -> None:
         with pytest.raises(Problem) as caught:
             await manager.set("app.max_bots", 8)
         assert caught.value.status == 412
-        await until(lambda: bots(run) == 20)
+        await runtime().run(follower.look)
+        assert bots(run) == 20
 
 
 def test_what_is_kept_comes_back_and_damage_is_told() -> None:
