@@ -17,7 +17,11 @@ from deia_hardening.plugin import ASGIApp, Completion, Host, Latch, Receive, Sco
 from deia_hardening.upstream.rundir import RunDir
 
 _CLOSING = 10.0
-"""Seconds for the last answers to end when the tests are over."""
+"""Seconds for the server to end when the tests are over."""
+_LAST_ANSWERS = 3
+"""Seconds of these for answers that are under way."""
+_LOOK = 0.01
+"""Seconds between two looks whether the server is up, which it does not tell."""
 
 
 @contextlib.asynccontextmanager
@@ -77,12 +81,12 @@ async def _serve(app: ASGIApp, path: Path, up: Completion[None], over: Latch) ->
 
         config = uvicorn.Config(
             _from_here(app), uds=str(path), lifespan="off", access_log=False, log_config=None, log_level="warning",
-            proxy_headers=False, server_header=False, date_header=False, timeout_graceful_shutdown=3,
+            proxy_headers=False, server_header=False, date_header=False, timeout_graceful_shutdown=_LAST_ANSWERS,
         )  # fmt: skip
         server = Server(config)
         serving = asyncio.ensure_future(server.serve())
         while not server.started and not serving.done():
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(_LOOK)
     except ImportError:
         up.set_error(RuntimeError("the team's own tests need uvicorn: install deia-hardening[server]"))
         return
