@@ -160,6 +160,8 @@ def merged(told: Rollout | None, stored: Rollout | None) -> Rollout | None:
         return apply(stored, "rollback", {"reason": "the rollout's log is gone"}, stored.since)
     if stored is None or stored.id != told.id or told.phase.over:
         return told
+    if stored.phase.over and stored.weight <= told.weight:
+        return stored  # its end is written down without waiting for the disk: the store may know of it first
     if stored.latched and not told.latched:
         return stored
     return told if told.weight <= stored.weight or told.latched else stored

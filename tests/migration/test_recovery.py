@@ -21,7 +21,7 @@ import pytest
 from deia_hardening.journal import JournalReader, open_journal
 from deia_hardening.settings import Ratio
 from deia_migration import MigrationManager, Plan, Step
-from deia_migration.book import Book
+from deia_migration.book import Book, merged
 from deia_migration.engine import Engine
 from deia_migration.log import Recovered, record, records, recover, started_fields
 from deia_migration.rollout import Phase, Rollout
@@ -280,3 +280,16 @@ async def test_an_end_that_comes_while_a_worker_starts_is_taken_up(
         await until(lambda: [one.name for one in manager.status().versions] == ["v2"])
         for user in range(20):
             assert (await live.post("/", headers=[(b"x-user", str(user).encode())])).body == b"new"
+
+
+def test_an_end_that_only_the_store_knows_yet_is_the_end() -> None:
+    state, _ = begun("v2", 1.0)
+    promoted = attrs.evolve(state, phase=Phase.PROMOTED, weight=1.0)
+    done = attrs.evolve(promoted, phase=Phase.DONE)
+    assert merged(promoted, done) == done
+    assert (
+        merged(attrs.evolve(state, phase=Phase.RAMPING, weight=0.05), done) != done
+    )  # the log is the truth on weights
+    leaving = attrs.evolve(state, phase=Phase.ROLLING_BACK, latched=True)
+    back = attrs.evolve(leaving, phase=Phase.ROLLED_BACK)
+    assert merged(leaving, back) == back
