@@ -1,6 +1,6 @@
 """Who keeps the children's pipes while workers come and go: the supervisor of `deia-hardening run`.
 
-See `deia_hardening/keeping.py`. A child that has ended is forgotten; at the end of the service all are let go,
+See `deia_hardening/upstream/keeping.py`. A child that has ended is forgotten; at the end of the service all are let go,
 waited for, and killed where they do not end.
 """
 
@@ -16,7 +16,7 @@ from typing import Any
 
 import attrs
 
-from deia_hardening.keeping import Kept, kept_from, receive, send
+from deia_hardening.upstream.keeping import Kept, kept_from, receive, send
 
 
 class Keeper:

@@ -13,9 +13,9 @@ import socket
 import sys
 from collections.abc import Callable, Sequence
 
-from deia_hardening import keeping
 from deia_hardening.cli.channel import Lines, Message, tell
 from deia_hardening.cli.options import CHANNEL_VARIABLE, LISTEN_VARIABLE, RunOptions
+from deia_hardening.upstream import keeping
 
 PROGRAM = ("-m", "deia_hardening.cli.worker")
 

@@ -18,7 +18,6 @@ from typing import Any
 
 import uvicorn
 
-from deia_hardening import keeping
 from deia_hardening.access import find_core
 from deia_hardening.app import harden
 from deia_hardening.cli.channel import Lines, Message, tell
@@ -30,6 +29,7 @@ from deia_hardening.errors import HardeningError, SettingsError
 from deia_hardening.operations import Progress
 from deia_hardening.problem import Problem
 from deia_hardening.runtime import runtime
+from deia_hardening.upstream import keeping
 from deia_hardening.workers import Workers
 
 

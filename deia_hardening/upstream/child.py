@@ -24,11 +24,11 @@ from typing import Any
 
 import attrs
 
-from deia_hardening import keeping
-from deia_hardening.keeping import Kept
 from deia_hardening.runtime import runtime
+from deia_hardening.upstream import keeping
 from deia_hardening.upstream.child_context import ChildState
 from deia_hardening.upstream.inner import CONTROL_VARIABLE, ROLE_INNER, ROLE_VARIABLE
+from deia_hardening.upstream.keeping import Kept
 from deia_hardening.upstream.records import Records
 from deia_hardening.upstream.settings import ProcessSettings
 

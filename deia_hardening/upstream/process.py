@@ -18,11 +18,10 @@ from typing import Any
 
 import attrs
 
-from deia_hardening import keeping
 from deia_hardening.outer import Word, parent_of
 from deia_hardening.runtime import runtime
 from deia_hardening.types import Receive, Scope, Send
-from deia_hardening.upstream import addresses
+from deia_hardening.upstream import addresses, keeping
 from deia_hardening.upstream.base import NotSent, Readiness, UpstreamStartError
 from deia_hardening.upstream.child import Child, Order
 from deia_hardening.upstream.child_context import ChildState, ContextSource

@@ -1,7 +1,7 @@
 """Who supervises the children of one home in this process: the run folder's lock, and what the last supervisor left.
 
-Children that are kept (`deia_hardening/keeping.py`) wait to be claimed by the upstream of their name; all others that
-outlived their supervisor are ended. The kernel frees the lock of a process that dies.
+Children that are kept (`keeping.py`) wait to be claimed by the upstream of their name; all others that outlived
+their supervisor are ended. The kernel frees the lock of a process that dies.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import threading
 from pathlib import Path
 from typing import ClassVar, TypeAlias
 
-from deia_hardening import keeping
-from deia_hardening.keeping import Kept
 from deia_hardening.runtime import runtime
+from deia_hardening.upstream import keeping
+from deia_hardening.upstream.keeping import Kept
 from deia_hardening.upstream.rundir import ChildRecord, RunDir, end_survivor
 
 _logger = logging.getLogger("deia_hardening.child")

@@ -14,10 +14,9 @@ from typing import Any
 import anyio
 import pytest
 
-from deia_hardening import keeping
 from deia_hardening.cli.keeper import Keeper
 from deia_hardening.settings.units import Seconds
-from deia_hardening.upstream import ChildState, ProcessSettings, UpstreamSettings, open_upstream, supervision
+from deia_hardening.upstream import ChildState, ProcessSettings, UpstreamSettings, keeping, open_upstream, supervision
 from deia_hardening.upstream.inner import Link
 from deia_hardening.upstream.process import ProcessUpstream
 from deia_hardening.upstream.rundir import process_start
