@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -15,13 +16,16 @@ from urllib.parse import quote, urlencode
 
 import attrs
 
-from deia_hardening.control.paths import find_socket
+from deia_hardening.control.paths import find_socket, somebody_is_here
 from deia_hardening.control.server import peer_credentials
 from deia_hardening.errors import HardeningError
 from deia_hardening.problem import Problem
 
 _MOST_HEAD: Final = 65536
 _MOST_BODY: Final = 64 << 20
+_CHANGING_HANDS: Final = 5.0
+"""Seconds in which another worker takes over the socket of one that has ended."""
+_LOOK: Final = 0.05
 
 
 class NotRunning(HardeningError):  # noqa: N818 - a state, not a fault
@@ -121,11 +125,8 @@ class Client:
     def _send(
         self, method: str, path: str, body: bytes, headers: Mapping[str, str], timeout: float | None = -1.0
     ) -> _Answer:
-        where = find_socket(self.home)
-        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        connection, where = self._connect()
         try:
-            connection.settimeout(self._timeout)
-            connection.connect(str(where))
             uid, _ = peer_credentials(connection)
             if uid not in (0, os.geteuid()):
                 raise NotRunning(f"{where} is answered by uid {uid}, not by this user's service: nothing was sent")
@@ -137,15 +138,36 @@ class Client:
             if timeout is None:
                 connection.settimeout(None)
             return _Answer(connection)
-        except (FileNotFoundError, ConnectionRefusedError, NotADirectoryError) as error:
-            connection.close()
-            raise NotRunning(f"no service answers at {where}: start it, or name its settings with --config") from error
         except OSError as error:
             connection.close()
             raise NotRunning(f"the service at {where} does not answer: {error}") from error
         except BaseException:
             connection.close()
             raise
+
+    def _connect(self) -> tuple[socket.socket, Path]:
+        """Connect, and wait a little where the socket is only changing hands: the worker that owned it was replaced."""
+        until = time.monotonic() + _CHANGING_HANDS
+        while True:
+            where = find_socket(self.home)
+            connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            try:
+                connection.settimeout(self._timeout)
+                connection.connect(str(where))
+                return connection, where
+            except (FileNotFoundError, ConnectionRefusedError, NotADirectoryError) as error:
+                connection.close()
+                if time.monotonic() < until and somebody_is_here(self.home):
+                    time.sleep(_LOOK)
+                    continue
+                detail = f"no service answers at {where}: start it, or name its settings with --config"
+                raise NotRunning(detail) from error
+            except OSError as error:
+                connection.close()
+                raise NotRunning(f"the service at {where} does not answer: {error}") from error
+            except BaseException:
+                connection.close()
+                raise
 
     @staticmethod
     def _json(answer: _Answer) -> Any:

@@ -6,6 +6,7 @@ A home whose path is too long for a socket keeps it elsewhere (`socketpath`), in
 
 from __future__ import annotations
 
+import fcntl
 import os
 import stat
 from pathlib import Path
@@ -27,6 +28,26 @@ def run_folder(home: Path) -> Path:
 def socket_path(home: Path) -> Path:
     """Where to bind the socket. Pure but for the name of the temporary folder."""
     return fitting(run_folder(home) / NAME, home)
+
+
+def presence(home: Path) -> Path:
+    """The file that every worker with an open lifespan holds a shared lock on."""
+    return run_folder(home) / "control.here"
+
+
+def somebody_is_here(home: Path) -> bool:
+    """Whether a service runs on the home, even if nobody answers at the moment. Blocking."""
+    try:
+        descriptor = os.open(presence(home), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
 
 
 def make_folder(path: Path, home: Path) -> None:

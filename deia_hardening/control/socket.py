@@ -1,8 +1,9 @@
 """The control socket of a home: one worker owns it; when that worker dies, another binds it.
 
 Ownership is a lock on `run/control.lock` that the kernel drops with its holder, so there is nothing to clean up and
-nobody to ask. Several apps of a process with one home share the socket; a request names its app in `deia-app`, else
-gets the first.
+nobody to ask. All workers hold `run/control.here` together, which tells a caller that the socket is only changing
+hands. Several apps of a process with one home share the socket; a request names its app in `deia-app`, else gets the
+first.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Final
 
 from deia_hardening.control.http import Request, Response, Way, problem_response
-from deia_hardening.control.paths import make_folder, run_folder, socket_path
+from deia_hardening.control.paths import make_folder, presence, run_folder, socket_path
 from deia_hardening.control.server import Connections, Handler
 from deia_hardening.control.settings import ControlSettings
 from deia_hardening.problem import Problem
@@ -36,7 +37,7 @@ class HomeSocket:
         self.home = home
         self.path = socket_path(home)
         self._apps: dict[str, Handler] = {}
-        self._lock = -1
+        self._lock = self._presence = -1
         self._server: asyncio.Server | None = None
         self._connections: Connections | None = None
         self._listening: socket.socket | None = None
@@ -71,6 +72,10 @@ class HomeSocket:
         """Lock the home. Blocking."""
         make_folder(self.path, self.home)
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+        if self._presence < 0:
+            _sockets.add(self)
+            self._presence = os.open(presence(self.home), flags, 0o600)
+            fcntl.flock(self._presence, fcntl.LOCK_SH)  # at most a caller's look is waited for
         lock = os.open(run_folder(self.home) / "control.lock", flags, 0o600)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -81,7 +86,6 @@ class HomeSocket:
             os.close(lock)
             raise
         self._lock = lock
-        _sockets.add(self)
         return True
 
     def _bind(self) -> bool:
@@ -104,7 +108,12 @@ class HomeSocket:
 
     async def close(self, blocking: Callable[..., Awaitable[None]]) -> None:
         """Stop answering and let another worker own it. With several apps: when the last has left."""
-        if self._apps or self._lock < 0:
+        if self._apps:
+            return
+        here, self._presence = self._presence, -1
+        if here >= 0:
+            os.close(here)
+        if self._lock < 0:
             return
         server, self._server = self._server, None
         connections, self._connections = self._connections, None
@@ -132,13 +141,15 @@ class HomeSocket:
 
     def after_fork(self) -> None:
         """The child owns nothing: its copies are closed, which frees neither the parent's lock nor its socket."""
-        if self._lock >= 0:
-            with contextlib.suppress(OSError):
-                os.close(self._lock)
+        for descriptor in (self._lock, self._presence):
+            if descriptor >= 0:
+                with contextlib.suppress(OSError):
+                    os.close(descriptor)
         if self._listening is not None:
             with contextlib.suppress(OSError):
                 os.close(self._listening.detach())
-        self._lock, self._listening, self._server, self._connections = -1, None, None, None
+        self._lock = self._presence = -1
+        self._listening, self._server, self._connections = None, None, None
         self._apps.clear()
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from deia_hardening.control.client import Client, NotRunning, Step
-from deia_hardening.control.paths import find_socket, make_folder, socket_path
+from deia_hardening.control.paths import find_socket, make_folder, socket_path, somebody_is_here
 from deia_hardening.plugin import Problem
 from deia_hardening.socketpath import LONGEST
 
@@ -29,7 +29,7 @@ SERVICE = """
                 await send({"type": f"lifespan.{message}.complete"})
 
     async def main():
-        settings = {"home": sys.argv[1], "control": {"takeover_interval": "20ms", "bootstrap_token": False}}
+        settings = {"home": sys.argv[1], "control": {"takeover_interval": sys.argv[2], "bootstrap_token": False}}
         async with running(app, settings):
             print("up", flush=True)
             await asyncio.Event().wait()
@@ -38,9 +38,9 @@ SERVICE = """
 """
 
 
-def start(home: Path) -> subprocess.Popen[str]:
+def start(home: Path, takeover: str = "20ms") -> subprocess.Popen[str]:
     child = subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(SERVICE), str(home)], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", textwrap.dedent(SERVICE), str(home), takeover], stdout=subprocess.PIPE, text=True
     )
     assert child.stdout is not None and child.stdout.readline() == "up\n"
     return child
@@ -57,6 +57,29 @@ def pid_of(client: Client) -> int:
             continue
         return int(pid)
     raise AssertionError("nobody answers")
+
+
+@pytest.mark.fault
+def test_a_call_waits_while_the_socket_changes_hands_and_not_where_nobody_is(tmp_path: Path) -> None:
+    home = tmp_path / ".deia"
+    client = Client(home)
+    one = start(home, "1s")
+    try:
+        assert pid_of(client) == one.pid
+        two = start(home, "1s")
+        try:
+            os.kill(one.pid, signal.SIGKILL)
+            one.wait()
+            assert client.call("service.status", changes=False)["pid"] == two.pid  # one call, with nobody there yet
+        finally:
+            two.kill()
+            two.communicate()
+        assert not somebody_is_here(home)
+        with pytest.raises(NotRunning, match="start it"):
+            client.call("service.status", changes=False)
+    finally:
+        one.kill()
+        one.communicate()
 
 
 @pytest.mark.fault
