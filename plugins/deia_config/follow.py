@@ -44,6 +44,8 @@ class Follower:
         self._host = host
         self._manager = manager
         self._hint = asyncio.Event()
+        self._missed = False
+        """A hint woke a look that was under way: it may have been for somebody else."""
         self._up = asyncio.Event()
         self._loop = asyncio.get_running_loop()
         self._watch: Watch | None = None
@@ -316,15 +318,33 @@ class Follower:
                 settled, read, known, seen, clock.monotonic() - since, baseline, patience, dict(self._inodes)
             )
             if verdict is None or not isinstance(verdict, Wait):
+                if self._missed:
+                    self._missed = False
+                    self._hint.set()
                 self._inodes.update((file.name, file.inode) for file in again.files)
                 return again, verdict.why if isinstance(verdict, Refuse) else ""
             if seen is None or again.digest != seen.digest:
                 since = clock.monotonic()
             seen = again
-            await clock.sleep(min(verdict.seconds, max(settings.settle, settings.unfinished_wait)))
+            await self._until_told(min(verdict.seconds, max(settings.settle, settings.unfinished_wait)))
             if not told and clock.monotonic() - began > settings.settle_limit:
                 told = True
                 logger.warning("the settings files keep changing since %s: nothing is taken up", settings.settle_limit)
+
+    async def _until_told(self, seconds: float) -> None:
+        """Sleep until something changed: a save that was met half-way is over at once, as a rule.
+
+        What changed may be something else, so who follows is told of it again.
+        """
+        waits = [asyncio.ensure_future(self._hint.wait()), asyncio.ensure_future(self._host.clock.sleep(seconds))]
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for one in waits:
+                one.cancel()
+        if self._hint.is_set():
+            self._hint.clear()
+            self._missed = True
 
 
 def settled(

@@ -11,6 +11,8 @@ from typing import Any
 import attrs
 import pytest
 
+from deia_config import follow
+from deia_config.settling import Wait
 from deia_hardening.events import RevisionApplied
 from deia_hardening.runtime import runtime
 
@@ -49,6 +51,27 @@ async def test_a_config_map_swap_is_taken_up(tmp_path: Path, start: Any) -> None
         folder.chmod(0o755)
         (folder / "..tmp").symlink_to("..2")
         os.replace(folder / "..tmp", folder / "..data")
+        await service.until_bots(2)
+
+
+async def test_a_save_that_was_met_half_way_is_taken_up_when_it_is_whole(
+    start: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not when the time is over for which an unfinished one is waited for."""
+    original, waited = follow.settled, []
+
+    def watched(*arguments: Any) -> Any:
+        found = original(*arguments)
+        waited.append(isinstance(found[1], Wait))
+        return found
+
+    text = ONE.replace("config: {}", "config: {unfinished_wait: 1h, cut_off_wait: 1h, content_check: 1h}")
+    whole = text.replace("max_bots: 1", "max_bots: 2")
+    async with start(text) as service:
+        monkeypatch.setattr(follow, "settled", watched)
+        service.save(whole[: whole.index("max_bots") + 4] + ": [")
+        await service.until(lambda: any(waited))
+        service.save(whole)
         await service.until_bots(2)
 
 
