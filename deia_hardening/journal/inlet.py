@@ -93,7 +93,7 @@ class Late(Receipt, gc=False, eq=False):
     """
 
     _guess: int = 512
-    """About how long the bytes will be."""
+    """About how long the bytes will be. It counts by this also when they are made, so that the sum comes out even."""
     _kept: bool = True
     """Whether anybody may ask what became of it. Else it is let go once written: its memory serves the next request."""
 
@@ -103,7 +103,7 @@ class Late(Receipt, gc=False, eq=False):
         raise NotImplementedError
 
     def _size(self) -> int:
-        return len(self._body) or self._guess
+        return self._guess
 
 
 @attrs.define
@@ -170,7 +170,8 @@ class Inlet:
         record._inlet = self
         self._put(record, record._guess)
         self._unmade += 1
-        if self._unmade == _AT_ONCE:
+        if self._unmade >= _AT_ONCE:
+            self._unmade = 0
             turns.after(self._make)
         return record
 
@@ -179,7 +180,6 @@ class Inlet:
 
         It may do the same at the same time; both make the same bytes.
         """
-        self._unmade = 0
         self._encoded(self._queue[-_AT_ONCE:])
 
     def _put(self, receipt: Receipt, size: int) -> None:

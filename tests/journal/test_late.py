@@ -139,3 +139,15 @@ def test_a_body_that_breaks_the_line_is_kept_as_text(opened, events) -> None:
     journal.append_late(Broken(b"", 1, None))  # type: ignore[arg-type]
     assert journal.drain()
     assert numbers(events()) == [1]
+
+
+def test_bytes_that_are_made_while_they_wait_leave_the_account_even(opened, events) -> None:
+    """Else a journal that is emptied in parts would in the end take itself for full, with nothing in its queue."""
+    journal = opened(batch_bytes=65536, write_interval=10)
+    with journal._writer.role:
+        for number in range(300):
+            journal.append_late(late(number, 1000))
+        journal._make()  # as after a request
+        journal._make()
+        left = [len(journal._take(65536)[0]) for _ in range(5)]
+        assert (sum(left), journal.stats().queued_bytes) == (300, 0)
