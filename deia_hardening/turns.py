@@ -114,7 +114,11 @@ class Turns:
     def give(self, now: float) -> None:
         """Stand aside for who is due. At the end of a request, on its loop; returns within `SLICE`."""
         while self._after:
-            self._after.pop()()
+            try:
+                work = self._after.pop()
+            except IndexError:  # another loop of this process took it
+                break
+            work()
         if self._door is not None:  # another thread does
             return
         waking = [who for who, at in tuple(self._until.items()) if at <= now]
