@@ -53,7 +53,7 @@ def install(core: Core, schedule: Schedule) -> None:
             return
         # Everything stands before the handler does: a signal may come between any two lines. The background loop too:
         # its start holds a lock, and the handler, on this same thread, would wait for that for ever.
-        assert runtime().loop
+        _ = runtime().loop
         _previous, _installed, _leaving = standing, True, False
         streams.reset()
         streams.arm("signals")
