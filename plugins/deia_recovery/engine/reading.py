@@ -32,9 +32,7 @@ _FOLLOW = 2_000
 class Reading(Turns):
     """The reading half of an engine. Thread-safe."""
 
-    _lock: threading.Lock
     _thread: threading.Thread | None
-    _reads: int
 
     def write(
         self, function: Callable[[Tx], T], *, actor: Any = None, grows: bool = True, guarded: bool = False
@@ -85,30 +83,27 @@ class Reading(Turns):
 
     def read_here(self, function: Callable[[sqlite3.Connection], T]) -> T:
         """The same on the calling thread; it blocks."""
-        with self._lock:
-            self._reads += 1
-        try:
-            self.ensure()
-            if self.connections.closed:
-                self._settle()
-            elif self._moved():
-                self.write(_nothing, grows=False).result(60.0)  # who commits changes over
-            _ = self.page
-            if self._thread is None:
-                self.wake()
-            with self.connections.reader() as connection:
-                connection.execute("BEGIN")
-                try:
-                    self._follow(connection)
-                    return function(connection)
-                finally:
-                    connection.execute("COMMIT")
-        except (sqlite3.OperationalError, sqlite3.DatabaseError, OSError) as error:
-            raise StateUnavailable(f"{self.database} can't be read ({error}); nothing was changed") from error
-        finally:
-            self._used = time.monotonic()
-            with self._lock:
-                self._reads -= 1
+        with self.kept_open():
+            try:
+                self.ensure()
+                if self.connections.closed:
+                    self._settle()
+                elif self._moved():
+                    self.write(_nothing, grows=False).result(60.0)  # who commits changes over
+                _ = self.page
+                if self._thread is None:
+                    self.wake()
+                with self.connections.reader() as connection:
+                    connection.execute("BEGIN")
+                    try:
+                        self._follow(connection)
+                        return function(connection)
+                    finally:
+                        connection.execute("COMMIT")
+            except (sqlite3.OperationalError, sqlite3.DatabaseError, OSError) as error:
+                raise StateUnavailable(f"{self.database} can't be read ({error}); nothing was changed") from error
+            finally:
+                self._used = time.monotonic()
 
     def _follow(self, connection: sqlite3.Connection) -> None:
         """Bring the cache to the position that this read transaction sees."""
