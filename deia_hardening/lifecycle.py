@@ -112,7 +112,8 @@ class Core:
 
     def reset(self) -> None:
         """As never started (after a fork)."""
-        self.ready = False
+        self.ready = self.offers = False
+        access.live.discard(self)
         self.lifespans = 0
         self.serving.after_fork()
         self.events.after_fork()
@@ -233,10 +234,12 @@ class Core:
             except HardeningError as error:
                 raise StartError("core", str(error)) from None
             self._family = outer.join(weakref.ref(self), self.home.path, self.link)
+            self._offer()
             for plugin in self.ordered(self.plugins.values()):
                 await self.enter(plugin, requests.start_timeout)
         except BaseException as error:
             await self._unwind(requests.stop_timeout)
+            self._withdraw()
             self.home.leave(id(self))
             with self._lock:
                 first = float(requests.start_retry)
@@ -245,7 +248,6 @@ class Core:
                 self._start_error = error
                 self._starting = None
             raise
-        access.live.add(self)
         _remember(self)
         with self._lock:
             self._start_error = None
@@ -253,6 +255,15 @@ class Core:
             self._starting = None
             self.ready = True
         self.events.emit(Started(actor=SYSTEM, verdict=self.verdict))
+
+    def _offer(self) -> None:
+        """`current(T)` finds this app, and a version's lifespan that a plugin opens has what it asks for."""
+        self.offers = True
+        access.live.add(self)
+
+    def _withdraw(self) -> None:
+        self.offers = False
+        access.live.discard(self)
 
     async def enter(self, plugin: Plugin[Any], timeout: float) -> None:
         self.failures.pop(plugin.name, None)
@@ -277,7 +288,7 @@ class Core:
             self.ready = False
         self.events.emit(Stopping(actor=SYSTEM))
         await self._unwind(self.requests.stop_timeout)
-        access.live.discard(self)
+        self._withdraw()
         if self.home.leave(id(self)):
             await runtime().blocking(self._close_home)
 
