@@ -133,6 +133,28 @@ async def test_what_ends_a_conversations_head_lets_the_next_go(jobs: TaskQueue) 
     assert (await jobs.claim("w")).body["i"] == 3
 
 
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_a_worker_that_is_cancelled_while_it_claims_takes_no_task_with_it(
+    jobs: TaskQueue[dict[str, int]], backend: str
+) -> None:
+    async def give_up_at_once(seconds: float) -> None:
+        with anyio.move_on_after(seconds):
+            task = await jobs.claim("hasty", wait=30)
+            if task is not None:  # it was quick enough
+                await task.release()  # written also when the time is over now
+
+    async def main() -> None:
+        task = await jobs.submit({"n": 1})
+        for number in range(40):
+            await give_up_at_once(number / 10_000)
+        with anyio.fail_after(20):
+            taken = await jobs.claim("patient", wait=20)
+        assert taken is not None
+        assert (taken.id, taken.attempt) == (task.id, 1)
+
+    anyio.run(main, backend=backend)
+
+
 async def test_cancel_takes_a_waiting_task_and_asks_a_running_one(jobs: TaskQueue) -> None:
     waiting = await jobs.submit({})
     assert await jobs.cancel(waiting.id) == "cancelled"

@@ -7,7 +7,8 @@ carry a fencing token: whoever comes with an older one is refused.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import attrs
@@ -282,6 +283,14 @@ def release(tx: Tx, task: str, token: int, *, count: bool) -> None:
     """Give the task back at once; the attempt counts only with `count`."""
     queue, _state, _token, attempts, _limit, worker, *_ = held(tx, task, token)
     _give_back(tx, task, queue, worker, attempts, count=count)
+
+
+def let_go(tx: Tx, won: Sequence[Lease | None]) -> None:
+    """Give back what a claim has won, read when this runs: behind the claim in the queue, or in the same commit."""
+    for lease in won:
+        if lease is not None:
+            with contextlib.suppress(LeaseLost, UnknownTask):  # the claim was undone, or has run out meanwhile
+                release(tx, lease.id, lease.token, count=False)
 
 
 def release_bot(tx: Tx, bot: str) -> int:

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Any, Generic, TypeVar, cast
 
+import anyio
 import attrs
 import msgspec
 
@@ -195,16 +197,26 @@ class TaskQueue(Generic[T]):
     def try_claim(
         self, worker: str, *, lease: float | None = None, version: str = "", bot: str = ""
     ) -> Pending[ClaimedTask[T] | None]:
-        """Lease the next task that this version may take, or None."""
-        state = self.state
+        """Lease the next task that this version may take, or None.
+
+        Who stops waiting for the result may have a lease and not know it: it ends by itself. `claim` gives it back.
+        """
+        return self._claim(self.state, worker, lease, version, bot, [])
+
+    def _claim(
+        self, state: State, worker: str, lease: float | None, version: str, bot: str, won: list[steps.Lease | None]
+    ) -> Pending[ClaimedTask[T] | None]:
         split = state.split()
         milliseconds = int((self.lease if lease is None else lease) * 1000)
 
         def write(tx: Tx) -> steps.Lease | None:
-            return steps.claim(
-                tx, self.name, worker[:256], lease=milliseconds, version=version, bot=bot[:256], split=split,
-                scan=self._scan, readable=self._readable,
-            )  # fmt: skip
+            won[:] = [
+                steps.claim(
+                    tx, self.name, worker[:256], lease=milliseconds, version=version, bot=bot[:256], split=split,
+                    scan=self._scan, readable=self._readable,
+                )
+            ]  # fmt: skip
+            return won[0]
 
         def wrap(lease: steps.Lease | None) -> ClaimedTask[T] | None:
             return None if lease is None else ClaimedTask(state, lease, self._codec.decode(lease.body), self.max_events)
@@ -214,11 +226,20 @@ class TaskQueue(Generic[T]):
     async def claim(
         self, worker: str, *, wait: float = 0.0, lease: float | None = None, version: str = "", bot: str = ""
     ) -> ClaimedTask[T] | None:
-        """Lease the next task; wait up to `wait` seconds for one. None when there was none."""
+        """Lease the next task; wait up to `wait` seconds for one. None when there was none.
+
+        Cancelled while the lease was being written, it gives the task back: another worker has it at once.
+        """
         state = self.state
         deadline = state.engine.clock.monotonic() + wait
         while True:
-            task = await self.try_claim(worker, lease=lease, version=version, bot=bot)
+            won: list[steps.Lease | None] = []
+            try:
+                task = await self._claim(state, worker, lease, version, bot, won)
+            except anyio.get_cancelled_exc_class():
+                if not state.in_transaction():  # else its end undoes the claim
+                    state.write(partial(steps.let_go, won=won), grows=False, guarded=True)
+                raise
             left = deadline - state.engine.clock.monotonic()
             if task is not None or left <= 0 or state.in_transaction():
                 return task
