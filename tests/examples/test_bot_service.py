@@ -85,6 +85,7 @@ def service(tmp_path: Path) -> Iterator[Service]:
     made = Service(tmp_path)
     yield made.start()
     made.end(signal.SIGKILL)
+    print((tmp_path / "service.log").read_text())  # shown when the test failed
 
 
 def wait_for(check: Callable[[], Any], seconds: float = 30) -> Any:

@@ -97,13 +97,14 @@ class Workers:
 
     async def _follow(self) -> None:
         while True:
+            limits = current(Limits)
             self._nudge.clear()
             try:
                 await self._keep(await running_bots())
             except Exception:
                 logger.exception("which bots shall run could not be read; those that run go on")
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._nudge.wait(), float(current(Limits).idle_wait))
+                await asyncio.wait_for(self._nudge.wait(), float(limits.idle_wait))
 
     async def _keep(self, running: Sequence[str]) -> None:
         """Give each running bot its places, and end those of all others."""
@@ -144,6 +145,13 @@ class Workers:
                 async with transaction():
                     await assignments.release(task.id)
                     await task.release()
+            raise
+        except LeaseLost:
+            raise  # somebody else has the task now
+        except Exception as error:  # the work itself stumbled: again in a moment, a dead letter after a few times
+            async with transaction():
+                await assignments.release(task.id)
+                await task.fail(error, retry_in=float(limits.retry_after))
             raise
 
     async def _finish(self, bot_id: str, task: Any, answer: dict[str, Any], limits: Limits) -> None:
