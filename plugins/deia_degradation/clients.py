@@ -10,7 +10,8 @@ import functools
 import ipaddress
 import math
 
-from deia_degradation.pool.budget import Bounds, Budgets, Reservation
+from deia_degradation.pool.budget import Bounds, Budget, Reservation
+from deia_degradation.pool.ledger import Accounts, Busy
 from deia_hardening.context import SCOPE_KEY
 from deia_hardening.peers import Network, client_address, is_trusted, peer_of
 from deia_hardening.plugin import Problem, RequestContext, Scope
@@ -33,9 +34,10 @@ def network(address: str) -> str:
 class ClientQuotas:
     """How much each client has asked for lately. Thread-safe, bounded; a forgotten client starts afresh."""
 
-    def __init__(self, bounds: Bounds, clients: int, networks: tuple[Network, ...]) -> None:
+    def __init__(self, bounds: Bounds, accounts: Accounts, networks: tuple[Network, ...]) -> None:
         self.networks = networks
-        self._budgets = Budgets(bounds, clients)
+        self._bounds = bounds
+        self._accounts = accounts
 
     def refusal(self, scope: Scope, context: RequestContext, now: float) -> Problem | None:
         """The refusal of a request whose client has used up its quota; else None, and it is counted."""
@@ -44,11 +46,14 @@ class ClientQuotas:
             key = f"actor:{actor.id}"
         else:
             key = f"address:{network(client_address(scope, self.networks))}"
-        found = self._budgets.get(key).reserve(now)
+        bounds = self._bounds
+        try:
+            found = Budget(bounds, self._accounts, key).reserve(now)
+        except Busy:  # what protects the service does not close it
+            return None
         if isinstance(found, Reservation):
             return None
-        wait = max(1.0, found - now) if math.isfinite(found) else float(self._budgets.bounds.per)
-        bounds = self._budgets.bounds
+        wait = max(1.0, found - now) if math.isfinite(found) else float(bounds.per)
         return Problem(
             429,
             f"More than {bounds.requests:g} requests in {bounds.per:g} s; nothing was done. Try again later.",

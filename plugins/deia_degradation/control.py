@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import msgspec
 
-from deia_degradation.drains import FIELD as DRAINED
 from deia_degradation.events import ScalingChanged
 from deia_degradation.modes import Demand, Policy, Reading, Source, State, Transition, forget, record, step
 from deia_degradation.schedule import active, next_change
 from deia_degradation.settings import DegradationSettings
 from deia_hardening.events import ModeChanged
 from deia_hardening.plugin import SYSTEM, Actor, Host, Mode
+from deia_hardening.store import PageState
 
 if TYPE_CHECKING:
     from deia_hardening.store import HomePage
@@ -45,8 +45,8 @@ class _NoPage:
     def version(self) -> int:
         return 0
 
-    def state(self) -> Mapping[str, Any]:
-        return {}
+    def state(self) -> PageState:
+        return PageState(0, {}, {}, {})
 
 
 class ModeControl:
@@ -79,8 +79,8 @@ class ModeControl:
         self._last_tick: float | None = None
         self._raising = False
         self.listeners: list[Callable[[Transition], None]] = []
-        self.follow: Callable[[Any], None] | None = None
-        """What is told which bots are drained, when the page has changed."""
+        self.follow: Callable[[Mapping[str, Any]], None] | None = None
+        """What is told of the page's fields when they have changed."""
 
     # -- settings and shared state -------------------------------------------------------------------------
 
@@ -107,7 +107,7 @@ class ModeControl:
         state = page.state()
         self._take_pin(state.get(_PIN_FIELD))
         if self.follow is not None:
-            self.follow(state.get(DRAINED))
+            self.follow(state.fields)
 
     def _take_pin(self, value: Any) -> None:
         pin = None

@@ -11,9 +11,8 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-
-from deia_hardening.store import StaleRevision
+from deia_degradation import fields
+from deia_degradation.pool.pool import budget_key
 
 if TYPE_CHECKING:
     from deia_degradation.pool.pool import Pool
@@ -22,10 +21,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger("deia_degradation")
 
 FIELD = "drained"
-KEY = f"page/{FIELD}"
 _REASON = 80
 """Characters of a reason that are kept: the page has 3 KiB for all its fields."""
-_TRIES = 8
 
 Wanted = dict[str, dict[str, str]]
 """Pool, bot, reason."""
@@ -71,32 +68,26 @@ class Drains:
         return True
 
     async def restore(self, pool: Pool, bot: str, reason: str) -> bool:
-        """End a drain on every worker, an ejection or a rest in this one. False when there is none of that id."""
-        if pool.member(bot) is None:
+        """End a drain, or its quota key's rest, on every worker, an ejection in this one. False when there is none of
+        that id."""
+        member = pool.member(bot)
+        if member is None:
             return False
+        key = budget_key(member.bot)
+        pool.rest(key, 0.0)
+        self._manager.rests.end(pool.name, key)
         if bot in self._wanted.get(pool.name, {}):
             await self._store(lambda wanted: wanted.get(pool.name, {}).pop(bot, None))
         return pool.restore(bot, reason)
 
     async def _store(self, change: Callable[[Wanted], object]) -> None:
-        store = self._manager.host.store
+        def changed(value: Any) -> Wanted:
+            wanted = read(value)
+            change(wanted)
+            return {pool: bots for pool, bots in wanted.items() if bots}
+
         try:
-            for _ in range(_TRIES):
-                entry = await store.get(KEY)
-                wanted = read(None if entry is None else msgspec.json.decode(entry.value))
-                change(wanted)
-                wanted = {pool: bots for pool, bots in wanted.items() if bots}
-                try:
-                    await store.put(
-                        KEY, msgspec.json.encode(wanted), if_revision=0 if entry is None else entry.revision
-                    )
-                except StaleRevision:
-                    continue
-                self._wanted = wanted
-                return
-            logger.error(
-                "bots drained by hand could not be stored: others kept changing them; this process has its own"
-            )
+            self._wanted = await fields.change(self._manager.host.store, FIELD, changed)
         except Exception:
             logger.exception("the drain holds in this process only: the home's store did not take it")
             change(self._wanted)

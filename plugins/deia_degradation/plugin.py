@@ -77,6 +77,7 @@ class DegradationPlugin(Plugin[DegradationSettings]):
         manager = self._manager = InnerManager(self.host, self.host.settings(DegradationSettings), up)
         withdraw = self.host.services.provide(DegradationManager, manager)
         unmask = self.host.services.provide(FeatureMask, manager)
+        await self.host.blocking(manager.share_budgets)
         try:
             for pool in manager.pools.values():
                 await pool.follow_upstreams()
@@ -84,6 +85,7 @@ class DegradationPlugin(Plugin[DegradationSettings]):
         finally:
             unmask()
             withdraw()
+            manager.ledger.close()
             for pool in manager.pools.values():
                 await pool.stop_upstreams()
 
@@ -104,7 +106,8 @@ class DegradationPlugin(Plugin[DegradationSettings]):
             "streams": manager.gate.streams,
         }
         if control.mode is Mode.FULL:
-            return Health(figures=figures)
+            trouble = manager.ledger.trouble
+            return Health(HealthState.DEGRADED if trouble else HealthState.OK, trouble, figures=figures)
         detail = f"mode {control.mode.value}: {control.state.cause or control.state.source.name.lower()}"
         lasted = self.host.clock.monotonic() - control.state.since
         if control.mode is Mode.MAINTENANCE and manager.gate.streams and lasted > manager.settings.maintenance.drain:

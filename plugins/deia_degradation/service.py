@@ -28,7 +28,10 @@ from deia_degradation.figures import measure, status
 from deia_degradation.modes import Demand
 from deia_degradation.pool.bot import BotChange
 from deia_degradation.pool.budget import bounds_of
+from deia_degradation.pool.ledger import Accounts, Ledger
 from deia_degradation.pool.pool import Pool
+from deia_degradation.rests import FIELD as RESTING
+from deia_degradation.rests import Rests
 from deia_degradation.scaling import ScalingAdvice, advise
 from deia_degradation.settings import AdmissionSettings, DegradationSettings, PoolSettings
 from deia_degradation.signals import LoopLag, MachineReader, bots_gone
@@ -56,10 +59,12 @@ class DegradationManager:
         self.settings = settings
         self.control = ModeControl(host, settings)
         self.drains = Drains(self)
+        self.rests = Rests(self)
+        self.ledger = Ledger()
         self.gate = Gate(_limit(settings.admission), _room(settings.admission), settings.admission.streams)
         self.watcher = Watcher(host)
         self.lag = LoopLag(host.clock.monotonic)
-        self.clients = ClientQuotas(bounds_of(settings.admission.client_quota), settings.admission.clients, ())
+        self._admit(())
         self.beside = 0
         """Requests so far that did not come in at once: they waited, were refused, are streams, run in threads."""
         self.shed = 0
@@ -168,6 +173,8 @@ class DegradationManager:
                     listener=lambda change: self._bot_changed(name, change),
                     watcher=self.watcher,
                     look=self.glance,
+                    ledger=self.ledger,
+                    rested=lambda key, seconds: self.rests.tell(name, key, seconds),
                 )
             return pool
 
@@ -175,6 +182,8 @@ class DegradationManager:
         """Catch up with what other workers pinned and drained. For outgoing calls, which may come without requests."""
         if self.control.version() != self.control.page_version:
             self.control.look()
+        if self.ledger.used:  # the ticks put it on disk
+            self.ticks.wake()
 
     def _has_effects(self, scope: Scope) -> bool:
         context = context_variable.get()
@@ -259,15 +268,27 @@ class DegradationManager:
         streams.arm(self.ticks)
         self.ticks.reset()
         self.watcher.reset()
+        self.rests.reset()
         self.control.reset()
         self.control.read_page()
         self._admit(proxies)
         for name, given in self.settings.pools.items():
             self.pool_for(name, given)
-        self.control.follow = self.drains.follow
-        self.drains.follow(self.control.page.state().get(DRAINED))
+        self.ledger.close()  # in a forked child they are the parent's
+        self.share_budgets()
+        self.control.follow = self._follow
+        self._follow(self.control.page.state().fields)
         self.control.evaluate()
         measure(self)
+
+    def _follow(self, fields: Mapping[str, Any]) -> None:
+        """What other workers, or an earlier life, have put on the home's page."""
+        self.drains.follow(fields.get(DRAINED))
+        self.rests.follow(fields.get(RESTING))
+
+    def share_budgets(self) -> None:
+        """Count budgets and quotas together with the other workers of the machine. Opens files."""
+        self.ledger.open(self.host.home / "state" / "budgets")
 
     async def load_pin(self) -> None:
         """Take a pin from the store where the page does not have it (the page was lost with the machine's start)."""
@@ -287,10 +308,24 @@ class DegradationManager:
         streams.disarm(self.ticks)
         for pool in self._pools.values():
             await pool.stop_upstreams()
+        await self.sync_budgets()
+        self.ledger.close()
+
+    async def sync_budgets(self) -> None:
+        """Put on disk what budgets have counted, for the machine's own crash: a process that ends loses nothing."""
+        if self.ledger.used:
+            try:
+                await self.host.blocking(self.ledger.sync)
+            except OSError as error:
+                logger.error("the budgets are not on disk: %s", error)
 
     def _admit(self, proxies: tuple[str, ...]) -> None:
         admission = self.settings.admission
-        self.clients = ClientQuotas(bounds_of(admission.client_quota), admission.clients, parse_networks(proxies))
+        bounds = bounds_of(admission.client_quota)
+        accounts = Accounts(1, admission.clients)
+        if bounds.any:
+            accounts = self.ledger.accounts("clients", 1, admission.clients)
+        self.clients = ClientQuotas(bounds, accounts, parse_networks(proxies))
 
     async def adopt(self, settings: DegradationSettings, proxies: tuple[str, ...]) -> None:
         """Follow new settings: bounds, pools, rules of modes. What was learned stays."""
@@ -300,7 +335,7 @@ class DegradationManager:
         admission = settings.admission
         self.gate.adopt(_limit(admission), _room(admission), admission.streams)
         self.threads.adopt(_limit(admission), _room(admission), admission.streams)
-        if admission.client_quota != before.admission.client_quota or self.clients.networks != parse_networks(proxies):
+        if admission != before.admission or self.clients.networks != parse_networks(proxies):
             self._admit(proxies)
         for name in [name for name in self._pools if name not in settings.pools]:
             await self._pools.pop(name).stop_upstreams()
@@ -309,6 +344,7 @@ class DegradationManager:
             pool.adopt(pool_settings)
             await pool.follow_upstreams()
             self.drains.apply(name, pool)
+        await self.host.blocking(self.share_budgets)
         self.ticks.begin_checks()
         self.control.adopt(settings)
 

@@ -78,6 +78,7 @@ class Ticks:
                 control.look()
                 await control.tick(readings(observed, manager.settings.signals))
                 self._end_streams()
+                await manager.sync_budgets()
             except Exception:
                 logger.exception("a look at the signals failed; the mode stays %s", control.mode.value)
                 await clock.sleep(float(manager.settings.modes.tick))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+
 import pytest
 
 from deia_degradation import DegradationManager
@@ -44,8 +46,28 @@ async def test_a_hundred_thousand_clients_are_kept_in_mind_no_longer_than_the_bo
     quota = {"admission": {"client_quota": {"requests": 1, "per": "1m"}, "clients": 500}}
     async with running(silent, {"home": ".deia", "degradation": quota}) as app:
         manager = app.service(DegradationManager)
+        (file,) = (manager.host.home / "state" / "budgets").glob("clients-*")
+        length = file.stat().st_size
         for number in range(100_000):
             scope = {"client": (f"10.{number >> 16}.{number >> 8 & 255}.{number & 255}", 1), "headers": []}
-            assert manager.clients.refusal(scope, RequestContext(scope, None, None), 1000.0) is None
-        assert len(manager.clients._budgets) == 500
-        assert manager.clients.refusal(scope, RequestContext(scope, None, None), 1000.0).status == 429
+            now = 1000.0 + number * 1e-6
+            assert manager.clients.refusal(scope, RequestContext(scope, None, None), now) is None
+        assert file.stat().st_size == length
+        assert manager.clients.refusal(scope, RequestContext(scope, None, None), now).status == 429
+
+
+async def test_a_worker_that_stops_with_the_accounts_in_its_hands_closes_the_door_to_nobody():
+    quota = {"admission": {"client_quota": {"requests": 1, "per": "1m"}}}
+    async with running(silent, {"home": ".deia", "degradation": quota}) as app:
+        assert (await app.get("/")).status == 200
+        with (app.service(DegradationManager).host.home / "state" / "budgets" / "lock").open("rb") as stopped:
+            fcntl.flock(stopped, fcntl.LOCK_EX)
+            assert (await app.get("/")).status == 200
+        assert (await app.get("/")).status == 429
+
+
+async def test_a_quota_goes_on_after_a_restart_and_a_reload():
+    quota = {"admission": {"client_quota": {"requests": 3, "per": "1d"}}}
+    for expected in (200, 200, 200, 429):
+        async with running(silent, {"home": ".deia", "degradation": quota}) as app:
+            assert (await app.get("/")).status == expected

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deia_degradation import Bot, DegradationManager
-from deia_degradation.drains import KEY, read
+from deia_degradation.drains import FIELD, read
 from deia_hardening.store import StoreUnavailable
 from deia_hardening.testing import running
 
@@ -74,7 +74,7 @@ async def test_a_dead_store_keeps_no_bot_in_use(monkeypatch, caplog):
 async def test_a_stored_value_that_makes_no_sense_drains_nobody():
     async with running(silent, SETTINGS) as app:
         manager = app.service(DegradationManager)
-        await manager.host.store.put(KEY, b'{"llm": ["a"], "other": {"x": 1}}')
+        await manager.host.store.put(f"page/{FIELD}", b'{"llm": ["a"], "other": {"x": 1}}')
         manager.glance()
         assert states(manager) == {"a": "serving", "b": "serving"}
         assert await act(manager, "drain", "b")

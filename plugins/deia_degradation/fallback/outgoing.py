@@ -22,6 +22,7 @@ from deia_degradation.fallback.retry import may_ask_another
 from deia_degradation.fallback.watch import Watched, Watcher
 from deia_degradation.pool.bot import Bot, Member, Verdict
 from deia_degradation.pool.budget import Budget, Reservation
+from deia_degradation.pool.ledger import Busy
 from deia_hardening.context import context_variable
 from deia_hardening.errors import HardeningError
 from deia_hardening.upstream import Outcome
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 
 R = TypeVar("R")
 _EXHAUSTED = (429, 529)
+_BUSY = 0.5
+"""Seconds for which a call waits for another worker that holds the budgets."""
 _REST = 5.0
 """Seconds that a quota key rests when the upstream does not say."""
 
@@ -127,7 +130,7 @@ class Attempt:
     # -- the block -----------------------------------------------------------------------------------------
 
     async def __aenter__(self) -> Attempt:
-        self._member, self._reserved = self._group._take()
+        self._member, self._reserved = await self._group._taken()
         self.number = len(self._group.tried)
         now = self._started = self._last = monotonic()
         self._limit = self._group._limit(now)
@@ -183,7 +186,7 @@ class Attempt:
             pool.exhausted(member, self._rest if self._rest is not None else _REST)
         for budget, reservation in self._reserved:
             if refused or outcome is Outcome.NOT_SENT:
-                budget.cancel(reservation)
+                budget.cancel(reservation, now)
             else:
                 budget.settle(reservation, now, tokens=self._tokens, money=self._money)
         self.good = error is None and not refused and not self._failure
@@ -255,6 +258,19 @@ class Attempts:
         limit = now + self.first_within if self.first_within else math.inf
         return limit if self._deadline is None else min(limit, self._deadline)
 
+    async def _taken(self) -> tuple[Member, list[tuple[Budget, Reservation]]]:
+        """`_take`, once a worker that has the budgets in its hands goes on: under load it waits for the processor."""
+        until = monotonic() + _BUSY
+        while True:
+            try:
+                return self._take()
+            except Busy:
+                if monotonic() > until:
+                    raise NoBotLeft(
+                        self.pool.name, "another worker holds the budgets and does not go on", 1.0
+                    ) from None
+            await anyio.sleep(_BUSY / 20)
+
     def _take(self) -> tuple[Member, list[tuple[Budget, Reservation]]]:
         """Choose a bot whose budgets have room, and set the amounts aside."""
         pool, now = self.pool, monotonic()
@@ -279,7 +295,11 @@ class Attempts:
                     wait = soonest - now if soonest != math.inf else pool.retry_after(now)
                     raise NoBotLeft(pool.name, "no bot can take the call", max(1.0, min(wait, 86400.0)))
                 own = pool.budget_of(member)
-                room = own.reserve(now, tokens=self.tokens, money=self.money)
+                try:
+                    room = own.reserve(now, tokens=self.tokens, money=self.money)
+                except Busy:
+                    pool.done(member, now, 0.0, Verdict.NEUTRAL)
+                    raise
                 if not isinstance(room, Reservation):
                     pool.done(member, now, 0.0, Verdict.NEUTRAL)
                     soonest = min(soonest, room)
@@ -291,7 +311,7 @@ class Attempts:
                 return member, reserved
         except BaseException:
             for budget, reservation in reserved:
-                budget.cancel(reservation)
+                budget.cancel(reservation, now)
             raise
 
     def _ended(self, good: bool, outcome: Outcome, refused: bool, error: BaseException | None) -> bool:

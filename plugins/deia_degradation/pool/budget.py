@@ -1,19 +1,24 @@
-"""Budgets: requests, tokens and money per period, reserved before a call and settled by what it used. Pure.
+"""Budgets: requests, tokens and money per period, reserved before a call and settled by what it used.
 
-The period slides: within any stretch of its length no more than the bound is granted. What an upstream says of its
-own limits (`retry-after`, `x-ratelimit-*`, `anthropic-ratelimit-*`, the IETF's `ratelimit`) is believed on top.
+The period slides: within any stretch of its length no more than the bound is granted, by all workers of the machine
+together where the accounts are shared. What an upstream says of its own limits (`retry-after`, `x-ratelimit-*`,
+`anthropic-ratelimit-*`, the IETF's `ratelimit`) is believed on top.
 """
 
 from __future__ import annotations
 
+import logging
 import math
-import threading
-from collections import OrderedDict, deque
 from collections.abc import Mapping
 
 import attrs
 
-_SLICES = 60
+from deia_degradation.pool import account
+from deia_degradation.pool.account import BEGUN, FLIGHT, LEFT, SET_BACK, UNTIL, Words, base
+from deia_degradation.pool.ledger import Accounts, Busy
+
+logger = logging.getLogger("deia_degradation")
+
 _SAME = 1.0
 """Seconds by which two resets of one window may differ: many are told in whole seconds."""
 KINDS = ("requests", "tokens", "money")
@@ -27,80 +32,26 @@ class Bounds:
     tokens: float = 0.0
     money: float = 0.0
     per: float = 60.0
+    limits: tuple[tuple[int, int, float], ...] = attrs.field(init=False, eq=False, repr=False)
+    """Of each kind that has a bound: its number, where its words begin, the bound."""
+
+    @limits.default
+    def _limits(self) -> tuple[tuple[int, int, float], ...]:
+        bounds = (self.requests, self.tokens, self.money)
+        return tuple((kind, base(kind), bound) for kind, bound in enumerate(bounds) if bound)
 
     @property
     def any(self) -> bool:
-        return bool(self.requests or self.tokens or self.money)
-
-
-class _Window:
-    """A sliding sum in slices: an amount counts until the whole of its slice is older than the period."""
-
-    __slots__ = ("_slices", "_width", "per", "total")
-
-    def __init__(self, per: float) -> None:
-        self.per = per
-        self._width = per / _SLICES
-        self._slices: deque[list[float]] = deque()
-        self.total = 0.0
-
-    def _expire(self, now: float) -> None:
-        slices = self._slices
-        while slices and slices[0][0] + self._width + self.per <= now:
-            self.total -= slices.popleft()[1]
-        if not slices:
-            self.total = 0.0  # no rounding left behind
-
-    def used(self, now: float) -> float:
-        self._expire(now)
-        return self.total
-
-    def add(self, now: float, amount: float) -> None:
-        self._expire(now)
-        start = now - now % self._width
-        if not self._slices or self._slices[-1][0] < start:
-            self._slices.append([start, 0.0])
-        self._slices[-1][1] += amount
-        self.total += amount
-
-    def give_back(self, when: float, amount: float) -> None:
-        """Take `amount` off what was added at `when`."""
-        start = when - when % self._width
-        for one in reversed(self._slices):
-            if one[0] <= start:
-                if one[0] == start:
-                    one[1] -= amount
-                    self.total -= amount
-                return
-
-    def free_at(self, now: float, amount: float, bound: float) -> float:
-        """When `amount` fits under `bound`: a time, infinity when it never does."""
-        if amount > bound:
-            return float("inf")
-        self._expire(now)
-        excess = self.total + amount - bound
-        if excess <= 1e-9:
-            return now
-        for start, held in self._slices:
-            excess -= held
-            if excess <= 1e-9:
-                return max(now, start + self._width + self.per)
-        return float("inf")
-
-
-@attrs.define
-class _Learned:
-    remaining: float
-    until: float
+        return bool(self.limits)
 
 
 @attrs.define
 class Reservation:
-    """What was set aside for one call."""
+    """What was set aside for one call, by kind."""
 
     at: float
-    amounts: dict[str, float]
-    over: dict[str, float]
+    amounts: tuple[float, ...]
+    over: tuple[float, ...]
     """What was over before: all else was under way beside this call, or came after it."""
     settled: bool = False
 
@@ -111,83 +62,101 @@ def _amount(value: float) -> float:
 
 
 class Budget:
-    """One key's budget. Thread-safe."""
+    """One key's budget, in an account of its own or in one of `accounts`. Thread-safe.
 
-    def __init__(self, bounds: Bounds) -> None:
+    Times are monotonic seconds. Where the accounts are mapped, all workers of the machine draw on the same budget, and
+    it goes on after a restart. `kinds`: how many of `KINDS` the accounts count.
+    """
+
+    __slots__ = ("_accounts", "_kinds", "bounds", "key")
+
+    def __init__(self, bounds: Bounds, accounts: Accounts | None = None, key: str = "") -> None:
         self.bounds = bounds
-        self._lock = threading.Lock()
-        self._windows = {kind: _Window(bounds.per) for kind in KINDS}
-        self._learned: dict[str, _Learned] = {}
-        self._begun = dict.fromkeys(KINDS, 0.0)
-        self._over = dict.fromkeys(KINDS, 0.0)
-        """What was set aside so far, and what of that for calls that are over."""
-        self._rests_until = 0.0
+        self.key = key
+        self._accounts = accounts if accounts is not None else Accounts(len(KINDS), 1, learns=True)
+        self._kinds = self._accounts.kinds
 
     def reserve(
         self, now: float, *, requests: float = 1.0, tokens: float = 0.0, money: float = 0.0
     ) -> Reservation | float:
-        """Set the amounts aside, or tell when they will fit (monotonic seconds; infinity for never)."""
-        amounts = {"requests": _amount(requests), "tokens": _amount(tokens), "money": _amount(money)}
-        with self._lock:
-            wait = self._rests_until if self._rests_until > now else now
-            for kind, amount in amounts.items():
-                bound = getattr(self.bounds, kind)
-                # A call that does not say how much it will use is let in while there is anything left.
-                needed = amount or (1e-6 if kind != "requests" else 0.0)
-                if bound:
-                    wait = max(wait, self._windows[kind].free_at(now, needed, bound))
-                learned = self._learned.get(kind)
-                if learned is not None and learned.until > now and learned.remaining < max(needed, 1e-6):
-                    wait = max(wait, learned.until)
-            if wait > now:
-                return wait
-            for kind, amount in amounts.items():
-                if amount and math.isfinite(amount):
-                    self._begun[kind] += amount
-                    self._windows[kind].add(now, amount)
-                    learned = self._learned.get(kind)
-                    if learned is not None:
-                        learned.remaining -= amount
-            return Reservation(now, amounts, self._over.copy())
+        """Set the amounts aside, or tell when they will fit (monotonic seconds; infinity for never).
+
+        Raises `Busy` where another worker has stopped with the accounts in its hands.
+        """
+        accounts = self._accounts
+        amounts = (_amount(requests), _amount(tokens), _amount(money)) if accounts.kinds > 1 else (_amount(requests),)
+        with accounts.lock:
+            return self._reserve(accounts, now + accounts.shift, amounts)
+
+    def _reserve(self, accounts: Accounts, now: float, amounts: tuple[float, ...]) -> Reservation | float:
+        words = accounts.find(self.key, now)
+        bounds = self.bounds
+        account.follow(words, accounts.kinds, bounds.per, now)
+        wait = now
+        for kind, at, bound in bounds.limits:
+            # A call that does not say how much it will use is let in while there is anything left.
+            free = account.free_at(words, at, now, amounts[kind] or (1e-6 if kind else 0.0), bound)
+            if free > wait:
+                wait = free
+        over: tuple[float, ...] = ()
+        if accounts.learns:
+            wait, over = self._told(words, now, amounts, wait)
+        if wait > now:
+            return wait - accounts.shift
+        counted = now
+        for kind, amount in enumerate(amounts):
+            if amount and amount != math.inf:
+                counted = account.add(words, base(kind), now, amount)
+                if accounts.learns:
+                    account.begin(words, accounts.kinds, kind, accounts.worker, amount)
+        return Reservation(counted, amounts, over)
+
+    def _told(
+        self, words: Words, now: float, amounts: tuple[float, ...], wait: float
+    ) -> tuple[float, tuple[float, ...]]:
+        """When the amounts fit by what the upstream said, and what is over by now."""
+        over = []
+        for kind, amount in enumerate(amounts):
+            at = base(kind)
+            over.append(words[at + BEGUN] - words[at + FLIGHT])
+            until = words[at + UNTIL]
+            if wait < until <= now + SET_BACK and words[at + LEFT] < max(amount, 1e-6):
+                wait = until
+        return wait, tuple(over)
 
     def settle(
         self, reservation: Reservation, now: float, *, tokens: float | None = None, money: float | None = None
     ) -> None:
         """Replace what was set aside by what was used; None keeps the reservation, and so does what is no finite
         number. Only the first call counts."""
-        with self._lock:
-            if reservation.settled:
-                return
-            self._close(reservation)
-            for kind, used in (("tokens", tokens), ("money", money)):
-                if used is None or not math.isfinite(used):
-                    continue
-                held, amount = reservation.amounts[kind], max(0.0, used)
-                if amount < held:
-                    self._windows[kind].give_back(reservation.at, held - amount)
-                elif amount > held:
-                    self._windows[kind].add(now, amount - held)
+        self._end(reservation, now, (None, tokens, money))
 
-    def cancel(self, reservation: Reservation) -> None:
+    def cancel(self, reservation: Reservation, now: float) -> None:
         """Give back everything: the call was not sent."""
-        with self._lock:
-            if reservation.settled:
-                return
-            self._close(reservation)
-            for kind, held in reservation.amounts.items():
-                if held:
-                    self._windows[kind].give_back(reservation.at, held)
+        self._end(reservation, now, (0.0, 0.0, 0.0))
 
-    def _close(self, reservation: Reservation) -> None:
-        reservation.settled = True
-        for kind, held in reservation.amounts.items():
-            if math.isfinite(held):
-                self._over[kind] += held
-
-    def rest(self, until: float) -> None:
-        """Nothing more before then: the upstream said so."""
-        with self._lock:
-            self._rests_until = max(self._rests_until, until)
+    def _end(self, reservation: Reservation, now: float, usage: tuple[float | None, ...]) -> None:
+        accounts, kinds = self._accounts, self._kinds
+        at = now + accounts.shift
+        try:
+            with accounts.lock:
+                if reservation.settled:
+                    return
+                reservation.settled = True
+                words = accounts.find(self.key, at)
+                account.follow(words, kinds, self.bounds.per, at)
+                for kind, (held, used) in enumerate(zip(reservation.amounts, usage, strict=False)):
+                    if accounts.learns and held and math.isfinite(held):
+                        account.end(words, kinds, kind, accounts.worker, held)
+                    if used is None or not math.isfinite(used):
+                        continue
+                    amount = max(0.0, used)
+                    if amount < held:
+                        account.give_back(words, base(kind), at, reservation.at, held - amount)
+                    elif amount > held:
+                        account.add(words, base(kind), at, amount - held)
+        except Busy:
+            logger.warning("the budget of %r could not be settled: what was set aside counts as used", self.key)
 
     def learn(
         self, kind: str, remaining: float, now: float, seconds: float, *, known: Reservation | None = None
@@ -197,49 +166,31 @@ class Budget:
         Whatever was under way beside that call it may or may not have counted, and answers overtake each other. So
         what is believed is the least that may be left; within one window our own count goes on where it says more.
         """
-        with self._lock:
-            if known is None:
-                beside = self._begun[kind] - self._over[kind]
-            else:
-                beside = self._begun[kind] - known.amounts[kind] - known.over[kind]
-            left, until = remaining - max(0.0, beside), now + seconds
-            before = self._learned.get(kind)
-            if before is not None and before.until > now and abs(before.until - until) <= _SAME:
-                left, until = max(left, min(remaining, before.remaining)), before.until
-            self._learned[kind] = _Learned(left, until)
+        accounts, which = self._accounts, KINDS.index(kind)
+        try:
+            with accounts.lock:
+                at = now + accounts.shift
+                words, first = accounts.find(self.key, at), base(which)
+                if known is None:
+                    beside = words[first + FLIGHT]
+                else:
+                    beside = words[first + BEGUN] - known.amounts[which] - known.over[which]
+                left, until = remaining - max(0.0, beside), at + min(seconds, SET_BACK)
+                before = words[first + UNTIL]
+                if before > at and abs(before - until) <= _SAME:
+                    left, until = max(left, min(remaining, words[first + LEFT])), before
+                words[first + LEFT], words[first + UNTIL] = left, until
+        except Busy:
+            logger.warning("what is left of %r could not be noted: its next answer tells again", self.key)
 
     def used(self, now: float) -> dict[str, float]:
-        """What counts against each bound now."""
-        with self._lock:
-            return {kind: window.used(now) for kind, window in self._windows.items()}
-
-
-class Budgets:
-    """Budgets by key, the least recently used forgotten beyond `limit`. Thread-safe.
-
-    Keys come from clients, so their number is bounded; one that is forgotten starts afresh.
-    """
-
-    def __init__(self, bounds: Bounds, limit: int) -> None:
-        self.bounds = bounds
-        self.limit = limit
-        self._lock = threading.Lock()
-        self._table: OrderedDict[str, Budget] = OrderedDict()
-
-    def get(self, key: str) -> Budget:
-        """The budget of `key`, made at the first call."""
-        with self._lock:
-            found = self._table.get(key)
-            if found is None:
-                found = self._table[key] = Budget(self.bounds)
-                while len(self._table) > self.limit:
-                    self._table.popitem(last=False)
-            else:
-                self._table.move_to_end(key)
-            return found
-
-    def __len__(self) -> int:
-        return len(self._table)
+        """What counts against each bound now. Raises `Busy` when another worker holds the accounts."""
+        accounts = self._accounts
+        with accounts.lock:
+            at = now + accounts.shift
+            words = accounts.find(self.key, at)
+            account.follow(words, self._kinds, self.bounds.per, at)
+            return {KINDS[kind]: account.used(words, base(kind), at) for kind in range(self._kinds)}
 
 
 def bounds_of(settings: Mapping[str, float] | object) -> Bounds:

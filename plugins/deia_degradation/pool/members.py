@@ -60,7 +60,11 @@ class Members:
         with self._lock:
             member = self._members.get(bot.id)
             if member is None:
-                self._members[bot.id] = member = Member(bot)
+                member = Member(bot)
+                if bot.quota:  # its key may rest
+                    mates = [one for one in self._members.values() if one.bot.quota == bot.quota]
+                    member.resting_until = max((one.resting_until for one in mates), default=0.0)
+                self._members[bot.id] = member
                 self._note(member, "added", "")
             elif member.bot != bot or member.bot.upstream is not bot.upstream:
                 fresh = Member(bot)
@@ -279,27 +283,19 @@ class Members:
         if self.panic and all(m.evidence.score == 0.0 for m in self._serving):
             self.panic = False
 
-    def rest(self, quota: str, until: float, now: float) -> int:
-        """Leave the bots of a quota key alone until then (an upstream said 429 or 529); how many they are."""
-        count = 0
+    def rest_until(self, which: Callable[[Bot], bool], until: float, now: float) -> None:
+        """Leave bots alone until then (an upstream said 429 or 529), or no longer where that is over."""
         with self._lock:
             for member in self._members.values():
-                if member.bot.quota == quota and member.resting_until < until:
+                if not which(member.bot):
+                    continue
+                if until <= now:
+                    member.resting_until = 0.0
+                elif member.resting_until < until:
                     member.resting_until = until
                     member.reason = "its quota is used up"
-                    count += 1
                     self._note(member, "resting", f"for {until - now:.0f} s")
             self._refresh(now)
-        self._tell()
-        return count
-
-    def rest_bot(self, member: Member, until: float, now: float) -> None:
-        """Leave one bot alone until then (it said 429 or 529 and shares no quota key)."""
-        with self._lock:
-            if member.resting_until < until:
-                member.resting_until = until
-                self._note(member, "resting", f"for {until - now:.0f} s")
-                self._refresh(now)
         self._tell()
 
     # -- what can serve ------------------------------------------------------------------------------------

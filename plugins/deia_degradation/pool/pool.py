@@ -5,6 +5,7 @@ Upstreams are opened without I/O and started on the background loop; the calls t
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -13,10 +14,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from deia_degradation.fallback.judge import Judge
 from deia_degradation.fallback.retry import RetryBudget, RetryPolicy
 from deia_degradation.pool.bot import Bot, BotChange, Member
-from deia_degradation.pool.budget import Bounds, Budget, Budgets, bounds_of
+from deia_degradation.pool.budget import KINDS, Bounds, Budget, bounds_of
 from deia_degradation.pool.checks import Checker
 from deia_degradation.pool.choice import PoolPolicy
 from deia_degradation.pool.eject import EjectPolicy
+from deia_degradation.pool.ledger import Ledger
 from deia_degradation.pool.members import Members
 from deia_degradation.settings import PoolSettings
 from deia_hardening.plugin import Scope
@@ -48,19 +50,23 @@ class Pool(Members):
         listener: Callable[[BotChange], None] | None = None,
         watcher: Watcher | None = None,
         look: Callable[[], None] | None = None,
+        ledger: Ledger | None = None,
+        rested: Callable[[str, float], None] | None = None,
     ) -> None:
         self._home = home
         self._look = look
+        self._ledger = ledger or Ledger()
+        self._rested = rested
         self._watcher = watcher
-        self._learned: dict[str, Budget] = {}
         self._effects = effects
         self._given: dict[str, Bot] = {}
         self._opened: dict[tuple[str, str], Upstream] = {}
         self._leaving: list[Upstream] = []
         super().__init__(name, (), _policy(settings), clock=clock, listener=None)
         self.retry = RetryBudget(_retry(settings), clock())
-        self.quotas: dict[str, Budget] = {}
-        self._personal: dict[str, Budgets] = {}
+        self._budgets: dict[str, Budget] = {}
+        self._quotas = self._ledger.accounts("quotas", len(KINDS), _QUOTAS, learns=True)
+        self._personal: dict[str, Bounds] = {}
         self.checker = Checker(self)
         self.checked_at = 0.0
         self.calls = 0
@@ -77,17 +83,12 @@ class Pool(Members):
         self.policy = _policy(settings)
         self.judge = Judge(settings.failure)
         self.retry.policy = _retry(settings)
-        for key, quota in settings.quotas.items():
-            bounds = bounds_of(quota)
-            held = self.quotas.get(key)
-            if held is None or held.bounds != bounds:
-                self.quotas[key] = Budget(bounds)
-        for name, quota in (("actor", settings.actor_quota), ("conversation", settings.key_quota)):
-            bounds = bounds_of(quota)
-            if not bounds.any:
-                self._personal.pop(name, None)
-            elif name not in self._personal or self._personal[name].bounds != bounds:
-                self._personal[name] = Budgets(bounds, settings.quota_keys)
+        self._bounds = {key: bounds_of(quota) for key, quota in settings.quotas.items()}
+        self._budgets.clear()
+        personal = {"actor": bounds_of(settings.actor_quota), "conversation": bounds_of(settings.key_quota)}
+        self._personal = {what: bounds for what, bounds in personal.items() if bounds.any}
+        if self._personal:
+            self._callers = self._ledger.accounts(_callers(self.name), len(KINDS), settings.quota_keys * 2)
         wanted = {one.id: Bot(one.id, one.upstream or None, one.weight, one.tier, one.quota) for one in settings.bots}
         gone = [bot_id for bot_id in self._given if bot_id not in wanted]
         for bot in wanted.values():
@@ -139,7 +140,7 @@ class Pool(Members):
         member = self.member(bot_id)
         done = super().remove(bot_id, reason)
         if member is not None:
-            self._learned.pop(f"bot:{bot_id}", None)
+            self._budgets.pop(budget_key(member.bot), None)
             for key in [key for key in self._opened if key[0] == bot_id]:
                 self._leaving.append(self._opened.pop(key))
         return done
@@ -169,11 +170,12 @@ class Pool(Members):
 
     def budget_of(self, member: Member) -> Budget:
         """The budget that a bot draws on: the settings', else one for what its upstream tells of its limits."""
-        quota = member.bot.quota
-        if quota and quota in self.quotas:
-            return self.quotas[quota]
-        key = quota or f"bot:{member.bot.id}"
-        return self._learned.get(key) or self._learned.setdefault(key, Budget(Bounds()))
+        key = budget_key(member.bot)
+        found = self._budgets.get(key)
+        if found is None:
+            bounds = self._bounds.get(member.bot.quota) if member.bot.quota else None
+            found = self._budgets[key] = Budget(bounds or Bounds(), self._quotas, f"{self.name}\n{key}")
+        return found
 
     def sharing(self, member: Member) -> list[Member]:
         """The members that draw on the same budget, itself included."""
@@ -182,23 +184,24 @@ class Pool(Members):
 
     def personal_budgets(self, actor: str, key: str | None) -> list[tuple[str, Budget]]:
         """The budgets of the actor and the conversation that a call draws on."""
-        found = []
-        for name, value in (("actor", actor), ("conversation", key)):
-            budgets = self._personal.get(name)
-            if budgets is not None and value:
-                found.append((name, budgets.get(value)))
-        return found
+        values = {"actor": actor, "conversation": key}
+        return [
+            (what, Budget(bounds, self._callers, f"{what}\n{value}"))
+            for what, bounds in self._personal.items()
+            if (value := values[what])
+        ]
 
     def exhausted(self, member: Member, seconds: float) -> None:
-        """The upstream said 429 or 529: the bots of its quota key rest for `seconds`."""
+        """The upstream said 429 or 529: the bots of its quota key rest for `seconds`, on the other workers too."""
+        key = budget_key(member.bot)
+        self.rest(key, seconds)
+        if self._rested is not None:
+            self._rested(key, seconds)
+
+    def rest(self, key: str, seconds: float) -> None:
+        """Leave the bots of a quota key alone (`quota:KEY`), or one that shares none (`bot:ID`); 0 ends it."""
         now = self._clock()
-        if member.bot.quota:
-            self.rest(member.bot.quota, now + seconds, now)
-            budget = self.quotas.get(member.bot.quota)
-            if budget is not None:
-                budget.rest(now + seconds)
-        else:
-            self.rest_bot(member, now + seconds, now)
+        self.rest_until(lambda bot: budget_key(bot) == key, now + seconds if seconds else 0.0, now)
 
     # -- outgoing calls ------------------------------------------------------------------------------------
 
@@ -238,6 +241,20 @@ class Pool(Members):
             tokens=tokens, money=money, key=key, effects=effects, first_within=first_within, stall=stall
         )
         return await call(attempts, send)
+
+
+_QUOTAS = 800
+"""Quota keys, and bots that share none, whose limits are kept in mind over all pools."""
+
+
+def budget_key(bot: Bot) -> str:
+    """What the bot's budget and rests go by."""
+    return f"quota:{bot.quota}" if bot.quota else f"bot:{bot.id}"
+
+
+def _callers(pool: str) -> str:
+    """A file's name for the budgets of a pool's actors and conversations."""
+    return f"callers-{hashlib.blake2b(pool.encode(), digest_size=6).hexdigest()}"
 
 
 async def _stop(upstream: Upstream) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 from contextlib import asynccontextmanager
 
 import anyio
@@ -297,3 +298,26 @@ async def test_a_bot_is_added_and_removed_at_run_time():
             assert a.bot.id == "new"
         with pytest.raises(LookupError, match="there are: llm"):
             degradation.attempt("other")
+
+
+async def test_a_call_waits_for_a_worker_that_holds_the_budgets_and_goes_on(tmp_path):
+    """Another file's descriptor excludes as another process does."""
+    settings = {"pools": {"llm": {"bots": [{"id": "a", "quota": "k"}], "quotas": {"k": {"requests": 1}}}}}
+    async with running(silent, {"home": str(tmp_path), "degradation": settings}) as app:
+        manager = app.service(DegradationManager)
+        with (tmp_path / "state" / "budgets" / "lock").open("rb") as other:
+            fcntl.flock(other, fcntl.LOCK_EX)
+            async with anyio.create_task_group() as group:
+                group.start_soon(_free_later, other)
+                async with manager.attempt("llm") as attempt:
+                    assert attempt.bot.id == "a"
+            fcntl.flock(other, fcntl.LOCK_EX)
+            with pytest.raises(NoBotLeft, match="holds the budgets"):
+                async with manager.attempt("llm"):
+                    pass
+        assert figures(manager.pool("llm"))["a"].in_flight == 0
+
+
+async def _free_later(file):
+    await anyio.sleep(0)
+    fcntl.flock(file, fcntl.LOCK_UN)

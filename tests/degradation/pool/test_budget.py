@@ -1,4 +1,4 @@
-"""Budgets are never overdrawn, and what was set aside comes back."""
+"""Budgets are never overdrawn, and what was set aside comes back. In memory and in a mapped file alike."""
 
 from __future__ import annotations
 
@@ -8,11 +8,24 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deia_degradation.pool.budget import Bounds, Budget, Budgets, Reservation
+from deia_degradation.pool.budget import Bounds, Budget, Reservation
+from deia_degradation.pool.ledger import Ledger
 
 
-def test_within_the_bound_calls_pass_and_beyond_it_the_time_is_told():
-    budget = Budget(Bounds(requests=2, per=60.0))
+@pytest.fixture(params=["memory", "file"])
+def made(request, tmp_path):
+    """Makes budgets, each with an account of its own."""
+    ledger, keys = Ledger(), iter(range(1000))
+    accounts = ledger.accounts("quotas", 3, 50, learns=True)
+    if request.param == "file":
+        ledger.open(tmp_path / "budgets")
+        assert not ledger.trouble
+    yield lambda bounds: Budget(bounds, accounts, str(next(keys)))
+    ledger.close()
+
+
+def test_within_the_bound_calls_pass_and_beyond_it_the_time_is_told(made):
+    budget = made(Bounds(requests=2, per=60.0))
     assert isinstance(budget.reserve(0.0), Reservation)
     assert isinstance(budget.reserve(10.0), Reservation)
     wait = budget.reserve(20.0)
@@ -20,8 +33,8 @@ def test_within_the_bound_calls_pass_and_beyond_it_the_time_is_told():
     assert isinstance(budget.reserve(wait), Reservation)
 
 
-def test_tokens_are_settled_by_what_was_used():
-    budget = Budget(Bounds(tokens=1000, per=60.0))
+def test_tokens_are_settled_by_what_was_used(made):
+    budget = made(Bounds(tokens=1000, per=60.0))
     one = budget.reserve(0.0, tokens=900)
     assert not isinstance(budget.reserve(1.0, tokens=200), Reservation)
     budget.settle(one, 2.0, tokens=100)
@@ -29,35 +42,35 @@ def test_tokens_are_settled_by_what_was_used():
     assert not isinstance(budget.reserve(3.0, tokens=1), Reservation)
 
 
-def test_a_call_that_used_more_than_it_said_holds_up_the_next():
-    budget = Budget(Bounds(tokens=1000, per=60.0))
+def test_a_call_that_used_more_than_it_said_holds_up_the_next(made):
+    budget = made(Bounds(tokens=1000, per=60.0))
     budget.settle(budget.reserve(0.0, tokens=10), 1.0, tokens=1500)
     assert not isinstance(budget.reserve(2.0), Reservation)
 
 
-def test_more_than_the_bound_never_fits():
-    assert Budget(Bounds(money=1.0)).reserve(0.0, money=2.0) == inf
+def test_more_than_the_bound_never_fits(made):
+    assert made(Bounds(money=1.0)).reserve(0.0, money=2.0) == inf
 
 
-def test_a_call_that_was_not_sent_costs_nothing():
-    budget = Budget(Bounds(requests=1))
-    budget.cancel(budget.reserve(0.0))
+def test_a_call_that_was_not_sent_costs_nothing(made):
+    budget = made(Bounds(requests=1))
+    budget.cancel(budget.reserve(0.0), 0.0)
     assert isinstance(budget.reserve(0.0), Reservation)
 
 
-def test_settling_twice_counts_once():
-    budget = Budget(Bounds(tokens=100))
+def test_settling_twice_counts_once(made):
+    budget = made(Bounds(tokens=100))
     one = budget.reserve(0.0, tokens=50)
     for _ in range(3):
         budget.settle(one, 0.0, tokens=10)
-        budget.cancel(one)
+        budget.cancel(one, 0.0)
     assert budget.used(0.0)["tokens"] == 10
 
 
 @pytest.mark.parametrize("nonsense", [-1e9, nan, inf])
-def test_no_figure_gives_a_budget_more_than_it_has(nonsense):
+def test_no_figure_gives_a_budget_more_than_it_has(made, nonsense):
     """Usage comes from upstreams' answers, estimates from the app."""
-    budget = Budget(Bounds(tokens=100, per=60.0))
+    budget = made(Bounds(tokens=100, per=60.0))
     for _ in range(2):
         budget.reserve(0.0, tokens=nonsense, money=nonsense)
         budget.settle(budget.reserve(0.0, tokens=40, money=nonsense), 1.0, tokens=nonsense, money=nonsense)
@@ -70,9 +83,9 @@ def test_no_figure_gives_a_budget_more_than_it_has(nonsense):
     assert budget.used(200.0) == {"requests": 0.0, "tokens": 0.0, "money": 0.0}
 
 
-def test_a_budget_of_a_day_slides_over_midnight():
+def test_a_budget_of_a_day_slides_over_midnight(made):
     """No moment gives a whole new day's money to who has just used one."""
-    budget, cent = Budget(Bounds(money=1.0, per=86400.0)), 0.01
+    budget, cent = made(Bounds(money=1.0, per=86400.0)), 0.01
     granted = []
     for minute in range(3 * 1440):
         found = budget.reserve(minute * 60.0, money=cent)
@@ -84,21 +97,33 @@ def test_a_budget_of_a_day_slides_over_midnight():
     assert len(granted) == 300
 
 
-def test_what_the_upstream_says_is_believed():
-    budget = Budget(Bounds())
+def test_what_the_upstream_says_is_believed(made):
+    budget = made(Bounds())
     budget.learn("requests", 1, 0.0, 30.0)
     assert isinstance(budget.reserve(0.0), Reservation)
     assert budget.reserve(1.0) == 30.0
     assert isinstance(budget.reserve(30.0), Reservation)
-    budget.rest(90.0)
-    assert budget.reserve(31.0) == 90.0
 
 
-def test_the_number_of_keys_is_bounded():
-    budgets = Budgets(Bounds(requests=1), 100)
+@pytest.mark.parametrize("shared", [False, True])
+def test_the_number_of_keys_is_bounded_and_the_latest_are_kept(tmp_path, shared):
+    ledger = Ledger()
+    accounts = ledger.accounts("clients", 1, 100)
+    if shared:
+        ledger.open(tmp_path)
+    length = {path: path.stat().st_size for path in tmp_path.iterdir()}
     for index in range(1000):
-        budgets.get(str(index)).reserve(0.0)
-    assert len(budgets) == 100
+        budget = Budget(Bounds(requests=1), accounts, str(index))
+        assert isinstance(budget.reserve(index * 0.001), Reservation)
+        assert not isinstance(budget.reserve(index * 0.001), Reservation)
+    kept = [
+        not isinstance(Budget(Bounds(requests=1), accounts, str(index)).reserve(1.0), Reservation)
+        for index in range(999, 0, -1)
+    ]
+    assert all(kept[:20])
+    assert not any(kept[-500:])
+    assert length == {path: path.stat().st_size for path in tmp_path.iterdir()}
+    ledger.close()
 
 
 @given(
@@ -151,8 +176,8 @@ def test_what_an_upstream_says_is_never_overdrawn_however_calls_and_answers_over
     assert isinstance(budget.reserve(60.0), Reservation)
 
 
-def test_calls_one_after_the_other_may_use_all_that_an_upstream_gives():
-    budget, granted = Budget(Bounds()), 0
+def test_calls_one_after_the_other_may_use_all_that_an_upstream_gives(made):
+    budget, granted = made(Bounds()), 0
     while isinstance(found := budget.reserve(0.0), Reservation):
         granted += 1
         budget.learn("requests", 10 - granted, 0.0, 60.0, known=found)
@@ -160,9 +185,9 @@ def test_calls_one_after_the_other_may_use_all_that_an_upstream_gives():
     assert (granted, found) == (10, 60.0)
 
 
-def test_a_bucket_that_fills_again_is_followed():
+def test_a_bucket_that_fills_again_is_followed(made):
     """Some upstreams tell the time until all is there again, which moves on with every answer."""
-    budget, now = Budget(Bounds()), 0.0
+    budget, now = made(Bounds()), 0.0
     for _ in range(1000):
         now += 0.1
         found = budget.reserve(now)
@@ -172,6 +197,6 @@ def test_a_bucket_that_fills_again_is_followed():
 
 
 @pytest.mark.parametrize("bound", [0.0])
-def test_no_bound_means_no_bound(bound):
-    budget = Budget(Bounds(requests=bound))
+def test_no_bound_means_no_bound(made, bound):
+    budget = made(Bounds(requests=bound))
     assert all(isinstance(budget.reserve(0.0, tokens=1e9), Reservation) for _ in range(1000))

@@ -152,11 +152,12 @@ def test_a_drained_bot_is_not_asked_until_restored(pool, time):
 def test_bots_of_a_quota_key_rest_together_and_come_back_by_themselves(time, seen):
     bots = [Bot("a", quota="x"), Bot("b", quota="x"), Bot("c", quota="y")]
     pool = Members("llm", bots, clock=time, listener=seen.append)
-    assert pool.rest("x", time.now + 30, time.now) == 2
+    pool.rest_until(lambda bot: bot.quota == "x", time.now + 30, time.now)
+    pool.add(Bot("d", quota="x"))  # its key rests already
     assert set(serve(pool, time, 20)) == {"c"}
     assert pool.retry_after(time.now) == pytest.approx(29.8)
     time.now += 30
-    assert len({pool.choose(time.now).bot.id for _ in range(40)}) == 3
+    assert len({pool.choose(time.now).bot.id for _ in range(60)}) == 4
 
 
 @pytest.mark.parametrize("weights", [(3.0, 1.0), (1.0, 3.0), (10.0, 1.0, 1.0), (1.0, 2.0, 3.0), (0.5, 0.5, 0.25)])
