@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import functools
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -101,11 +102,13 @@ class SharedStore:
         slot = area_slot(area_of(prefix)) if "/" in prefix else None
         seen = await self.revision() if since is None else since
         clock, page, backend = self._clock, self.page, self.sync
-        counter, due, stamp = -1, 0.0, None
+        counter, heard, due, stamp = -1, 0, 0.0, None
         while not over():
             ask = False
             if (now_counter := page.counters() if slot is None else page.area(slot)) != counter:
                 counter, ask = now_counter, True
+            if (now_heard := backend.heard()) != heard:
+                heard, due = now_heard, 0.0
             if clock.monotonic() >= due:
                 due = clock.monotonic() + backend.poll_interval()
                 now_stamp = await self._blocking(backend.stamp)
@@ -129,6 +132,11 @@ class SharedStore:
         It brings what another machine wrote (PostgreSQL) or what a worker that died had not shown yet, and calls
         the `on_rebuilt` callbacks when the store had to be rebuilt while serving. Runs until cancelled.
         """
+        async with asyncio.TaskGroup() as beside:
+            beside.create_task(self.sync.listen(self._blocking), name="deia-store-listen")
+            await self._keep()
+
+    async def _keep(self) -> None:
         while True:
             try:
                 identity = await self._blocking(self.sync.identity)

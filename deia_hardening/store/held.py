@@ -16,7 +16,7 @@ from collections.abc import AsyncIterator, Iterator
 from typing import Final
 
 from deia_hardening.clock import Clock
-from deia_hardening.store.base import Backend, Blocking, Grant, LeaseHeld, StoreError
+from deia_hardening.store.base import Blocking, Grant, LeaseHeld, Leasing, StoreError
 
 _RENEW_AT: Final = 1 / 3
 _ASK_AGAIN: Final = 0.25  # of the ttl, between two tries for a lease that is held
@@ -56,7 +56,7 @@ class Held:
 
 @contextlib.asynccontextmanager
 async def hold(
-    backend: Backend, blocking: Blocking, clock: Clock, name: str, ttl: float, wait: bool
+    backend: Leasing, blocking: Blocking, clock: Clock, name: str, ttl: float, wait: bool
 ) -> AsyncIterator[Held]:
     """Take the lease (waiting if asked to), renew it while the block runs, give it back. On the background loop."""
     holder = secrets.token_hex(8)
@@ -94,7 +94,7 @@ async def hold(
 
 
 @contextlib.contextmanager
-def hold_in_thread(backend: Backend, clock: Clock, name: str, ttl: float, wait: float) -> Iterator[Held]:
+def hold_in_thread(backend: Leasing, clock: Clock, name: str, ttl: float, wait: float) -> Iterator[Held]:
     """The same for a thread, with a thread that renews; LeaseHeld after `wait` seconds."""
     holder = secrets.token_hex(8)
     give_up = time.monotonic() + wait

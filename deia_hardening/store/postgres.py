@@ -2,24 +2,23 @@
 
 Writers of a namespace take turns on one row, so revisions grow in the order of commits and a watch that asks
 for "everything after N" misses nothing. Leases run on the server's clock. One connection per process, open only
-while there is work; after a fork the child opens its own.
+while there is work, and one that listens while the page is kept; after a fork the child opens its own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any, Final, TypeAlias, TypeVar
 
 from deia_hardening.clock import SYSTEM_CLOCK, Clock
 from deia_hardening.store.base import (
+    Blocking,
     Change,
     Entry,
     Grant,
     Rebuilt,
     Revisions,
     StaleRevision,
-    SyncLease,
     WatchExpired,
     Write,
     area_of,
@@ -27,8 +26,9 @@ from deia_hardening.store.base import (
     check_write,
     prefix_end,
 )
+from deia_hardening.store.derived import Derived
 from deia_hardening.store.epoch import HomePage
-from deia_hardening.store.held import hold_in_thread
+from deia_hardening.store.postgres_listen import CHANNEL, Listener
 from deia_hardening.store.postgres_session import NamespaceGone, PostgresSession
 from deia_hardening.store.settings import StoreSettings
 from deia_hardening.store.transaction import PAGE_PREFIX, check_page_fields
@@ -40,7 +40,7 @@ Rows: TypeAlias = list[Any]
 FORMAT: Final = 1
 
 
-class PostgresStore:
+class PostgresStore(Derived):
     """A `Backend` on a PostgreSQL database. Every method may block on the network; call it from any thread.
 
     A call that fails leaves open whether its write arrived when the connection broke at the commit: the error says
@@ -60,6 +60,7 @@ class PostgresStore:
         self._space = self._settings.namespace
         self._session = PostgresSession(url, self._settings)
         self._work = self._session.work
+        self._listener = Listener(url, self._settings)
         self._notes: dict[str, str] = {}
 
     def __repr__(self) -> str:
@@ -129,17 +130,15 @@ class PostgresStore:
         return None
 
     def poll_interval(self) -> float:
-        return self._settings.poll_interval
+        return self._settings.recheck_interval if self._listener.up else self._settings.poll_interval
+
+    def heard(self) -> int:
+        return self._listener.heard
+
+    async def listen(self, blocking: Blocking) -> None:
+        await self._listener.run(blocking)
 
     # ---- writing
-
-    def put(self, key: str, value: bytes, *, if_revision: int | None = None) -> int:
-        """Write durably; returns the new revision. Raises StaleRevision, ValueError, StoreError."""
-        return self.apply([Write(key, value, if_revision)])[0]
-
-    def delete(self, key: str, *, if_revision: int | None = None) -> bool:
-        """Delete durably; whether the key was there. Raises StaleRevision, StoreError."""
-        return self.apply([Write(key, None, if_revision)])[0] > 0
 
     def apply(self, writes: Sequence[Write]) -> Revisions:
         """All writes in one commit, or none. Returns each revision; 0 for the deletion of what was not there."""
@@ -195,8 +194,8 @@ class PostgresStore:
         keep = float(self._settings.tombstones)
         cursor.execute(
             "UPDATE deia_store_meta SET revision = %s WHERE namespace = %s "
-            "RETURNING purged < clock_timestamp() - make_interval(secs => %s)",
-            (last, self._space, keep / 4),
+            "RETURNING purged < clock_timestamp() - make_interval(secs => %s), pg_notify(%s, namespace)",
+            (last, self._space, keep / 4, CHANNEL),
         )
         if cursor.fetchone()[0]:
             cursor.execute(
@@ -260,12 +259,6 @@ class PostgresStore:
             "DELETE FROM deia_store_leases WHERE namespace = %s AND name = %s AND token = %s",
             self._space, grant.name, grant.token,
         )  # fmt: skip
-
-    @contextmanager
-    def lease(self, name: str, ttl: float, *, wait: float = 0.0) -> Iterator[SyncLease]:
-        """Hold a lease in this thread while the block runs; LeaseHeld after `wait` seconds without it."""
-        with hold_in_thread(self, self._clock, name, ttl, wait) as lease:
-            yield lease
 
     # ---- opening and closing
 

@@ -12,7 +12,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 from urllib.parse import urlsplit
 
 from deia_hardening.store.base import StoreError, StoreUnavailable
@@ -51,7 +51,7 @@ class PostgresSession:
         self._settings = settings
         self.place = without_password(url)
         self._reset()
-        _sessions.add(self)
+        of_this_process.add(self)
 
     def _reset(self) -> None:
         self._lock = threading.Lock()
@@ -102,27 +102,7 @@ class PostgresSession:
                 connection.close()
 
     def _connect(self) -> psycopg.Connection[Any]:
-        try:
-            import psycopg
-        except ImportError as error:
-            raise StoreError(
-                "store.url names PostgreSQL, whose driver is not installed: pip install 'deia-hardening[postgres]'"
-            ) from error
-        timeout = max(1, round(self._settings.busy_timeout))
-        milliseconds = int(self._settings.busy_timeout * 1000)
-        connection = psycopg.connect(
-            self._url,
-            autocommit=True,
-            connect_timeout=timeout,
-            application_name="deia-hardening",
-            # Acknowledged means on disk, whatever the server's default is.
-            options=f"-c synchronous_commit=on -c lock_timeout={milliseconds} -c statement_timeout={milliseconds * 2}",
-            tcp_user_timeout=milliseconds * 2,
-            keepalives_idle=timeout
-            * 2,  # the system's two hours would hold every caller when the server's host is gone
-            keepalives_interval=timeout,
-            keepalives_count=2,
-        )
+        connection = connect(self._url, self._settings)
         try:
             if not self._prepared:
                 self._prepare(connection)
@@ -201,6 +181,30 @@ class _Elsewhere(_NotBegun):
     """Another server answers than the one that was prepared: a standby, a restored or an empty database."""
 
 
+def connect(url: str, settings: StoreSettings) -> psycopg.Connection[Any]:
+    """A session as every one here must be. Blocking; raises StoreError without the driver, else psycopg's errors."""
+    try:
+        import psycopg
+    except ImportError as error:
+        raise StoreError(
+            "store.url names PostgreSQL, whose driver is not installed: pip install 'deia-hardening[postgres]'"
+        ) from error
+    timeout = max(1, round(settings.busy_timeout))
+    milliseconds = int(settings.busy_timeout * 1000)
+    return psycopg.connect(
+        url,
+        autocommit=True,
+        connect_timeout=timeout,
+        application_name="deia-hardening",
+        # Acknowledged means on disk, whatever the server's default is.
+        options=f"-c synchronous_commit=on -c lock_timeout={milliseconds} -c statement_timeout={milliseconds * 2}",
+        tcp_user_timeout=milliseconds * 2,
+        keepalives_idle=timeout * 2,  # the system's two hours would hold every caller when the server's host is gone
+        keepalives_interval=timeout,
+        keepalives_count=2,
+    )
+
+
 def _first_line(error: Exception) -> str:
     return str(error).partition("\n")[0][:200] or type(error).__name__
 
@@ -215,12 +219,18 @@ def without_password(url: str) -> str:
         return "postgresql://…"
 
 
-_sessions: weakref.WeakSet[PostgresSession] = weakref.WeakSet()
+class Inheritable(Protocol):
+    """What holds a connection that a forked child must leave alone."""
+
+    def forget(self) -> Any: ...
+
+
+of_this_process: weakref.WeakSet[Inheritable] = weakref.WeakSet()
 _inherited: list[Any] = []
 
 
 def _after_fork_in_child() -> None:
-    for session in list(_sessions):
+    for session in list(of_this_process):
         connection = session.forget()
         if connection is not None:
             _inherited.append(connection)  # closing it here would end the parent's session

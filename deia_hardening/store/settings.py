@@ -50,11 +50,15 @@ class StoreSettings:
         file_only=True,
     )
     poll_interval: Seconds = setting(
-        Seconds("250ms"), "how often a watch asks PostgreSQL what changed", ge=0.01, le=600, file_only=True
+        Seconds("250ms"),
+        "how often a watch asks PostgreSQL what changed while the server does not tell of commits (LISTEN)",
+        ge=0.01,
+        le=600,
+        file_only=True,
     )
     recheck_interval: Seconds = setting(
         Seconds("5s"),
-        "how often a watch looks at the SQLite file itself, whatever the page says",
+        "how often a watch looks at the SQLite file itself or asks PostgreSQL, whatever the page or LISTEN says",
         ge=0.01,
         le=600,
         file_only=True,

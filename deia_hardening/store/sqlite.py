@@ -12,8 +12,7 @@ import contextlib
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final, TypeAlias, TypeVar
 
@@ -30,16 +29,15 @@ from deia_hardening.store.base import (
     StoreDamaged,
     StoreError,
     StoreUnavailable,
-    SyncLease,
     WatchExpired,
     Write,
     check_key,
     check_write,
     prefix_end,
 )
+from deia_hardening.store.derived import Derived
 from deia_hardening.store.epoch import HomePage
 from deia_hardening.store.filesystem import boot_id
-from deia_hardening.store.held import hold_in_thread
 from deia_hardening.store.idle import reaper
 from deia_hardening.store.mirror import Fields, Mirror
 from deia_hardening.store.settings import StoreSettings
@@ -66,7 +64,7 @@ class _Job:
         self.error: BaseException | None = None
 
 
-class SqliteStore:
+class SqliteStore(Derived):
     """A `Backend` on one file. Every method may block on the disk; call it from any thread, also after fork.
 
     Nothing is opened before the first use, and the connections close again after `settings.idle_close`.
@@ -168,14 +166,6 @@ class SqliteStore:
 
     # ---- writing
 
-    def put(self, key: str, value: bytes, *, if_revision: int | None = None) -> int:
-        """Write durably; returns the new revision. Raises StaleRevision, ValueError, StoreError."""
-        return self.apply([Write(key, value, if_revision)])[0]
-
-    def delete(self, key: str, *, if_revision: int | None = None) -> bool:
-        """Delete durably; whether the key was there. Raises StaleRevision, StoreError."""
-        return self.apply([Write(key, None, if_revision)])[0] > 0
-
     def apply(self, writes: Sequence[Write]) -> Revisions:
         """All writes in one commit, or none. Returns each revision; 0 for the deletion of what was not there."""
         checked = [check_write(write) for write in writes]
@@ -199,12 +189,6 @@ class SqliteStore:
     def lease_release(self, grant: Grant) -> None:
         """Give a lease back; harmless when it was lost."""
         self._commit(lambda transaction: transaction.lease_release(grant))
-
-    @contextmanager
-    def lease(self, name: str, ttl: float, *, wait: float = 0.0) -> Iterator[SyncLease]:
-        """Hold a lease in this thread for as long as the block runs; LeaseHeld after `wait` seconds without it."""
-        with hold_in_thread(self, self._clock, name, ttl, wait) as lease:
-            yield lease
 
     # ---- opening and closing
 

@@ -11,14 +11,16 @@ import sys
 import tempfile
 import textwrap
 import threading
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 
 from deia_hardening.store import HomePage, SharedStore, StaleRevision, StoreSettings, StoreUnavailable
 from deia_hardening.store.postgres import PostgresStore
+from deia_hardening.store.postgres_listen import Listener
 
 
 def pid_of(store: PostgresStore) -> int:
@@ -179,9 +181,13 @@ def test_a_database_that_was_replaced_by_an_empty_one_is_prepared_anew(
 
 
 class Between:
-    """A server's socket in front of the server's: passes everything on, until it is told to lose the answers."""
+    """A server's socket in front of the server's: passes everything on, until it is told to lose the answers.
 
-    def __init__(self, folder: Path, server: str) -> None:
+    With `pooling` it gives sessions a number of its own, as poolers do.
+    """
+
+    def __init__(self, folder: Path, server: str, *, pooling: bool = False) -> None:
+        self.pooling = pooling
         self.server = server
         self.losing = threading.Event()
         self.ends: list[socket.socket] = []
@@ -207,6 +213,8 @@ class Between:
             while data := source.recv(65536):
                 if answers and self.losing.is_set() and b"COMMIT" in data:
                     break
+                if answers and self.pooling and (at := data.find(b"K\0\0\0\x0c")) >= 0:
+                    data = data[: at + 5] + b"\0\x7f\xff\xff" + data[at + 9 :]
                 target.sendall(data)
         for end_of in (source, target):
             with contextlib.suppress(OSError):
@@ -230,6 +238,88 @@ def test_a_connection_cut_at_the_commit_says_that_the_outcome_is_unknown(postgre
         assert store.get("k").value == b"2"  # it had arrived: only the answer was lost
         with pytest.raises(StaleRevision):
             store.put("k", b"2", if_revision=before)
+        store.close()
+        between.close()
+
+
+@contextlib.asynccontextmanager
+async def listening(url: str, folder: Path, blocking: Any, settings: StoreSettings) -> AsyncIterator[SharedStore]:
+    """A store that keeps its page and hears of what others commit."""
+    page = HomePage(folder / "here")
+    here = SharedStore(PostgresStore(url, page, settings), page, settings, blocking)
+    keeping = asyncio.create_task(here.keep())
+    await comes(lambda: listener_of(here).up)
+    yield here
+    keeping.cancel()
+    await asyncio.wait([keeping])
+    assert listener_of(here)._connection is None
+    await here.stop()
+
+
+def listener_of(store: SharedStore) -> Listener:
+    assert isinstance(store.sync, PostgresStore)
+    return store.sync._listener
+
+
+async def comes(what: Callable[[], bool]) -> None:
+    async with asyncio.timeout(60):
+        while not what():
+            await asyncio.sleep(0.01)
+
+
+SELDOM = StoreSettings(namespace="listen", poll_interval=600, recheck_interval=600)
+
+
+@pytest.mark.blocking
+async def test_a_commit_elsewhere_is_told_and_not_asked_for(postgres_url: str, tmp_path: Path, blocking: Any) -> None:
+    there = PostgresStore(postgres_url, HomePage(tmp_path / "there"), SELDOM)
+    other = PostgresStore(postgres_url, None, attrs.evolve(SELDOM, namespace="another"))
+    async with listening(postgres_url, tmp_path, blocking, SELDOM) as here:
+        for number in range(3):
+            there.put("page/weight", b"%d" % number)
+            await comes(lambda number=number: here.page.state().get("weight") == number)  # type: ignore[misc]
+        heard = listener_of(here).heard
+        other.put("page/weight", b"9")
+        there.put("page/weight", b"3")
+        await comes(lambda: here.page.state().get("weight") == 3)
+        assert listener_of(here).heard == heard + 1
+    there.close()
+    other.close()
+
+
+@pytest.mark.blocking
+async def test_a_listener_whose_connection_ended_listens_again(
+    postgres_url: str, tmp_path: Path, blocking: Any
+) -> None:
+    settings = attrs.evolve(SELDOM, namespace="again", poll_interval=0.01)
+    there = PostgresStore(postgres_url, HomePage(tmp_path / "there"), settings)
+    async with listening(postgres_url, tmp_path, blocking, settings) as here:
+        for number in range(1, 4):
+            listener = listener_of(here)
+            heard, connection = listener.heard, listener._connection
+            assert connection is not None
+            end(postgres_url, connection.info.backend_pid)
+            there.put("page/weight", b"%d" % number)
+            await comes(lambda number=number: here.page.state().get("weight") == number)  # type: ignore[misc]
+            await comes(lambda old=connection: listener.up and listener._connection is not old)  # type: ignore[misc]
+            assert listener.heard >= heard + 2
+            there.put("page/weight", b"%d" % -number)
+            await comes(lambda number=number: here.page.state().get("weight") == -number)  # type: ignore[misc]
+    there.close()
+
+
+@pytest.mark.blocking
+async def test_behind_a_pooler_it_does_not_listen(postgres_url: str, blocking: Any) -> None:
+    """What a session hears there may be meant for another client, which has it by turns."""
+    with tempfile.TemporaryDirectory(prefix="deia-pg-") as folder:
+        between = Between(Path(folder), postgres_url.partition("host=")[2] + "/.s.PGSQL.5432", pooling=True)
+        settings = StoreSettings(namespace="pooled")
+        store = PostgresStore(f"postgresql://deia@/postgres?host={folder}", None, settings)
+        store.put("k", b"1")
+        async with asyncio.timeout(60):
+            await store.listen(blocking)
+        assert not store._listener.up
+        assert store.poll_interval() == settings.poll_interval
         store.close()
         between.close()
 
