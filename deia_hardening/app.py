@@ -39,12 +39,16 @@ _reset = context_variable.reset
 
 
 class Entry:
-    """The outermost ASGI callable of a hardened app: context, chain, lifespan."""
+    """The outermost ASGI callable of a hardened app: context, chain, lifespan.
 
-    def __init__(self, core: Core, inner: ASGIApp) -> None:
+    `app` is what it wraps, as in Starlette's middleware: who looks for a layer in a stack walks that attribute
+    (FastAPI's own telemetry does, and traces twice what it does not find to be traced).
+    """
+
+    def __init__(self, core: Core, app: ASGIApp) -> None:
         self.core = core
-        self.inner = inner
-        core.attach(inner)
+        self.app = app
+        core.attach(app)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         kind = scope.get("type")  # a scope without one is no ASGI: the app says so, not this layer
@@ -52,7 +56,7 @@ class Entry:
             if kind == "lifespan":
                 await self._lifespan(scope, receive, send)
             else:
-                await self.inner(scope, receive, send)
+                await self.app(scope, receive, send)
             return
         core = self.core
         if not core.ready and not await self._started(scope, send):
@@ -122,7 +126,7 @@ class Entry:
         async def body() -> None:
             signals.install(self.core, self.core.serving.schedule)
             try:
-                await _Lifespan(self.core, self.inner, scope, receive, send).run()
+                await _Lifespan(self.core, self.app, scope, receive, send).run()
             finally:
                 signals.remove(self.core)
 
@@ -287,18 +291,18 @@ class _BuildStack:
 class _Inside:
     """The chain within another's wrapper: for good where no lifespan comes, else until it comes."""
 
-    def __init__(self, app: Any, core: Core, inner: ASGIApp) -> None:
+    def __init__(self, owner: Any, core: Core, app: ASGIApp) -> None:
+        self.owner = owner
         self.app = app
-        self.inner = inner
-        self.entry = Entry(core, inner)
+        self.entry = Entry(core, app)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         context = scope.get(SCOPE_KEY)
         if context is not None and context.revision.services is self.entry.core.services:
-            await self.inner(scope, receive, send)
+            await self.app(scope, receive, send)
             return
-        if scope["type"] == "lifespan" and not isinstance(self.app.middleware_stack, Entry):
-            self.app.middleware_stack = Entry(self.entry.core, self.app.middleware_stack)
+        if scope["type"] == "lifespan" and not isinstance(self.owner.middleware_stack, Entry):
+            self.owner.middleware_stack = Entry(self.entry.core, self.owner.middleware_stack)
         await self.entry(scope, receive, send)
 
 

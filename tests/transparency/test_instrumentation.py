@@ -89,3 +89,23 @@ def test_with_a_lifespan_the_chain_is_outermost_again_and_sees_the_answer_to_an_
     records = (tmp_path / "logs" / "audit-trail.jsonl").read_text().splitlines()
     (record,) = [line for line in records if '"GET /fail"' in line]
     assert '"status":500' in record
+
+
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("lifespan", [True, False])
+def test_who_walks_the_stack_finds_every_layer(tmp_path: Path, lifespan: bool, first: bool) -> None:
+    """FastAPI's own telemetry looks for OpenTelemetry's layer so, and traces each request a second time without it."""
+    app = Starlette(routes=[Route("/hello", hello)])
+    if first:
+        instrument(app, [])
+    app = harden(app, {"home": str(tmp_path), **FIVE})
+    if not first:
+        instrument(app, [])
+    client = TestClient(app)
+    with client if lifespan else contextlib.nullcontext():
+        client.get("/hello")
+        layer, found = app.middleware_stack, []
+        while layer is not app.router:
+            found.append(type(layer))
+            layer = layer.app
+    assert Tracing in found
