@@ -119,7 +119,8 @@ def mcp() -> Any:
 def socketio() -> Any:
     import socketio as library
 
-    server = library.AsyncServer(async_mode="asgi", cors_allowed_origins="*")
+    # Its polling leaves a client that says goodbye waiting until the next ping is overdue: 45 s by default.
+    server = library.AsyncServer(async_mode="asgi", cors_allowed_origins="*", ping_interval=2, ping_timeout=6)
 
     @server.event
     async def connect(sid: str, environ: dict[str, Any], auth: Any) -> bool:
