@@ -17,6 +17,7 @@ import attrs
 import msgspec
 
 from deia_hardening.upstream.rundir import RunDir
+from deia_migration.mirror import Mirrored
 from deia_migration.outcome import Outcome
 
 BATCH = 64
@@ -27,13 +28,15 @@ SILENT = 2.0
 
 
 class Report(msgspec.Struct, array_like=True, frozen=True):
-    """What one worker says: its outcomes, and how many requests it has on the version (by number) that leaves."""
+    """What one worker says: its outcomes, how many requests it has on the version (by number) that leaves, and what it
+    has compared of mirrored answers."""
 
     rollout: str
     pid: int
     leaving: int = 0
     outcomes: tuple[Outcome, ...] = ()
     version: int = 0
+    mirrored: Mirrored | None = None
 
 
 @attrs.frozen
@@ -160,7 +163,9 @@ class Crew:
                 return False
         return True
 
-    def report(self, rollout: str, version: int, leaving: int, outcomes: Sequence[Outcome]) -> None:
+    def report(
+        self, rollout: str, version: int, leaving: int, outcomes: Sequence[Outcome], mirrored: Mirrored | None = None
+    ) -> None:
         """Send to whoever drives; nobody listening loses it. Never blocks."""
         sending = self._sending
         if sending is None:
@@ -173,8 +178,10 @@ class Crew:
         path = str(self._path)
         for start in range(0, max(1, len(outcomes)), BATCH):
             batch = outcomes[start : start + BATCH]
+            report = Report(rollout, os.getpid(), leaving, tuple(batch), version, mirrored)
+            mirrored = None  # once: it is all so far
             try:
-                sending.sendto(_encode(Report(rollout, os.getpid(), leaving, tuple(batch), version)), path)
+                sending.sendto(_encode(report), path)
             except OSError:
                 self.dropped += len(batch)
 

@@ -90,6 +90,9 @@ class Driver:
                 hosted.version.ready = readiness.ok
                 if readiness.ok and hosted.died:  # started again, and a crash is no reason to go back
                     hosted.died, hosted.version.lost = "", False
+        gates = self._engine.gates
+        if gates is not None:
+            gates.tend(state)
         watcher.hung((live.stable, live.candidate), clock.monotonic())
         for task, since in list(live.candidate.held.items()):
             if clock.monotonic() - since > PATIENCE:
@@ -103,7 +106,8 @@ class Driver:
             await self._engine.host.blocking(self._engine.shown.show, view)
         else:
             self._engine.view = await self._engine.host.blocking(self._engine.shown.look, state.id)
-            self._engine.crew.report(state.id, leaving.number, leaving.in_flight(), watcher.hand_over())
+            mirrored = None if gates is None else gates.tell()
+            self._engine.crew.report(state.id, leaving.number, leaving.in_flight(), watcher.hand_over(), mirrored)
 
     def _count(self, readiness: Readiness, state: Rollout) -> None:
         """Failed checks in a row. A child that its supervisor starts again (it was replaced, say) has time for that."""
@@ -157,6 +161,8 @@ class Driver:
         if watcher is not None and self._engine.rollout is not None and report.rollout == self._engine.rollout.id:
             for outcome in report.outcomes:
                 watcher.take_over(outcome)
+            if self._engine.gates is not None:
+                self._engine.gates.take_over(report.pid, report.mirrored)
 
     def condemned(self, rollout: str) -> None:
         """The judge has decided, in the request that failed: nothing new goes to the candidate. Any thread."""

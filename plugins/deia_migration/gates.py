@@ -18,7 +18,7 @@ from deia_hardening.plugin import Host
 from deia_hardening.upstream import Upstream, UpstreamSettings, open_upstream
 from deia_migration.calls import ask, request_scope
 from deia_migration.canary import run_probes, run_pytest
-from deia_migration.mirror import Mirror
+from deia_migration.mirror import Mirror, Mirrored
 from deia_migration.plan import Plan
 from deia_migration.rollout import Phase, Rollout
 from deia_migration.served import served
@@ -50,10 +50,23 @@ class Gates:
         self.mirror: str | None = None
         self.webhook: bool | None = None
 
-    async def look(self, state: Rollout, hosted: VersionHost, now: float) -> None:
-        """Begin what the present phase asks for, take in what has ended."""
+    def tend(self, state: Rollout) -> None:
+        """What every worker does: mirror while the rollout is at it."""
         if self._mirror is not None:
             self._mirror.active = state.phase is Phase.MIRRORING and bool(self._plan.mirror)
+
+    def tell(self) -> Mirrored | None:
+        """What this worker has compared, for the one that leads."""
+        return None if self._mirror is None else self._mirror.tell()
+
+    def take_over(self, worker: int, mirrored: Mirrored | None) -> None:
+        """What another worker has compared."""
+        if self._mirror is not None and mirrored is not None:
+            self._mirror.others[worker] = mirrored
+
+    async def look(self, state: Rollout, hosted: VersionHost, now: float) -> None:
+        """Begin what the present phase asks for, take in what has ended."""
+        self.tend(state)
         if state.phase is Phase.TESTING:
             self._look_at_tests(hosted)
         elif state.phase is Phase.MIRRORING and self._mirror is not None:

@@ -28,8 +28,21 @@ NOISE = 10_000
 """Fields that are known to differ by themselves; beyond them (names made up anew each time) none is added."""
 
 
+TOLD, LONGEST_NAME = 20, 100
+"""Of the fields that differ most so many are told to the worker that leads, in so many characters each."""
+
+
+class Mirrored(msgspec.Struct, array_like=True, frozen=True):
+    """What one worker has compared in a rollout so far."""
+
+    compared: int = 0
+    differing: int = 0
+    fields: dict[str, int] = {}
+
+
 class Mirror:
-    """One app's mirroring. `take` is called by the layers; the verdict is read on the background loop."""
+    """One app's mirroring, in each worker. `take` is called by the layers; the leading worker reads the verdict, on the
+    background loop, over what all of them have compared."""
 
     def __init__(self, host: Host, settings: MirrorSettings) -> None:
         self._host = host
@@ -42,6 +55,8 @@ class Mirror:
         self.failed = 0
         self.fields: Counter[str] = Counter()
         self.noise: set[str] = set()
+        self.others: dict[int, Mirrored] = {}
+        """What the other workers said last, by process id."""
 
     def follow(self, settings: MirrorSettings) -> None:
         """Take up other settings."""
@@ -54,6 +69,18 @@ class Mirror:
         self.compared = self.differing = self.dropped = self.failed = 0
         self.fields.clear()
         self.noise.clear()
+        self.others.clear()
+
+    def tell(self) -> Mirrored | None:
+        """What to tell the worker that leads: all so far, so that a word that is lost or a change of leaders costs
+        nothing. None before the first comparison."""
+        if not self.compared:
+            return None
+        return Mirrored(
+            self.compared,
+            self.differing,
+            {name[:LONGEST_NAME]: count for name, count in self.fields.most_common(TOLD)},
+        )
 
     def wants(self, scope: Scope) -> bool:
         """Whether this request is to be mirrored now."""
@@ -131,14 +158,20 @@ class Mirror:
 
     def verdict(self, allowed: float) -> str | None:
         """None while there is too little to say, "" when the answers agree, else what differs."""
-        if not self.compared:
+        others = self.others.values()
+        compared = self.compared + sum(one.compared for one in others)
+        differing = self.differing + sum(one.differing for one in others)
+        if not compared:
             return None
-        if self.compared < ENOUGH and not self.differing:
+        if compared < ENOUGH:
+            return None if differing else ""
+        if differing <= allowed * compared:
             return ""
-        if self.compared < ENOUGH or self.differing <= allowed * self.compared:
-            return "" if self.compared >= ENOUGH else None
-        worst = ", ".join(f"{name} ({count})" for name, count in self.fields.most_common(5))
-        return f"{self.differing} of {self.compared} answers, in {worst}"
+        fields = Counter(self.fields)
+        for one in others:
+            fields.update(one.fields)
+        worst = ", ".join(f"{name} ({count})" for name, count in fields.most_common(5))
+        return f"{differing} of {compared} answers, in {worst}"
 
 
 class _Tap:

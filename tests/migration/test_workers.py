@@ -17,6 +17,7 @@ import pytest
 WORKER = textwrap.dedent(
     """
     import asyncio, json, sys
+    import attrs
     from deia_hardening import harden
     from deia_hardening.plugin import Problem
     from deia_hardening.settings import Ratio, Seconds
@@ -48,7 +49,7 @@ WORKER = textwrap.dedent(
     sys.modules["worker_versions"].new = version("new")
     hardened = harden(version("old"), {"home": sys.argv[1], "migration": {
         "versions": {"v2": {"target": "inproc:worker_versions:new"}},
-        "key": ["header:x-user"], "tick": "20ms", "look": "20ms", "lease": "3s"}})
+        "mirror": {"routes": ["GET /read"]}, "key": ["header:x-user"], "tick": "20ms", "look": "20ms", "lease": "3s"}})
     plan = Plan(steps=(Step(weight=Ratio("20%"), gate="manual"),), promote="manual")
 
     async def main():
@@ -67,6 +68,12 @@ WORKER = textwrap.dedent(
                 try:
                     if verb == "start":
                         await manager.start("v2", plan=plan)
+                    elif verb == "mirror":
+                        await manager.start("v2", plan=attrs.evolve(plan, mirror=Seconds("60s")))
+                    elif verb == "read":
+                        for _ in range(int(rest[0])):
+                            await live.get("/read")
+                            await asyncio.sleep(0.005)
                     elif verb == "back":
                         await manager.start("app", plan=plan)
                     elif verb == "rollback":
@@ -95,6 +102,7 @@ WORKER = textwrap.dedent(
                 status = manager.status()
                 answer |= {"weight": status.weight, "phase": status.phase, "driving": manager._engine.driving,
                            "latched": status.latched, "rollout": status.rollout, "verdict": status.verdict,
+                           "reason": status.reason,
                            "told": status.requests.get("old", 0) + status.requests.get("new", 0)}
                 print(json.dumps(answer), flush=True)
 
@@ -193,6 +201,20 @@ def test_failures_that_only_a_follower_sees_are_judged_by_the_leader(workers: li
     for worker in workers:
         assert worker.ask("hit 0 100")["new"] == 0
         worker.until("phase", "rolled-back")
+
+
+@pytest.mark.fault
+def test_mirrored_answers_count_whichever_worker_compared_them(workers: list[Worker]) -> None:
+    workers[0].ask("mirror")
+    for worker in workers:
+        worker.until("phase", "mirroring")
+    leads, other = leader(workers)
+    other.ask("fail")  # its new version answers otherwise than its old one; nothing is asked of the one that leads
+    for _ in range(40):
+        if other.ask("read 20")["phase"] == "rolled-back":
+            break
+    leads.until("phase", "rolled-back")
+    assert "answers, in status" in leads.ask("status")["reason"]
 
 
 @pytest.mark.fault
