@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from time import monotonic
 from typing import Any
 
+from deia_degradation import pauses
 from deia_degradation.admission.endpoints import SyncEndpoints
 from deia_degradation.admission.gate import Gate
 from deia_degradation.admission.limit import LimitPolicy
@@ -305,6 +306,7 @@ class DegradationManager:
     async def stop(self) -> None:
         """End what runs by the clock, and what the pools opened."""
         self.ticks.stop()
+        pauses.release(self)
         streams.disarm(self.ticks)
         for pool in self._pools.values():
             await pool.stop_upstreams()

@@ -266,6 +266,9 @@ class DegradationSettings:
     admission: AdmissionSettings = setting(None, "Who may come in.", factory=AdmissionSettings)
     pools: Mapping[str, PoolSettings] = setting(None, "Pools by name.", factory=dict)
     scaling: ScalingSettings = setting(None, "What the app's scaler is told.", factory=ScalingSettings)
+    freeze: bool = setting(
+        True, "Whether what stands once the service is up is left out of garbage collections, which hold up everybody."
+    )
 
     def __deia_check__(self) -> Iterable[tuple[str, str]]:
         for index, rule in enumerate(self.routes):

@@ -11,6 +11,7 @@ import threading
 from time import monotonic
 from typing import TYPE_CHECKING
 
+from deia_degradation import pauses
 from deia_degradation.signals import Machine, Observed, readings
 from deia_hardening.plugin import Completion, Mode
 
@@ -78,6 +79,8 @@ class Ticks:
                 control.look()
                 await control.tick(readings(observed, manager.settings.signals))
                 self._end_streams()
+                if manager.settings.freeze and manager.host.server.open:
+                    pauses.hold(manager)
                 await manager.sync_budgets()
             except Exception:
                 logger.exception("a look at the signals failed; the mode stays %s", control.mode.value)
