@@ -79,7 +79,7 @@ class Ticks:
                 control.look()
                 await control.tick(readings(observed, manager.settings.signals))
                 self._end_streams()
-                if manager.settings.freeze and manager.host.server.open:
+                if manager.settings.freeze and manager.host.server.open and life is self._life:
                     pauses.hold(manager)
                 await manager.sync_budgets()
             except Exception:
