@@ -5,23 +5,29 @@ The short slices run always, seeded and printed; the campaigns of thousands are 
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import shutil
 import sqlite3
 import sys
-import textwrap
 import threading
+import time
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import attrs
 import pytest
 
 from deia_hardening.testing import faults
+from deia_recovery.engine import files
 from deia_recovery.engine.connections import apart
 from deia_recovery.engine.engine import Engine, decode_ops
-from deia_recovery.engine.generation import create_first
+from deia_recovery.engine.generation import create_first, read_current
 from deia_recovery.engine.jobs import Entry
 from deia_recovery.engine.options import EngineOptions
 from deia_recovery.engine.pages import verify_live
@@ -31,6 +37,11 @@ from deia_recovery.engine.transaction import Tx
 pytestmark = pytest.mark.fault
 
 OPTIONS = EngineOptions(reserve=0, log_limit=48 << 10, log_reserve=32 << 10, idle=0.05)
+
+CALLS = (
+    "openat", "write", "pwrite64", "pread64", "fdatasync", "fsync", "ftruncate", "rename", "unlink", "mkdir", "flock",
+    "fcntl", "mmap", "newfstatat",
+)  # fmt: skip
 
 CAMPAIGN = int(os.environ.get("DEIA_CAMPAIGN", "10000"))
 
@@ -129,44 +140,43 @@ def test_ten_thousand_kills(root: Path) -> None:
     kills(root, CAMPAIGN)
 
 
-CHILD = textwrap.dedent(
-    """
-    import sys
-    from pathlib import Path
-    import attrs
-    sys.path.insert(0, sys.argv[2])
-    from deia_recovery.engine.engine import Engine
-    from deia_recovery.engine.generation import create_first, read_current
-    from test_faults import OPTIONS, plain, step
-    root = Path(sys.argv[1])
+def live(root: Path, turns: int, acknowledge: Callable[[str], None]) -> None:
+    """A state's life with every kind of commit and checkpoint; tells what was acknowledged and what was refused."""
     generation = read_current(root) or create_first(root)
     engine = Engine(generation.folder, attrs.evolve(OPTIONS, group=2))
-    print(0, flush=True)
+    acknowledge("0")
     rows = []
-    for turn in range(int(sys.argv[3])):
+    for turn in range(turns):
         try:
             number = max(one.result(30) for one in [engine.write(step) for _ in range(1 + turn % 3)])
             rows = [plain(engine, f"plain-{turn}-{i}") for i in range(1 + turn % 5)]
         except Exception as error:
-            print("refused", type(error).__name__, flush=True)
+            acknowledge(f"refused {type(error).__name__}")
             rows = []
         else:
-            print(number, flush=True)
+            acknowledge(str(number))
         for row in rows:
             try:
                 row.result(30)
             except Exception as error:
-                print("refused", type(error).__name__, flush=True)
+                acknowledge(f"refused {type(error).__name__}")
             else:
-                print(row.key, flush=True)
+                acknowledge(row.key)
         if turn % 10 == 9:
             try:
                 engine.checkpoints.run(wait=True)
             except Exception as error:
-                print("no checkpoint", type(error).__name__, flush=True)
+                acknowledge(f"no checkpoint {type(error).__name__}")
     engine.close()
-    """
-)
+
+
+CHILD = """
+import functools, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[2])
+from test_faults import live
+live(Path(sys.argv[1]), int(sys.argv[3]), functools.partial(print, flush=True))
+"""
 
 
 def cuts(tmp_path: Path, count: int, turns: int) -> None:
@@ -204,34 +214,53 @@ def test_ten_thousand_power_cuts(tmp_path: Path) -> None:
 
 def failures(tmp_path: Path, calls: tuple[str, ...], limit: int) -> None:
     faults.need("strace")
-    root = tmp_path / "state"
-    script = "import shutil, sys; shutil.rmtree(sys.argv[1], ignore_errors=True)\n" + CHILD
-    argv = [sys.executable, "-c", script, str(root), str(Path(__file__).parent), "12"]
+
+    def work(acknowledge: Callable[[str], None]) -> None:
+        root = tmp_path / str(time.time_ns())
+        acknowledge(f"root {root}")
+        live(root / "state", 12, acknowledge)
+
+    def apart(acknowledge: Callable[[str], None]) -> None:
+        with ThreadPoolExecutor(1) as threads:
+            threads.submit(work, acknowledge).result()
+
     tried = refused = 0
-    for failure in faults.each_failure(argv, calls=calls, errors=("EIO", "ENOSPC", "EINTR"), below=root, limit=limit):
-        tried += 1
-        where = f"{failure.call} {failure.error} {failure.nth}: {failure.stdout[-300:]} {failure.stderr[-600:]}"
-        lines = failure.stdout.split("\n")
-        numbers = [int(line) for line in lines if line.isdigit()]
-        refused += any(line.startswith(("refused", "no checkpoint")) for line in lines)
-        if not numbers:
-            assert failure.returncode != 0, f"{where}: nothing was acknowledged and nothing was said"
-            continue
-        rows = [line for line in lines if line.startswith("plain-")]
-        check(root / "g000001" / "state.db", max(numbers), where, rows)
+    for program in (work, apart):  # the writer's thread commits, or the waiting one
+        found = faults.each_failure(
+            program, calls=calls, errors=("EIO", "ENOSPC", "EINTR"), below=tmp_path, limit=limit
+        )
+        for failure in found:
+            tried += 1
+            refused += judged(failure)
     assert tried
     assert refused
 
 
+def judged(failure: faults.Failure) -> bool:
+    """Whether anything was refused; what was acknowledged is there, and who acknowledged nothing said why."""
+    where = f"{failure.call} {failure.error} {failure.nth}: {failure.stdout[-300:]} {failure.stderr[-600:]}"
+    lines = failure.stdout.split("\n")
+    numbers = [int(line) for line in lines if line.isdigit()]
+    if numbers:
+        rows = [line for line in lines if line.startswith("plain-")]
+        root = Path(lines[0].removeprefix("root "))
+        check(root / "state" / "g000001" / "state.db", max(numbers), where, rows)
+        shutil.rmtree(root)
+    else:
+        assert failure.returncode != 0, f"{where}: nothing was acknowledged and nothing was said"
+    return any(line.startswith(("refused", "no checkpoint")) for line in lines)
+
+
 @pytest.mark.blocking
 def test_a_failed_system_call_is_never_silent(tmp_path: Path) -> None:
-    failures(tmp_path, ("fdatasync",), 2)
+    failures(tmp_path, ("fdatasync", "ftruncate"), 2)
 
 
 @pytest.mark.slow
 @pytest.mark.blocking
-def test_every_failed_system_call_is_never_silent(tmp_path: Path) -> None:
-    failures(tmp_path, ("fdatasync", "fsync", "pwrite64", "write", "openat", "ftruncate", "rename"), 1000)
+@pytest.mark.parametrize("call", CALLS)
+def test_every_failed_system_call_is_never_silent(tmp_path: Path, call: str) -> None:
+    failures(tmp_path, (call,), 1000)
 
 
 @pytest.mark.blocking
@@ -284,3 +313,23 @@ def test_a_full_disk_refuses_reads_on_and_heals(tmp_path: Path) -> None:
         number = engine.write(step).result(10)
         engine.close()
         assert check(generation.folder / "state.db", number, "after the disk had room again") == number
+
+
+def test_a_lock_that_can_not_be_given_back_is_free_all_the_same(tmp_path: Path, monkeypatch: Any) -> None:
+    """Else every writer of the machine would wait for the one that could not say that it is done."""
+    mine, other = files.FileLock(tmp_path / "lock"), files.FileLock(tmp_path / "lock")
+
+    def flock(fd: int, how: int) -> None:
+        if how == fcntl.LOCK_UN:
+            raise OSError(errno.EIO, "no")
+        fcntl.flock(fd, how)
+
+    mine.acquire()
+    assert not other.try_acquire()
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "fcntl", SimpleNamespace(**{**vars(fcntl), "flock": flock}))
+        mine.release()
+    assert other.try_acquire()
+    other.close()
+    assert mine.try_acquire()
+    mine.close()

@@ -112,39 +112,60 @@ def fork_and_kill(
     The child has no thread but the forking one, and ends without running exit handlers. Not for macOS, where
     system libraries do not survive a fork.
     """
-    read_end, write_end = os.pipe()
-    errors_read, errors_write = os.pipe()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # 3.12 warns of forks where there are threads
-        child = os.fork()
-    if child == 0:
-        _in_child(work, read_end, write_end, errors_read, errors_write)
-    os.close(write_end)
-    os.close(errors_write)
+    forked = Forked(work)
     rng = random.Random(seed)
     wanted = rng.randint(*after)
     pause = rng.random() * jitter
     expires = time.monotonic() + timeout
-    data = b""
     killed = False
-    while True:
-        if not killed and (data.count(b"\n") >= wanted or time.monotonic() > expires):
+    while forked.read(1.0):
+        if not killed and (forked.data.count(b"\n") >= wanted or time.monotonic() > expires):
             end = time.monotonic() + pause
             while time.monotonic() < end:
                 pass
-            os.kill(child, signal.SIGKILL)  # not yet reaped, so the number is still the child's
+            forked.kill()
             killed = True
-        chunk = os.read(read_end, 65536) if select.select([read_end], [], [], 1.0)[0] else None
-        if chunk == b"":
-            break
-        data += chunk or b""
-    _, status = os.waitpid(child, 0)
-    stderr = os.read(errors_read, 65536)
-    os.close(read_end)
-    os.close(errors_read)
-    lines = [line.decode("utf-8", "replace") for line in data.split(b"\n")[:-1]]
-    returncode = os.waitstatus_to_exitcode(status)
-    return Killed(lines, returncode == -signal.SIGKILL, returncode, stderr.decode("utf-8", "replace"), seed)
+    returncode, stderr = forked.end()
+    return Killed(forked.lines(), returncode == -signal.SIGKILL, returncode, stderr, seed)
+
+
+class Forked:
+    """A forked child at `work(acknowledge)`: what it acknowledged so far is `data`. Ended by `end`."""
+
+    def __init__(self, work: Callable[[Callable[[str], None]], None]) -> None:
+        self.data = b""
+        self._out, write_end = os.pipe()
+        self._errors, errors_write = os.pipe()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # 3.12 warns of forks where there are threads
+            self.pid = os.fork()
+        if self.pid == 0:
+            _in_child(work, self._out, write_end, self._errors, errors_write)
+        os.close(write_end)
+        os.close(errors_write)
+
+    def read(self, seconds: float) -> bool:
+        """Take what comes within `seconds`; False when no more will come."""
+        if not select.select([self._out], [], [], seconds)[0]:
+            return True
+        chunk = os.read(self._out, 65536)
+        self.data += chunk
+        return chunk != b""
+
+    def kill(self) -> None:
+        os.kill(self.pid, signal.SIGKILL)  # not yet reaped, so the number is still the child's
+
+    def end(self) -> tuple[int, str]:
+        """Wait for its end; its return code and its last words."""
+        _, status = os.waitpid(self.pid, 0)
+        stderr = os.read(self._errors, 65536)
+        os.close(self._out)
+        os.close(self._errors)
+        return os.waitstatus_to_exitcode(status), stderr.decode("utf-8", "replace")
+
+    def lines(self) -> list[str]:
+        """The whole lines it acknowledged."""
+        return [line.decode("utf-8", "replace") for line in self.data.split(b"\n")[:-1]]
 
 
 def _in_child(
@@ -157,10 +178,10 @@ def _in_child(
         work(lambda text: _tell(write_end, text))
         code = 0
     except BaseException:
-        os.write(errors_write, traceback.format_exc()[-4000:].encode("utf-8", "replace"))
+        os.writev(errors_write, [traceback.format_exc()[-4000:].encode("utf-8", "replace")])
     finally:
         os._exit(code)
 
 
 def _tell(descriptor: int, text: str) -> None:
-    os.write(descriptor, text.encode() + b"\n")
+    os.writev(descriptor, [text.encode() + b"\n"])  # by a call that nobody's files are written with: it never fails

@@ -114,8 +114,12 @@ class FileLock:
         return True
 
     def release(self) -> None:
+        """Give it back, whatever happens: a descriptor that can't be unlocked is closed, which does the same."""
         if self.fd >= 0:
-            fcntl.flock(self.fd, fcntl.LOCK_UN)
+            try:
+                fcntl.flock(self.fd, fcntl.LOCK_UN)
+            except OSError:
+                self.close()
 
     def close(self) -> None:
         """Release and close."""

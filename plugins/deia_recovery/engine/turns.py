@@ -175,7 +175,7 @@ class Turns:
         except BlockingIOError:
             return False
         finally:
-            fcntl.flock(queued, fcntl.LOCK_UN)
+            self._queue_lock.release()
         self._turn_held = True
         if self._moved():
             self.give_turn()
@@ -201,7 +201,7 @@ class Turns:
             try:
                 fcntl.flock(turn, fcntl.LOCK_EX)
             finally:
-                fcntl.flock(queued, fcntl.LOCK_UN)
+                self._queue_lock.release()
             self._turn_held = True
         if self._moved():
             raise Moved
