@@ -151,6 +151,35 @@ async def test_closing_never_moves_the_log_without_its_digests(engine: Engine) -
     assert not PageSums(engine.database).next_path.exists()
 
 
+@pytest.mark.blocking
+def test_two_that_close_at_once_never_move_the_log_without_its_digests(engine: Engine) -> None:
+    """A write that fails closes the writer's connection while a checkpoint may be closing its own two."""
+    engine.write(lambda tx: tx.put_registry("s", "k", os.urandom(200))).result(30)
+    connections = engine.connections
+    other = connect(engine.database)
+    other.execute("SELECT 1 FROM meta").fetchone()
+    writer = connections.writer
+    assert writer is not None
+    closing = threading.Thread(target=connections.close_one, args=(other,))
+
+    class Last:
+        """Closes after the other one, if that gets so far."""
+
+        def close(self) -> None:
+            closing.start()
+            closing.join(0.3)
+            assert writer is not None
+            writer.close()
+
+    with engine.kept_open():
+        connections.writer = None
+        connections.close_one(Last())  # type: ignore[arg-type]
+        closing.join(30)
+    engine.close()
+    assert engine.database.with_name("state.db-wal").exists()
+    assert verify_live(engine.database).ok
+
+
 async def test_checkpoints_under_load_keep_every_page_accounted_for(root: Path, engine: Engine) -> None:
     engine.options = EngineOptions(reserve=0, log_limit=1 << 17)
     for _ in range(30):

@@ -83,6 +83,7 @@ class Connections:
         self._database = database
         self._options = options
         self._lock = threading.Lock()
+        self._closing = threading.Lock()
         self._idle: list[sqlite3.Connection] = []
         self._slots = threading.BoundedSemaphore(options.readers)
         self._fd = -1
@@ -210,8 +211,11 @@ class Connections:
             self.close()
 
     def close_one(self, connection: sqlite3.Connection) -> None:
-        """Close without letting SQLite move the log into the file: only the checkpointer does, with its digests."""
-        with _kept_from_checkpoint(self.fd, connection):
+        """Close without letting SQLite move the log into the file: only the checkpointer does, with its digests.
+
+        One after the other: what keeps SQLite from it is one lock of the whole process.
+        """
+        with self._closing, _kept_from_checkpoint(self.fd, connection):
             connection.close()
 
     def close(self) -> None:
