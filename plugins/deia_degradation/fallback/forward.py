@@ -284,7 +284,7 @@ class Forward:
         at = limit
         self._hedge_due = False
         if hedged:
-            hedge_at = now + max(member.load.latency * settings.retry.hedge_factor, settings.retry.hedge_min)
+            hedge_at = now + max(member.load.expected * settings.retry.hedge_factor, settings.retry.hedge_min)
             if hedge_at < limit:
                 at = hedge_at
                 self._hedge_due = True

@@ -11,6 +11,12 @@ from math import exp
 
 import attrs
 
+_LONGER, _SHORTER = 1.095, 0.995
+"""What an answer above and one below the usual time do to it: in balance where one in twenty is above."""
+_YOUNG = 16
+"""Answers of which the slowest is the usual time."""
+_PEAK = 1.5
+"""How many times the usual time a peak counts for where somebody waits for it to be exceeded."""
 _EQUAL = 0.001
 """Seconds below which a difference between two bots is noise."""
 
@@ -27,12 +33,15 @@ class BalancePolicy:
 class Load:
     """How costly a bot is now. Not thread-safe: the pool's lock protects it."""
 
-    __slots__ = ("failing", "in_flight", "latency", "stamp", "waiting")
+    __slots__ = ("failing", "in_flight", "latency", "stamp", "usual", "waiting", "young")
 
     def __init__(self) -> None:
         self.in_flight = 0
         self.latency = 0.0
         """Peak-EWMA in seconds, as of `stamp`; 0.0 while it has never answered."""
+        self.usual = 0.0
+        """Seconds that 19 of 20 answers stay below, followed step by step."""
+        self.young = _YOUNG
         self.failing = 0.0
         """Average of recent failures, 0 to 1, as of `stamp`."""
         self.stamp = 0.0
@@ -55,8 +64,22 @@ class Load:
         # The share of the newest answer is that of one 20th: the time-only rule of the original hardly moves at
         # hundreds of answers a second.
         self.latency = seconds if seconds >= latency else latency + (seconds - latency) * 0.05
+        usual = self.usual
+        if self.young:
+            self.young -= 1
+            self.usual = seconds if seconds > usual else usual
+        elif seconds > usual:
+            usual *= _LONGER
+            self.usual = usual if usual < seconds else seconds
+        else:
+            self.usual = usual * _SHORTER
         if self.failing:
             self.failing *= keep * 0.9
+
+    @property
+    def expected(self) -> float:
+        """Seconds that an answer may well take: the peak, but not one that a moment's stall has left behind."""
+        return min(self.latency, _PEAK * self.usual)
 
     def failed(self, now: float, policy: BalancePolicy) -> None:
         """A failure. Its time says nothing: to fail quickly is not to be quick, to hang is not to be slow."""
