@@ -30,7 +30,7 @@ from deia_recovery.backup.manifest import (
     root_hash,
     write_manifest,
 )
-from deia_recovery.backup.vault import FolderVault, Vault, chunk_name
+from deia_recovery.backup.vault import FolderVault, chunk_name
 from deia_recovery.engine.connections import apart, quoted
 from deia_recovery.engine.files import FileLock
 from deia_recovery.engine.schema import FORMAT, TABLES
@@ -85,8 +85,9 @@ class Result:
 class Writer:
     """Stores chunks once, and proves each by reading it again."""
 
-    def __init__(self, vault: Vault, keys: KeyRing) -> None:
+    def __init__(self, vault: FolderVault, keys: KeyRing) -> None:
         self.vault = vault
+        self.kept: set[str] = set()
         self.keys = keys
         self.new = self.bytes_new = self.total = self.healed = 0
 
@@ -96,6 +97,7 @@ class Writer:
         self.total += 1
         if self.vault.size(where) is not None:
             if self._reads(name, where, plain):
+                self.kept.add(where)
                 return ChunkRef(name, self.vault.size(where) or len(stored), len(plain))
             self.healed += 1
         self.vault.replace(where, stored)
@@ -155,6 +157,7 @@ def take(job: Job) -> Result:
             connection.execute("COMMIT")
     finally:
         use.close()
+    vault.confirm(writer.kept)
     stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(job.now))
     manifest = Manifest(
         id=f"{stamp}-{position:012d}-{secrets.token_hex(3)}",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Protocol
 
@@ -76,6 +76,11 @@ class FolderVault:
         os.close(fd)
         beside.replace(path)
         sync_folder(path.parent)
+
+    def confirm(self, names: Iterable[str]) -> None:
+        """Make the names of what is there already durable: who stored it may have died, or failed, just before that."""
+        for folder in {self._path(name).parent for name in names}:
+            sync_folder(folder)
 
     def get(self, name: str) -> bytes:
         return self._path(name).read_bytes()
