@@ -78,6 +78,8 @@ class Entry:
             context.error = error
             if isinstance(error, OSError):
                 exchange.refused()
+            for failed in revision.failed:
+                failed(context)
             raise
         finally:
             if not exchange.ended:

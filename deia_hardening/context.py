@@ -265,6 +265,7 @@ class RequestContext:
 
     Attributes:
         scope: the ASGI scope as handed inward; routing results appear on it.
+        headers: the request's headers as they came in, whatever is done to the scope inside.
         revision: the settings revision that the request entered under, to its end.
         exchange: what the client saw.
         parent: the context of the hardened app that this one is mounted in, if any.
@@ -284,11 +285,11 @@ class RequestContext:
     deadline: float | None = None
     actor: Actor = ANONYMOUS
     parent: RequestContext | None = None
-    reason: str = ""
     error: BaseException | None = None
     trusted: bool = False
 
     _id: str | Named | None = None
+    _reason: str | None = None
     _route: str | None = None
     _features: dict[str, Any] | None = None
     _notes: dict[str, Any] | None = None
@@ -297,6 +298,7 @@ class RequestContext:
 
     def __init__(self, scope: Scope, revision: Revision, exchange: Exchange) -> None:
         self.scope = scope
+        self.headers = scope.get("headers") or ()
         self.revision = revision
         self.exchange = exchange
         self.received = _monotonic()
@@ -324,6 +326,23 @@ class RequestContext:
                 self._route = value
         return value
 
+    @property
+    def reason(self) -> str:
+        """Why the call is made: what was set here, else its header `Deia-Reason`, bounded; "" where neither says."""
+        value = self._reason
+        if value is None:
+            value = ""
+            for name, said in self.headers:
+                if len(name) == 11 and name == b"deia-reason":  # the length is cheaper to compare
+                    value = said[:1024].decode("latin-1")
+                    break
+            self._reason = value
+        return value
+
+    @reason.setter
+    def reason(self, value: str) -> None:
+        self._reason = value
+
     def __deepcopy__(self, memo: Any) -> RequestContext:
         """Itself: an app may copy its scope, but there is one request."""
         return self
@@ -344,7 +363,7 @@ class RequestContext:
         self.actor = parent.actor
         self.deadline = parent.deadline
         self.mode = parent.mode
-        self.reason = parent.reason
+        self._reason = parent._reason
         self.trusted = parent.trusted
 
     @property

@@ -157,6 +157,7 @@ class Core:
             long=Routes((text, True) for text in requests.long),
             claims=partial(claims, limit=int(requests.claim_limit)),
             document=plan.document,
+            failed=tuple(one.layer.failed for one in placed if one.layer.failed is not None),
             layers=describe(placed),
         )
 

@@ -57,6 +57,8 @@ class Layer:
 
     position: Position
     wrap: Callable[[ASGIApp], ASGIApp]
+    failed: Callable[[RequestContext], None] | None = None
+    """Called on the serving loop when a call of the app raised, with `context.error`; it must not raise or block."""
 
 
 class HealthState(enum.StrEnum):

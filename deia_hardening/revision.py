@@ -6,13 +6,16 @@ A request keeps the revision that it entered under to its end; switching is one 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import attrs
 
 from deia_hardening.routing import Routes, Templates
 from deia_hardening.services import Services
 from deia_hardening.types import ASGIApp, Scope
+
+if TYPE_CHECKING:
+    from deia_hardening.context import RequestContext
 
 
 @attrs.frozen(eq=False, weakref_slot=True)
@@ -35,6 +38,8 @@ class Revision:
     long: Routes[bool]
     claims: Callable[[Scope], dict[str, str]]
     document: Any = attrs.field(repr=False, default=None)
+    failed: tuple[Callable[[RequestContext], None], ...] = ()
+    """What layers do when a call raised."""
     layers: tuple[str, ...] = ()
     """What `check --chain` prints: one line per layer, outermost first."""
     found: dict[type, Any] = attrs.field(init=False, repr=False, factory=dict)

@@ -214,6 +214,13 @@ class Templates:
             return leaf
         return self._mount(mounted) + leaf if mounted else leaf
 
+    def of(self, route: Any) -> str:
+        """The template of a route that stands in no mount and no FastAPI router; from any thread."""
+        known = self._routes.get(id(route))
+        if known is not None and known[0] is route:
+            return known[1]
+        return self({"route": route})
+
     def _mount(self, literal: str) -> str:
         """The template of a mount point, from its literal path."""
         found = self._mounts.get(literal)

@@ -50,7 +50,6 @@ class Turns:
         self._door: SimpleQueue[None] | None = None
         self._given = 0.0
         self._own = threading.local()
-        self._after: list[Callable[[], None]] = []
         self._quiet = 0.0
         self.due = inf
 
@@ -99,11 +98,6 @@ class Turns:
         if who is not None:
             self.rests(who)
 
-    def after(self, work: Callable[[], None]) -> None:
-        """Have the next request that is over call `work`, on its loop: short work that is cheaper there."""
-        self._after.append(work)
-        self.due = -inf
-
     def _settle(self) -> None:
         """Let the request go on that stands aside, if nobody needs it to."""
         door = self._door
@@ -113,12 +107,6 @@ class Turns:
 
     def give(self, now: float) -> None:
         """Stand aside for who is due. At the end of a request, on its loop; returns within `SLICE`."""
-        while self._after:
-            try:
-                work = self._after.pop()
-            except IndexError:  # another loop of this process took it
-                break
-            work()
         if self._door is not None:  # another thread does
             return
         waking = [who for who, at in tuple(self._until.items()) if at <= now]

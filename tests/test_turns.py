@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 import time
 from math import inf
-from typing import Any
 
 import pytest
 
@@ -140,30 +139,3 @@ def test_a_thread_that_has_no_turns_just_works() -> None:
     turns.part()
     turns.waits()
     assert turns.due == inf
-
-
-def test_short_work_is_done_by_the_next_request_on_its_own_loop() -> None:
-    turns = Turns()
-    where: list[int] = []
-    turns.after(lambda: where.append(threading.get_ident()))
-    assert turns.due < 1.0
-    turns.give(1.0)
-    turns.give(2.0)
-    assert where == [threading.get_ident()]
-    assert turns.due == inf
-
-
-def test_what_another_loop_took_meanwhile_is_not_missed() -> None:
-    turns = Turns()
-    done: list[str] = []
-
-    class Emptied(list):  # type: ignore[type-arg]
-        """As another thread's `give` sees to it between the look and the taking."""
-
-        def pop(self, *index: Any) -> Any:
-            self.clear()
-            return super().pop(*index)
-
-    turns._after = Emptied([lambda: done.append("twice")])
-    turns.give(1.0)
-    assert done == []

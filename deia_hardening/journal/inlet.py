@@ -1,7 +1,8 @@
 """The side of a journal that callers see: records go in, receipts come out, and nothing here touches a file.
 
 `append` encodes on the caller's thread and queues under one short lock; it never waits for the disk unless
-`on_full` is `block`. The queue is bounded in records and bytes. What takes long to encode may be queued `Late`.
+`on_full` is `block`. The queue is bounded in records and bytes. A record may be `Late`: then the caller takes no lock
+and encodes nothing.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import threading
 from _thread import get_ident
 from asyncio import AbstractEventLoop
 from asyncio.events import _get_running_loop
+from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any, Self
 
@@ -21,15 +23,14 @@ from deia_hardening.journal.errors import JournalClosed, JournalError, JournalFu
 from deia_hardening.journal.latch import ThreadWaiter, TrioWaiter, Waiting
 from deia_hardening.journal.lines import HARD_LIMIT
 from deia_hardening.journal.settings import JournalSettings
-from deia_hardening.turns import turns
 
 BUSY, GATHERING, LED, IDLE, NO_THREAD = 0, 1, 2, 3, 4
 """What the writer's thread does: looks at the queue again by itself; sleeps and wants to be woken for what is
 urgent only; sleeps for a moment, since one thread writes its own records, and wants to be woken for any other's;
 sleeps and wants to be woken for any record; does not run."""
 
-_AT_ONCE = 128
-"""Records whose bytes are made together, after a request: a fifth to a third of a millisecond."""
+_LATE_MOST = 512
+"""Late records that wait beside the queue; those after them are queued, and counted, one by one."""
 
 
 class Receipt(msgspec.Struct, gc=False, eq=False):
@@ -125,12 +126,14 @@ class Inlet:
         self._max_records = settings.max_records
         self._max_bytes = int(settings.max_bytes)
         self._largest = HARD_LIMIT
+        self._strict = settings.on_full != "gap"  # the caller must be told, or held, at this very record
         self.durable_through = -1
         self._reset()
 
     def _reset(self) -> None:
         self._lock = threading.RLock()  # a signal handler or a finalizer may append while this thread does
         self._queue: list[Receipt] = []
+        self._late: deque[Late] = deque()  # appended to without the lock, taken from with it
         self._bytes = 0
         self._gap: Gap | None = None
         self._closed = False
@@ -141,7 +144,6 @@ class Inlet:
         self._waiters: list[Waiting] = []
         self._room: list[ThreadWaiter] = []
         self._dropped = 0
-        self._unmade = 0
 
     # -- putting in
 
@@ -166,24 +168,52 @@ class Inlet:
         return receipt
 
     def append_late(self, record: Late) -> Receipt:
-        """Queue a record that the writer will encode, and return it; as `append_body` else."""
+        """Queue a record that the writer will encode, and return it; as `append_body` else. 0.1 µs."""
         record._inlet = self
-        self._put(record, record._guess)
-        self._unmade += 1
-        if self._unmade >= _AT_ONCE:
-            self._unmade = 0
-            turns.after(self._make)
+        late = self._late
+        if self._strict or len(late) >= _LATE_MOST:
+            return self._late_put(record)
+        late.append(record)
+        if self._level >= LED or self._closed:  # in this order: the writer looks the other way round before it sleeps
+            with self._lock:
+                self._gather()
+                kick = self._level
+            if self._closed and record._error is not None:
+                raise record._error
+            if kick >= LED:
+                self._kick(kick)
         return record
 
-    def _make(self) -> None:
-        """Have the newest bytes made here: the writer's turn is then short enough for a busy loop to wait for it.
+    def _late_put(self, record: Late) -> Receipt:
+        """Queue a late record, and make the bytes of what is late here: the writer is behind, and bytes are bounded."""
+        with self._lock:
+            self._gather()
+            self._encoded([*self._queue[-_LATE_MOST:], record])
+        self._put(record, record._guess)
+        return record
 
-        It may do the same at the same time; both make the same bytes.
-        """
-        self._encoded(self._queue[-_AT_ONCE:])
+    def _gather(self) -> None:
+        """Put what is late into the queue; the lock is held."""
+        late = self._late
+        while late:
+            receipt = late.popleft()
+            size = receipt._guess
+            if self._closed:
+                receipt._error = self._closed_error()
+            elif self._bytes + size > self._max_bytes or len(self._queue) >= self._max_records:
+                self._drop(receipt, size)
+            else:
+                self._queue.append(receipt)
+                self._bytes += size
+
+    def _kick(self, level: int) -> None:
+        if level != LED or self._leader != get_ident():
+            self._rouse()
 
     def _put(self, receipt: Receipt, size: int) -> None:
         with self._lock:
+            if self._late:
+                self._gather()
             queue = self._queue
             if self._bytes + size > self._max_bytes or len(queue) >= self._max_records or self._closed:
                 kick = -1
@@ -192,8 +222,7 @@ class Inlet:
                 self._bytes += size
                 kick = self._level
         if kick >= LED:
-            if kick != LED or self._leader != get_ident():
-                self._rouse()
+            self._kick(kick)
         elif kick < 0:
             self._refused(receipt)
 
@@ -235,27 +264,37 @@ class Inlet:
         while True:
             with self._lock:
                 if self._closed:
-                    raise JournalClosed("the journal was closed before this record; the record was not kept")
+                    raise self._closed_error()
                 if self._bytes + size <= self._max_bytes and len(self._queue) < self._max_records:
                     self._queue.append(receipt)
                     self._bytes += size
                     break
                 if policy != "block":
-                    self._dropped += 1
-                    error = JournalFull(
-                        f"{len(self._queue)} records ({self._bytes} bytes) wait for the disk and there is no room for "
-                        "more; this record was not kept" + ("; a gap record counts it" if policy == "gap" else "")
-                    )
-                    receipt._error = error
+                    error = self._drop(receipt, size)
                     if policy == "refuse":
                         raise error
-                    self._count_gap(receipt, size)
                     return
                 waiter = ThreadWaiter()
                 self._room.append(waiter)
             self._rouse()
             waiter.wait(1.0)  # the writer wakes it; the timeout only covers a writer that a fork took away
         self._rouse()
+
+    @staticmethod
+    def _closed_error() -> JournalClosed:
+        return JournalClosed("the journal was closed before this record; the record was not kept")
+
+    def _drop(self, receipt: Receipt, size: int) -> JournalFull:
+        """Let a record go that finds no room; the lock is held."""
+        self._dropped += 1
+        gap = self._settings.on_full == "gap"
+        receipt._error = error = JournalFull(
+            f"{len(self._queue)} records ({self._bytes} bytes) wait for the disk and there is no room for "
+            "more; this record was not kept" + ("; a gap record counts it" if gap else "")
+        )
+        if gap:
+            self._count_gap(receipt, size)
+        return error
 
     def _count_gap(self, receipt: Receipt, size: int) -> None:
         gap = self._gap
@@ -270,6 +309,7 @@ class Inlet:
     def _take(self, limit: int) -> tuple[list[Receipt], Gap | None]:
         """The oldest records, up to `limit` bytes, and the gap when nothing is left before it."""
         with self._lock:
+            self._gather()
             queue, gap = self._queue, None
             if self._bytes <= limit:
                 self._queue, self._bytes = [], 0
@@ -311,6 +351,7 @@ class Inlet:
     def _enlist(self, receipt: Receipt, loop: AbstractEventLoop | None, waiter: Any) -> bool:
         """Note who waits; False when the record's fate is known already."""
         with self._lock:
+            self._gather()
             if receipt.done():
                 return False
             if self._trouble is not None:

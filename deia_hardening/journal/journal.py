@@ -83,7 +83,7 @@ class Journal(Inlet):
         finally:
             self._writer.role.release()
             with self._lock:
-                kick = bool(self._queue) and self._level >= IDLE
+                kick = self._pending() and self._level >= IDLE
             if kick:
                 self._rouse()
 
@@ -91,7 +91,7 @@ class Journal(Inlet):
         """All that is queued now, in turns; the role is held."""
         for _ in range(self._max_records):
             with self._lock:
-                empty = not self._queue and self._gap is None
+                empty = not self._pending() and self._gap is None
             if empty:
                 break
             if not self._writer.write() and not (self._writer.state == "fenced" and self._writer.write()):
@@ -105,6 +105,7 @@ class Journal(Inlet):
         the file it gives up on what is still queued: those receipts get a JournalError.
         """
         with self._lock:
+            self._gather()  # what was appended until now is kept
             self._closed = self._urgent = True
         whole = False
         if self._writer.role.acquire(timeout=-1 if timeout is None else max(0.0, timeout)):
@@ -115,6 +116,7 @@ class Journal(Inlet):
                 self._writer.role.release()
         with self._lock:
             waiters, self._waiters = self._waiters, []
+            self._gather()
             left, self._queue, self._bytes = self._queue, [], 0
         for receipt in [*left, *(entry[0] for entry in waiters)]:
             if not receipt.done():
@@ -154,7 +156,7 @@ class Journal(Inlet):
         finally:
             role.release()
             with self._lock:
-                left = bool(self._queue or self._waiters or writer.unsynced_bytes) or self._gap is not None
+                left = self._pending() or bool(self._waiters or writer.unsynced_bytes) or self._gap is not None
                 self._urgent = self._urgent or left
                 kick = left and self._level
             if kick:
@@ -175,6 +177,8 @@ class Journal(Inlet):
     def stats(self) -> JournalStats:
         """Counts for metrics. Cheap; any thread."""
         counts = self._writer.counts
+        with self._lock:
+            self._gather()
         return JournalStats(
             counts.records, counts.bytes, counts.batches, counts.syncs, counts.failures, self._dropped,
             counts.rotations, len(self._queue), self._bytes, self.durable_through,
@@ -261,15 +265,19 @@ class Journal(Inlet):
             self._level = BUSY
         self._semaphore.release()
 
+    def _pending(self) -> bool:
+        return bool(self._queue or self._late)
+
     def _wait(self, level: int, timeout: float) -> bool:
         """Sleep until woken (True) or `timeout` seconds passed. The level says what may wake."""
         semaphore = self._semaphore
         with self._lock:
-            if self._urgent or (level >= LED and (self._queue or self._closed)):
+            self._level = level  # first: whoever appends a late record reads it without the lock, afterwards
+            if self._urgent or (level >= LED and (self._pending() or self._closed)):
+                self._level = BUSY
                 self._urgent = False
                 self._wake()
                 return True
-            self._level = level
         self._wake()
         if semaphore.acquire(timeout=max(0.0, timeout)):
             return True
@@ -310,7 +318,7 @@ class Journal(Inlet):
             turns.wants(self, monotonic() + interval * _EARLY, self._written_soon)
             self._wait(GATHERING, interval)
             turns.wants(self)
-        if self._leader and not (self._queue or self._waiters or self._urgent or self._closed):
+        if self._leader and not (self._pending() or self._waiters or self._urgent or self._closed):
             seen = self._leads
             if not self._wait(LED, _LED_PAUSE) and self._leads == seen:
                 self._leader = 0
@@ -329,7 +337,7 @@ class Journal(Inlet):
             turns.rests(self)
             self._wait(GATHERING, min(pause, settings.retry_limit))
             return True
-        if self._queue or (wrote and settings.durability != "sync"):
+        if self._pending() or (wrote and settings.durability != "sync"):
             self._wake()
             return True  # more will come: on a busy loop, to be woken by each first record costs more than to look
         turns.rests(self)
@@ -354,9 +362,10 @@ class Journal(Inlet):
         self._wake()
         with self._writer.role:
             with self._lock:
-                if (self._queue or self._gap is not None or self._waiters) and not self._closed:
-                    return True
                 self._level = NO_THREAD
+                if (self._pending() or self._gap is not None or self._waiters) and not self._closed:
+                    self._level = BUSY
+                    return True
             self._live.close()
         return False
 
@@ -364,7 +373,7 @@ class Journal(Inlet):
 
     def after_fork(self) -> None:
         """In the child: as never used. What the parent had queued, the parent writes."""
-        for receipt in [*self._queue, *(entry[0] for entry in self._waiters)]:
+        for receipt in [*self._queue, *self._late, *(entry[0] for entry in self._waiters)]:
             receipt._error = JournalError("the record belongs to the process that forked, which writes it")
         self._semaphore = threading.Lock()
         self._housekeeping = threading.Lock()
@@ -386,7 +395,7 @@ class Journal(Inlet):
     def at_exit(self) -> None:
         """Write what is queued, here; from now on nothing starts a thread."""
         self._exiting = True
-        if self._queue or self._writer.unsynced_bytes or self._gap is not None:
+        if self._pending() or self._writer.unsynced_bytes or self._gap is not None:
             self.drain(_EXIT_TIMEOUT)
 
 

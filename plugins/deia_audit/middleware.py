@@ -17,15 +17,12 @@ from deia_audit.guarantees import HeldSend, changing, unavailable
 from deia_audit.policy import Level, Policy
 from deia_audit.recognise import CHAT, MCP, OPENAI, mcp_outcome, recognise
 from deia_audit.records import plain_map
-from deia_audit.service import TRACE_NOTE, AuditLogger
+from deia_audit.service import AuditLogger
 from deia_audit.settings import AuditSettings
 from deia_audit.usage import usage
 from deia_hardening.context import ANONYMOUS, SCOPE_KEY, Exchange, RequestContext
 from deia_hardening.journal import Receipt
 from deia_hardening.plugin import ASGIApp, Problem, Receive, Routes, Scope, Send, route_path
-
-REASON_HEADER = b"deia-reason"
-_LONGEST_REASON = 1024
 
 
 class AuditMiddleware:
@@ -51,31 +48,34 @@ class AuditMiddleware:
         self.reasons = Routes((pattern, pattern.rpartition(" ")[2]) for pattern in settings.require_reason)
         self.careful = self.bodies or self.holds or self.intends or not self.reasons.empty
         """Whether something may have to be awaited before the app is called."""
+        self.quick = self.plain and not self.careful
+        self.special = policy.exact | self.protocols.keys()
+        """Paths of calls that are more than told of when they are over."""
+        self._over = self.over
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         # Most requests are told of by callbacks, without a coroutine of our own around the app.
         context: RequestContext = scope[SCOPE_KEY]
-        call = Call(self, context)
-        for name, value in scope["headers"]:
-            length = len(name)  # cheaper than three comparisons for every header
-            if length == 10:
-                if name == b"user-agent":
-                    call.agent = value
-            elif length == 11:
-                if name == b"traceparent":
-                    call.trace = trace_id(value)
-                    if call.trace is not None:
-                        context.notes[TRACE_NOTE] = call.trace.decode()
-                elif name == REASON_HEADER and not context.reason:
-                    context.reason = value[:_LONGEST_REASON].decode("latin-1")
+        path = route_path(scope)
+        if self.quick and path not in self.special and scope["type"] == "http" and not self.logger.encrypts:
+            context.exchange.on_end(self._over)
+            return self.app(scope, receive, send)
+        call = Call(self, context, path)
         context.exchange.on_end(call.finish)
-        context.on_return(call.returned)
         if scope["type"] == "websocket":
-            call.plain = False
             context.exchange.on_start(call.opened)
-        if self.careful or self.logger.encrypts or route_path(scope) in self.protocols:
+        if self.careful or self.logger.encrypts or path in self.protocols:
             return self._carefully(call, context, scope, receive, send)
         return self.app(scope, receive, send)
+
+    def over(self, exchange: Exchange) -> None:
+        """Append the record of a request that is over, and of which nothing but that is told."""
+        context: RequestContext = exchange.context  # type: ignore[assignment]
+        if 100 < exchange.status < 400 and exchange.complete:
+            logger = self.logger
+            logger.append(logger.assembler.take(context, logger.now_ns()))
+        else:
+            Call(self, context, "").finish(exchange)  # its path is not special
 
     async def _carefully(self, call: Call, context: RequestContext, scope: Scope, receive: Receive, send: Send) -> None:
         if not self.reasons.empty and not context.reason and (asked := self.reasons.match(scope, "")):
@@ -106,7 +106,6 @@ class AuditMiddleware:
             return receive, send
         limit = int(self.settings.body_limit)
         key = self.logger.body_key(call.context.actor) if level >= Level.REQUEST else None
-        call.plain = False
         call.protocol = protocol
         call.request = BodyWatch(key, limit)
         receive = watch_receive(receive, call.request)
@@ -124,68 +123,35 @@ class AuditMiddleware:
         await problem.send(send, websocket=scope["type"] == "websocket")
 
 
-def trace_id(value: bytes) -> bytes | None:
-    """Return the trace id of a W3C traceparent header, or None for anything else."""
-    if len(value) < 55 or value[2:3] != b"-" or value[35:36] != b"-":
-        return None
-    trace = value[3:35]
-    try:
-        if not any(bytes.fromhex(trace.decode("ascii"))):
-            return None
-    except ValueError:
-        return None
-    return trace if trace == trace.lower() else None
-
-
 class Call:
     """One request on its way: what its record will need that the context doesn't hold."""
 
     # Defaults stand on the class: most requests set none of them.
-    trace: bytes | None = None
-    agent: bytes | None = None
-    deferred = False
-    failed = False
     recorded = False
     protocol: str | None = None
     request: BodyWatch | None = None
     response: BodyWatch | None = None
 
-    def __init__(self, layer: AuditMiddleware, context: RequestContext) -> None:
+    def __init__(self, layer: AuditMiddleware, context: RequestContext, path: str) -> None:
         self.layer = layer
         self.context = context
-        self.plain = layer.plain
+        self.path = path
 
     def record_start(self, status: int) -> Receipt | None:
         """Append the result of an answer that is about to start; None where the policy keeps no record of it."""
         self.recorded = True
         context = self.context
         method = context.scope.get("method") or "WEBSOCKET"
-        if self._level(self.layer.policy, method, route_path(context.scope), status) is Level.NONE:
+        if self._level(self.layer.policy, method, status) is Level.NONE:
             return None
-        return self.layer.logger.http(context, "result", self.agent, self.trace, status=status)
+        return self.layer.logger.http(context, "result", status=status)
 
     def finish(self, exchange: Exchange) -> None:
         """Append the record of the request that is over; that of a server error waits for the call's exception."""
-        status = exchange.status
-        context = self.context
-        if 100 < status < 400 and exchange.complete and self.plain:  # most requests end here
-            layer = self.layer
-            if route_path(context.scope) not in layer.policy.exact:
-                logger = layer.logger
-                logger.append(logger.assembler.http(context, "result", self.agent, self.trace, logger.now_ns()))
-                return
-        self.failed = context.error is not None
-        if status >= 500 and exchange.complete and not self.failed:
-            self.deferred = True
+        if exchange.status >= 500 and exchange.complete and self.context.error is None:
+            self.context.on_return(lambda: self.write(exchange))
         else:
             self.write(exchange)
-
-    def returned(self) -> None:
-        """The app's call is over: tell of a server error, now that its exception is known, or of a late exception."""
-        if self.deferred:
-            self.write(self.context.exchange)
-        elif self.context.error is not None and not self.failed:  # a background task's, after the answer
-            self.layer.logger.http(self.context, "aborted", self.agent, self.trace, b',"event":"late-error"')
 
     def write(self, exchange: Exchange) -> None:
         """Append the record, unless the policy or a flood says otherwise."""
@@ -195,7 +161,7 @@ class Call:
         scope = context.scope
         method = scope.get("method") or "WEBSOCKET"
         status = exchange.status
-        level = self._level(layer.policy, method, route_path(scope), status)
+        level = self._level(layer.policy, method, status)
         if level is Level.NONE:
             return
         if (
@@ -210,9 +176,10 @@ class Call:
         if method == "WEBSOCKET" and status == 101:
             stage = "end" if exchange.complete else "aborted"
             inside = f',"close":{exchange.close_code}'
-        logger.http(context, stage, self.agent, self.trace, self._extra(level), inside)
+        logger.http(context, stage, self._extra(level), inside)
 
-    def _level(self, policy: Policy, method: str, path: str, status: int) -> Level:
+    def _level(self, policy: Policy, method: str, status: int) -> Level:
+        path = self.path
         if policy.probe(method, path):
             return Level.NONE
         if policy.trivial:
@@ -253,7 +220,7 @@ class Call:
     def opened(self, exchange: Exchange) -> None:
         """Append the record of a WebSocket that was accepted."""
         if exchange.status == 101 and not self.recorded:
-            self.layer.logger.http(self.context, "result", self.agent, self.trace, b',"event":"open"')
+            self.layer.logger.http(self.context, "result", b',"event":"open"')
 
 
 def kept_parts(scope: Scope, settings: AuditSettings) -> bytes:

@@ -19,7 +19,7 @@ from deia_audit.layout import Layout
 from deia_audit.privacy import Subjects
 from deia_audit.query.grammar import Query, parse_query
 from deia_audit.query.search import Page, Search
-from deia_audit.records import Assembler, Ended
+from deia_audit.records import Assembler, Ended, trace_id
 from deia_audit.settings import AuditSettings
 from deia_hardening.context import SYSTEM, RequestContext, context_variable
 from deia_hardening.errors import NotStarted
@@ -29,7 +29,6 @@ from deia_hardening.plugin import Actor, Event, Host, Target
 
 logger = logging.getLogger("deia_audit")
 
-TRACE_NOTE = "audit.trace"
 _IDLE = 10.0
 _LONGEST_PRIVATE = 600
 """Characters of a private text: encrypted and written as base64 it must fit a field of the journal."""
@@ -78,15 +77,18 @@ class AuditLogger:
         self,
         context: RequestContext,
         stage: str,
-        agent: bytes | None = None,
-        trace: bytes | None = None,
         extra: bytes = b"",
         inside: str = "",
         status: int = 0,
     ) -> Receipt:
         """Append what `Assembler.http` takes of a request now."""
-        record = self.assembler.http(context, stage, agent, trace, self.now_ns(), extra, inside, status, kept=True)
-        return self.append(record)
+        return self.append(self.assembler.http(context, self.now_ns(), stage, extra, inside, status))
+
+    def failed(self, context: RequestContext) -> None:
+        """Append that a call raised after its answer, in a background task perhaps; a server error tells it itself."""
+        exchange = context.exchange
+        if exchange.ended and exchange.status < 500:
+            self.http(context, "aborted", b',"event":"late-error"')
 
     def configure(self, settings: AuditSettings) -> None:
         """Take up settings that act on what is shared by all revisions."""
@@ -259,9 +261,9 @@ class AuditLogger:
             members["mode"] = context.mode.value
             if context.version:
                 members["version"] = context.version
-            notes = context._notes
-            if notes is not None and TRACE_NOTE in notes:
-                members["trace"] = notes[TRACE_NOTE]
+            for name, value in context.headers:
+                if name == b"traceparent" and (trace := trace_id(value)) is not None:
+                    members["trace"] = trace.decode()
         if reason:
             members["reason"] = reason
         return self.journal.append(self.assembler.event(members, actor or SYSTEM))

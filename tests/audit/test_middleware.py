@@ -157,6 +157,36 @@ def test_a_record_says_what_was_so_when_the_request_ended(tmp_path: Path, read_t
     assert call["id"] == told["id"]
 
 
+def test_a_record_tells_the_headers_that_came_in_whatever_is_made_of_them_inside(
+    tmp_path: Path, read_trail: Read
+) -> None:
+    async def endpoint(request: Request) -> PlainTextResponse:
+        request.scope["headers"] = [(b"user-agent", b"forged"), (b"deia-reason", b"forged")]
+        record("bot.asked")
+        return PlainTextResponse("fine")
+
+    app = harden(Starlette(routes=[Route("/b", endpoint)]), {"home": str(tmp_path), "audit": {}})
+    trace = "0af7651916cd43dd8448eb211c80319c"
+    headers = {"user-agent": "mine", "deia-reason": "why not", "traceparent": f"00-{trace}-b7ad6b7169203331-01"}
+    with TestClient(app) as client:
+        client.get("/b", headers=headers)
+    trail = read_trail(tmp_path)
+    (call,) = requests_of(trail)
+    assert (call["src"]["ua"], call["reason"], call["trace"]) == ("mine", "why not", trace)
+    (asked,) = [one for one in trail if one.get("action") == "bot.asked"]
+    assert (asked["reason"], asked["trace"]) == ("why not", trace)
+
+
+def test_a_route_behind_a_mount_is_no_probe_for_ending_like_one(tmp_path: Path, read_trail: Read) -> None:
+    inner = [Route("/livez", plain), Route("/gone", lambda request: PlainTextResponse("no", 404))]
+    app = harden(Starlette(routes=[Mount("/sub", routes=inner)]), {"home": str(tmp_path), "audit": {}})
+    with TestClient(app) as client:
+        client.get("/sub/livez")
+        client.get("/sub/gone")
+    told = [(one["http"]["path"], one["http"]["status"]) for one in requests_of(read_trail(tmp_path))]
+    assert told == [("/sub/livez", 200), ("/sub/gone", 404)]
+
+
 def test_a_record_is_written_under_the_settings_of_its_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     app = harden(
         Starlette(routes=[Route("/plain", plain)]),

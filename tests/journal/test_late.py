@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from deia_hardening.journal import JournalError, JournalFull, Late
+from deia_hardening.journal import JournalClosed, JournalError, JournalFull, Late
 
 
 class Number(Late, gc=False, eq=False):
@@ -145,9 +146,41 @@ def test_bytes_that_are_made_while_they_wait_leave_the_account_even(opened, even
     """Else a journal that is emptied in parts would in the end take itself for full, with nothing in its queue."""
     journal = opened(batch_bytes=65536, write_interval=10)
     with journal._writer.role:
-        for number in range(300):
+        for number in range(1300):
             journal.append_late(late(number, 1000))
-        journal._make()  # as after a request
-        journal._make()
-        left = [len(journal._take(65536)[0]) for _ in range(5)]
-        assert (sum(left), journal.stats().queued_bytes) == (300, 0)
+        assert len(MADE) > 500  # the writer is behind: what waits is bytes, not what they would be made of
+        left = [len(journal._take(65536)[0]) for _ in range(20)]
+        assert (sum(left), journal.stats().queued_bytes) == (1300, 0)
+
+
+def test_one_appended_before_the_close_is_written_and_one_after_it_is_refused(opened, events) -> None:
+    journal = opened(write_interval=10)
+    before = [journal.append_late(late(number)) for number in range(5)]
+    assert journal.close()
+    assert all(receipt.done() for receipt in before)
+    with pytest.raises(JournalClosed):
+        journal.append_late(late(5))
+    assert numbers(events()) == [0, 1, 2, 3, 4]
+
+
+def test_a_late_record_wakes_a_writer_that_sleeps(opened, events) -> None:
+    journal = opened(write_interval=0, sync_interval=0, idle_close=3600)
+    for number in range(100):
+        journal.append_late(late(number))
+        deadline = time.monotonic() + 60
+        while journal.stats().records <= number:  # nobody waits for the record: nothing but its appending wakes
+            assert time.monotonic() < deadline
+            time.sleep(0.0005 * (number % 3))  # at different moments of its falling asleep
+    assert numbers(events()) == list(range(100))
+
+
+def test_where_the_caller_must_be_told_each_record_is_judged_by_itself(opened, events) -> None:
+    journal = opened(max_records=3, on_full="refuse", write_interval=10)
+    with journal._writer.role:
+        for number in range(3):
+            journal.append_late(late(number))
+        for number in range(3, 6):
+            with pytest.raises(JournalFull):
+                journal.append_late(late(number))
+    assert journal.drain()
+    assert numbers(events()) == [0, 1, 2]
