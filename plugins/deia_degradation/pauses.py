@@ -2,8 +2,8 @@
 
 Code, settings and pools of a service that is up don't become garbage, yet each full collection visits all of it: 20
 to 50 ms of processor time for a small app, some every ten seconds at a thousand connections a second. `gc.freeze`
-leaves out what is there now (then 1 to 7 ms were seen); `release` at the stop takes it in again. Who has frozen something
-already is left to it.
+leaves out what is there now (then 1 to 7 ms were seen); `release` at the stop takes it in again. Who has frozen
+something already is left to it.
 """
 
 from __future__ import annotations
