@@ -78,7 +78,7 @@ class Opened:
     def close(self) -> None:
         """Close; a last connection folds the log into the file, so the lock is held (without it: no matter)."""
         try:
-            with contextlib.suppress(StoreUnavailable):
+            with contextlib.suppress(StoreUnavailable, OSError):
                 _flock(self.lock, self.path, 1.0)
             self.connection.close()
         finally:

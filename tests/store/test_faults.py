@@ -2,51 +2,54 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from deia_hardening.store import HomePage
+from deia_hardening.settings import Bytes, Seconds
+from deia_hardening.store import HomePage, StoreError, StoreSettings, Write
 from deia_hardening.store.sqlite import SqliteStore
 from deia_hardening.testing import faults
 
-CHILD = """
-import os, sys
-from pathlib import Path
-from deia_hardening.store import HomePage, StoreError, StoreSettings, Write
-from deia_hardening.store.sqlite import SqliteStore
+CALLS = (
+    "fdatasync", "fsync", "pwrite64", "pread64", "ftruncate", "openat", "unlink", "rename", "flock", "fcntl", "mkdir",
+    "newfstatat", "mmap",
+)  # fmt: skip
 
-folder, count = Path(sys.argv[1]), int(sys.argv[2])
-if len(sys.argv) > 3:  # a fresh folder for each run
-    folder = folder / sys.argv[3] / str(os.getpid())
-    folder.mkdir(parents=True)
-    print(f"in:{folder}", flush=True)
-store = SqliteStore(folder / "store.db", HomePage(folder / "page"), StoreSettings(checkpoint_size=65536))
-failed = 0
-number = 1
-while number <= count:
-    try:
+
+def live(folder: Path, count: int, acknowledge: Callable[[str], None]) -> None:
+    """A store's life: batches, one after the other, each tried again until it is taken; closed now and then."""
+    settings = StoreSettings(checkpoint_size=Bytes("64KiB"), busy_timeout=Seconds("1s"))
+    store = SqliteStore(folder / "store.db", HomePage(folder / "page"), settings)
+    failed, number = 0, 1
+    while number <= count:
         text = str(number).encode()
-        store.apply([Write("n", text + bytes(3000)), Write("page/n", text), Write(f"log/{number}", b"x")])
-    except StoreError:
-        failed += 1
-        if failed > 20:
-            raise SystemExit(3)
-        continue
-    print(number, flush=True)
-    number += 1
-    if number % 10 == 0:
         try:
-            store.close()
+            store.apply([Write("n", text + bytes(3000)), Write("page/n", text), Write(f"log/{number}", b"x")])
         except StoreError:
-            pass
-store.close()
+            failed += 1
+            if failed > 20:
+                raise
+            continue
+        acknowledge(str(number))
+        number += 1
+        if number % 10 == 0:
+            with contextlib.suppress(StoreError):
+                store.close()
+    store.close()
+
+
+CHILD = """
+import functools, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[3])
+from test_faults import live
+live(Path(sys.argv[1]), int(sys.argv[2]), functools.partial(print, flush=True))
 """
-
-
-def argv(folder: Path, count: int) -> list[str]:
-    return [sys.executable, "-c", CHILD, str(folder), str(count)]
 
 
 def check(folder: Path, acknowledged: int, message: str) -> None:
@@ -67,7 +70,8 @@ def cuts(tmp_path: Path, writes: int, count: int) -> None:
     faults.need("strace")
     folder = tmp_path / "recorded"
     folder.mkdir()
-    trace = faults.record_child(argv(folder, writes), folder)
+    argv = [sys.executable, "-c", CHILD, str(folder), str(writes), str(Path(__file__).parent)]
+    trace = faults.record_child(argv, folder)
     seed = faults.seed()
     for number, cut in enumerate(faults.power_cuts(trace, count=count, seed=seed)):
         target = tmp_path / f"cut-{number}"
@@ -89,13 +93,19 @@ def test_a_long_campaign_of_power_cuts(tmp_path: Path) -> None:
 def failures(tmp_path: Path, limit: int, calls: tuple[str, ...]) -> int:
     faults.need("strace")
     done = 0
-    command = [*argv(tmp_path, 12), "failing"]
-    below = tmp_path / "failing"
-    for failure in faults.each_failure(command, calls=calls, errors=("EIO", "ENOSPC"), below=below, limit=limit):
+
+    def work(acknowledge: Callable[[str], None]) -> None:
+        folder = tmp_path / str(time.time_ns())
+        acknowledge(f"in:{folder}")
+        live(folder, 12, acknowledge)
+
+    for failure in faults.each_failure(work, calls=calls, errors=("EIO", "ENOSPC"), below=tmp_path, limit=limit):
         lines = failure.stdout.split()
         acknowledged = max((int(line) for line in lines if line.isdigit()), default=0)
-        assert failure.returncode in (0, 3), failure.stderr
-        check(Path(lines[0].removeprefix("in:")), acknowledged, f"{failure.call} {failure.error} #{failure.nth}")
+        assert acknowledged == 12 or "StoreError" in failure.stderr or "StoreUnavailable" in failure.stderr, (
+            failure.describe()
+        )
+        check(Path(lines[0].removeprefix("in:")), acknowledged, failure.describe())
         done += 1
     return done
 
@@ -108,7 +118,7 @@ def test_a_failed_system_call_loses_nothing_that_was_acknowledged(tmp_path: Path
 @pytest.mark.fault
 @pytest.mark.slow
 def test_every_system_call_failed_in_turn(tmp_path: Path) -> None:
-    assert failures(tmp_path, 8, ("fdatasync", "fsync", "pwrite64", "ftruncate", "openat", "unlink", "rename")) > 0
+    assert failures(tmp_path, 40, CALLS) > 0
 
 
 @pytest.mark.fault
