@@ -17,7 +17,7 @@ from deia_hardening.testing import faults
 
 CALLS = (
     "fdatasync", "fsync", "pwrite64", "pread64", "ftruncate", "openat", "unlink", "rename", "flock", "fcntl", "mkdir",
-    "newfstatat", "mmap",
+    "newfstatat",
 )  # fmt: skip
 
 
