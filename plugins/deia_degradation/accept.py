@@ -8,6 +8,7 @@ name alone.
 from __future__ import annotations
 
 import base64
+import logging
 import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
@@ -28,6 +29,7 @@ _SECRET = re.compile(
 """Names of headers and query parameters that may hold a credential."""
 _KEPT = frozenset({"idempotency-key", "x-idempotency-key"})
 _LIMIT = 1 << 20
+logger = logging.getLogger("deia_degradation")
 
 
 def _stored_headers(headers: Iterable[tuple[bytes, bytes]]) -> list[list[str]]:
@@ -68,7 +70,11 @@ async def accept_task(
         "headers": _stored_headers(scope["headers"]),
         "body": base64.b64encode(body).decode("ascii"),
     }
-    task = await sink.accept(request, key=actor.id, actor=actor.id)
+    try:
+        task = await sink.accept(request, key=actor.id, actor=actor.id)
+    except Exception as error:  # it is refused, as it would have been without a sink
+        logger.warning("a request could not be stored as a task: %s", error)
+        return False
     answer = msgspec.json.encode({"task": task.id, "status": task.status_path})
     await send(
         {

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
+from deia_degradation.accept import accept_task
 from deia_degradation.admission.endpoints import SyncEndpoints
 from deia_degradation.admission.gate import Gate, OpenGate
 from deia_degradation.admission.room import Criticality, Waiter, WaiterState
@@ -53,6 +54,8 @@ class Rule:
     criticality: Criticality | None = None
     deadline: float | None = None
     stream: bool = False
+    accept: bool = False
+    """Whether a POST that is refused becomes a task."""
 
 
 class Admission:
@@ -70,6 +73,9 @@ class Admission:
         self._default = Slot.kept(self, self.gate, Rule())
         self._rules: Routes[Slot] = Routes(
             (rule.route, Slot.kept(self, self.gate, _rule(rule))) for rule in settings.routes
+        )
+        self._accepts: Routes[bool] = Routes(
+            (text, True) for pool in settings.pools.values() if pool.accept for text in pool.routes
         )
         self._criticality = Criticality[settings.admission.criticality.upper()]
         self._header = settings.admission.criticality_header.lower().encode("latin-1")
@@ -197,6 +203,10 @@ class Admission:
             if waiter.state is WaiterState.ADMITTED:
                 return True, receive
         self.manager.shed += 1
+        if (rule.accept or self._accepts.match(scope, False)) and await accept_task(
+            self.manager, scope, receive, send, context
+        ):
+            return False, receive
         retry = _jittered(gate.room.expected_wait(criticality, now))
         detail = f"More is asked than can be answered now, and {waiter.reason}; nothing was done. Try again later."
         await refuse(
@@ -229,6 +239,7 @@ def _rule(rule: Any) -> Rule:
         criticality=None if rule.criticality is None else Criticality[rule.criticality.upper()],
         deadline=None if rule.deadline is None else float(rule.deadline),
         stream=rule.stream,
+        accept=rule.accept,
     )
 
 

@@ -83,6 +83,9 @@ class RouteSettings:
     criticality: CriticalityName | None = setting(None, "How much it matters; None leaves it to actor and header.")
     deadline: Seconds | None = setting(None, "How long an answer is of use.")
     stream: bool = setting(False, "It always answers with a stream, so it takes a stream's slot from the start.")
+    accept: bool = setting(
+        False, "Whether a POST that is refused for load becomes a durable task (202 with a status link)."
+    )
 
 
 @attrs.frozen
@@ -203,7 +206,7 @@ class PoolSettings:
     )
     served_by: bool = setting(False, "Whether X-Served-By tells the client which bot answered.")
     accept: bool = setting(
-        False, "Whether a POST that no bot can serve now becomes a durable task (202 with a status link)."
+        False, "Whether a POST that can't be served now becomes a durable task (202 with a status link)."
     )
     failure: FailureSettings = setting(None, "What counts as a failure.", factory=FailureSettings)
     retry: RetrySettings = setting(None, "When another bot is asked.", factory=RetrySettings)

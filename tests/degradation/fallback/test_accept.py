@@ -8,11 +8,13 @@ import sys
 import types
 from contextlib import asynccontextmanager
 
+import anyio
 import pytest
 
 from deia_degradation.accept import _stored_headers, _stored_query
 from deia_hardening.context import Actor
 from deia_hardening.services import AcceptedTask, TaskSink
+from deia_hardening.testing import running
 
 
 class Sink:
@@ -103,3 +105,65 @@ def test_what_may_be_a_credential_by_its_name_is_not_stored(header, kept):
 
 def test_credentials_in_the_query_are_not_stored_and_the_rest_stays_as_it_is():
     assert _stored_query(b"a=1&api_key=s&token=t&b=%20&access%5Ftoken=u&c") == "a=1&b=%20&c"
+
+
+FULL_HOUSE = {"initial": 1, "minimum": 1, "maximum": 1, "places": 0}
+
+
+@asynccontextmanager
+async def full_house(sink, **degradation):
+    """One request is inside, and more are not let in."""
+    inside, over = anyio.Event(), anyio.Event()
+
+    async def app(scope, receive, send):
+        if scope["type"] != "http":
+            return
+        if scope["path"] == "/slow":
+            inside.set()
+            await over.wait()
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    settings = {"home": ".deia", "degradation": {"admission": FULL_HOUSE, **degradation}}
+    settings["requests"] = {"actor": ["degradation_sink:who"]}
+    async with running(app, settings) as live, anyio.create_task_group() as group:
+        live.core.services.provide(TaskSink, sink)
+        group.start_soon(live.get, "/slow")
+        with anyio.fail_after(30):
+            await inside.wait()
+        try:
+            yield live
+        finally:
+            over.set()
+
+
+@pytest.mark.parametrize(
+    "opted_in",
+    [
+        {"routes": [{"route": "POST /task", "accept": True}]},
+        {"pools": {"bots": {"accept": True, "routes": ["/task"]}}},
+    ],
+    ids=["a route", "a pool's"],
+)
+async def test_a_post_that_is_refused_at_the_door_becomes_a_task_where_its_route_wants_it(ann, opted_in):
+    sink = Sink()
+    async with full_house(sink, **opted_in) as app:
+        one = await app.post("/task", b"payload", headers={"authorization": "Bearer secret"})
+        assert (one.status, one.headers["location"]) == (202, "/api/tasks/t1")
+        ((request, key, actor),) = sink.taken
+        assert (key, actor, base64.b64decode(request["body"])) == ("ann", "ann", b"payload")
+        assert "secret" not in json.dumps(request)
+        assert (await app.get("/task")).status == 503
+        assert (await app.post("/other", b"x")).status == 503
+        assert len(sink.taken) == 1
+
+
+async def test_a_sink_that_does_not_take_it_leaves_the_refusal(ann):
+    class Full(Sink):
+        async def accept(self, request, *, key, actor):
+            raise OSError("the disk is full")
+
+    async with full_house(Full(), routes=[{"route": "POST /task", "accept": True}]) as app:
+        one = await app.post("/task", b"payload")
+        assert (one.status, one.headers["content-type"]) == (503, "application/problem+json")
+        assert int(one.headers["retry-after"]) >= 1
