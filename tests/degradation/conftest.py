@@ -29,3 +29,6 @@ def _module(name):
     sys.modules[name] = module
     spec.loader.exec_module(module)
     return module
+
+
+_module("service.py")  # `from degradation_service import …`
