@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from deia_degradation.modes import describe
+from deia_degradation.pool.ledger import Busy
 from deia_hardening.plugin import Mode
 
 if TYPE_CHECKING:
+    from deia_degradation.pool.pool import Pool
     from deia_degradation.service import DegradationManager
 
 _LEVEL = {Mode.FULL: 0, Mode.DEGRADED: 1, Mode.MAINTENANCE: 2}
@@ -90,4 +92,12 @@ def status(manager: DegradationManager) -> dict[str, Any]:
         "pools": {
             name: [attrs.asdict(bot) for bot in pool.status(now)] for name, pool in sorted(manager.pools.items())
         },
+        "quotas": {name: used for name, pool in sorted(manager.pools.items()) if (used := _usage(pool, now))},
     }
+
+
+def _usage(pool: Pool, now: float) -> dict[str, dict[str, float]]:
+    try:
+        return pool.usage(now)
+    except Busy:  # another worker has stopped with the accounts in its hands: the rest is worth showing
+        return {}

@@ -27,6 +27,8 @@ class DegradationStatus:
     admission: Mapping[str, Any]
     threads: Sequence[Mapping[str, Any]]
     pools: Mapping[str, Any]
+    quotas: Mapping[str, Any]
+    """By pool and quota key: what counts against its bounds now, of all workers of the machine."""
 
 
 @attrs.frozen

@@ -177,6 +177,14 @@ class Pool(Members):
             found = self._budgets[key] = Budget(bounds or Bounds(), self._quotas, f"{self.name}\n{key}")
         return found
 
+    def usage(self, now: float) -> dict[str, dict[str, float]]:
+        """What counts against the settings' quotas now, by key and kind. Raises `Busy`."""
+        found = {}
+        for key, bounds in self._bounds.items():
+            used = Budget(bounds, self._quotas, f"{self.name}\nquota:{key}").used(now)
+            found[key] = {KINDS[kind]: round(used[KINDS[kind]], 6) for kind, _, _ in bounds.limits}
+        return found
+
     def sharing(self, member: Member) -> list[Member]:
         """The members that draw on the same budget, itself included."""
         key = member.bot.quota

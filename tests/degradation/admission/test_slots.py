@@ -93,3 +93,5 @@ async def test_a_priority_is_believed_only_from_a_trusted_proxy():
                 actor = Actor()
 
             assert layer._criticality_of(scope, Context()) == expected
+            scope["headers"].append((b"x-criticality", b"critical_plus"))  # one may be the client's own
+            assert layer._criticality_of(scope, Context()) == Criticality.SHEDDABLE_PLUS

@@ -321,3 +321,10 @@ async def test_a_call_waits_for_a_worker_that_holds_the_budgets_and_goes_on(tmp_
 async def _free_later(file):
     await anyio.sleep(0)
     fcntl.flock(file, fcntl.LOCK_UN)
+
+
+async def test_the_status_tells_what_is_used_of_a_quota():
+    async with manager([{"id": "a", "quota": "k"}], quotas={"k": {"tokens": 100, "requests": 5}}) as degradation:
+        async with degradation.attempt("llm", tokens=60) as attempt:
+            attempt.usage(tokens=30)
+        assert degradation.status()["quotas"] == {"llm": {"k": {"requests": 1.0, "tokens": 30.0}}}
