@@ -87,7 +87,7 @@ class Service:
 
     def ask(self, path, enough):
         """The answers to many requests, eight at a time, until `enough` of them."""
-        deadline, found = time.monotonic() + 60, []
+        deadline, found = time.monotonic() + 180, []
         with ThreadPoolExecutor(8) as pool:
             while not enough(found):
                 assert time.monotonic() < deadline, (self.folder / "log").read_text()[-3000:]

@@ -35,6 +35,8 @@ WORKERS: Final = 32
 _PATIENCE: Final = 0.02
 """Seconds for which another worker's hold of the lock is waited out."""
 _TRY: Final = LOCK_EX | LOCK_NB
+_DEAD: Final = 30.0
+"""Seconds between two looks for workers that are gone."""
 _WAYS: Final = 8
 _MAGIC: Final = b"DEIABUD1"
 _HEAD: Final = struct.Struct("<8sQQQ16sQd")
@@ -68,6 +70,8 @@ class Accounts:
         self.lock: AbstractContextManager[Any] = threading.Lock()
         self.find: Callable[[str, float], Words] = self._find
         """Gives the account of a key, made at the first call; the second argument is the accounts' time now."""
+        self.forget_worker: Callable[[int], None] | None = None
+        """Says that a worker is dead, where accounts are shared and it matters."""
         self._table: OrderedDict[str, Words] = OrderedDict()
 
     def _find(self, key: str, now: float) -> Words:
@@ -85,8 +89,10 @@ class Accounts:
         """Go on with the accounts in the file at `path`. The caller holds `lock`. Raises OSError."""
         workers = WORKERS if self.learns else 0
         mapped = _Mapped(path, self.limit, self.kinds, workers)
-        if workers and worker < workers - 1:
-            mapped.forget_worker(worker)
+        if workers:
+            self.forget_worker = mapped.forget_worker
+            if worker < workers - 1:
+                mapped.forget_worker(worker)
         self.worker, self.shift, self.find, self.lock = worker, mapped.shift, mapped.find, lock
         self._table.clear()
 
@@ -227,6 +233,8 @@ class Ledger:
         self._lock: FileLock | None = None
         self._place: int | None = None
         self._worker = WORKERS - 1
+        self._folder = Path()
+        self._looked_at = 0.0
 
     def accounts(self, name: str, kinds: int, limit: int, *, learns: bool = False) -> Accounts:
         """The accounts of this name; with another limit than before they start afresh."""
@@ -247,6 +255,7 @@ class Ledger:
             if self._lock is None:
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
                 self._lock = FileLock(folder / "lock")
+                self._folder = folder
                 self._worker = self._take_place(folder)
             for name, accounts in self._sorts.items():
                 if name not in self._mapped:
@@ -275,6 +284,26 @@ class Ledger:
             return number
         return WORKERS - 1
 
+    def forget_dead(self) -> None:
+        """What workers that are gone for good had under way is so no more: it would narrow what is learned for ever."""
+        lock = self._lock
+        for number in range(WORKERS - 1):
+            try:
+                descriptor = os.open(self._folder / f"worker-{number}", os.O_RDWR | os.O_CLOEXEC)
+            except FileNotFoundError:
+                continue
+            try:
+                flock(descriptor, _TRY)
+                if lock is not None:
+                    with lock:
+                        for accounts in self._sorts.values():
+                            if accounts.forget_worker is not None:
+                                accounts.forget_worker(number)
+            except (BlockingIOError, Busy):
+                pass  # it lives; or next time
+            finally:
+                os.close(descriptor)
+
     def close(self) -> None:
         """Count in this process only, until `open`. In a forked child too, where place and lock are the parent's."""
         self._mapped.clear()
@@ -292,11 +321,15 @@ class Ledger:
         return self._lock is not None and self._lock.used
 
     def sync(self) -> None:
-        """Put what has changed on disk. Raises OSError."""
+        """Put what has changed on disk, and now and then forget workers that are gone. Raises OSError."""
         lock = self._lock
         if lock is None or not lock.used:
             return
         lock.used = False
+        now = time.monotonic()
+        if now >= self._looked_at + _DEAD:
+            self._looked_at = now
+            self.forget_dead()
         for path in list(self._mapped.values()):
             descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
             try:
