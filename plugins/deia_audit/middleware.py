@@ -83,6 +83,7 @@ class AuditMiddleware:
             await self._ask_reason(scope, send)
             return
         logger = self.logger
+        logger.look()
         if logger.encrypts and context.actor is not ANONYMOUS and not logger.assembler.knows(context.actor):
             await logger.meet(context.actor)
         if (self.bodies or route_path(scope) in self.protocols) and scope["type"] == "http":
@@ -194,6 +195,7 @@ class Call:
         extra = b""
         if self.request is not None:
             logger = self.layer.logger
+            logger.look()
             if self.protocol is not None:
                 digest = logger.digest_for(self.context.actor)
                 extra += recognise(self.protocol, self.request.first, scope["headers"], self._used(), digest)

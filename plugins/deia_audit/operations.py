@@ -275,6 +275,7 @@ class Handlers:
         handle = await self._host.blocking(subjects.handle, value.subject)
         target = {"type": "subject", "id": handle}
         if self._running:
+            await self._plugin.logger.tell_erased(handle)
             self._plugin.logger.system("audit.erased", target=target, by=call.actor)
         else:
             await self._host.blocking(self._untold, "audit.erased", call, target)

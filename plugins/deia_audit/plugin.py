@@ -82,6 +82,8 @@ class AuditPlugin(Plugin[AuditSettings]):
         await self._warm(settings)
         self.logger.configure(settings)
         await self.host.blocking(self.logger.subjects.reapply)
+        await self.host.blocking(self.host.page.open)
+        self.logger.page = self.host.page
         await self.keeper.start(settings)
         sealer = self.keeper.sealer
         search = self.logger.search = Search(

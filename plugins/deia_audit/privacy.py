@@ -154,6 +154,11 @@ class Subjects:
             self._keys.clear()  # those of others come back from their files
         return True
 
+    def forget(self) -> None:
+        """Drop the keys in memory: another process says that it erased a subject."""
+        with self._lock:
+            self._keys.clear()
+
     def _stamp(self) -> tuple[int, int, int]:
         try:
             found = self._tombstones.stat()

@@ -151,6 +151,8 @@ class Ended(Late, gc=False, eq=False):
 
     @classmethod
     def _encode(cls, records: list[Self]) -> None:
+        for assembler in {record.assembler for record in records}:
+            assembler.look()
         for record in records:
             try:
                 body = record.assembler.body(record)
@@ -173,6 +175,7 @@ class Assembler:
 
     def __init__(
         self,
+        look: Callable[[], None] = lambda: None,
         subject: Callable[[str], str] = str,
         address: Callable[[str], str] = str,
         *,
@@ -184,6 +187,8 @@ class Assembler:
         self._agents: dict[bytes, str] = {}
         self._who: dict[tuple[Any, ...], str] = {}
         self._names: dict[str, str] = {}
+        self.look = look
+        """Asked before names are looked up for many records: whether one was erased."""
         self._subject = subject
         self._address = address
         self._user_agent = user_agent

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl
 
 import attrs
@@ -26,9 +26,15 @@ from deia_hardening.errors import NotStarted
 from deia_hardening.events import OperationInvoked
 from deia_hardening.journal import Journal, Receipt, format_time
 from deia_hardening.plugin import Actor, Event, Host, Target
+from deia_hardening.store import StoreError
+
+if TYPE_CHECKING:
+    from deia_hardening.store import HomePage
 
 logger = logging.getLogger("deia_audit")
 
+ERASURES = "audit-erased"
+"""The area of the store whose counter tells every worker that a subject was erased."""
 _IDLE = 10.0
 _LONGEST_PRIVATE = 600
 """Characters of a private text: encrypted and written as base64 it must fit a field of the journal."""
@@ -47,13 +53,16 @@ class AuditLogger:
         self._host = host
         self._journal: Journal | None = None
         self.now_ns = host.clock.wall_ns
-        self.assembler = Assembler()
+        self.assembler = Assembler(self.look)
         layout = Layout.of(host.home)
         self.subjects = Subjects(layout.keys, layout.evidence)
         self._privacy = ("plain", "plain", True, False)
         self.encrypts = False
         self.flood = FloodGate(50.0, 200, host.clock.monotonic())
         self.search: Search | None = None
+        self.page: HomePage | None = None
+        """The home's page, once the plugin has started."""
+        self._erasures = 0
         self._searched = 0.0
         self._closing = False
         self._waiting = Waiting()
@@ -102,6 +111,7 @@ class AuditLogger:
             names = {"pseudonym": self.subjects.pseudonym, "encrypted": self.subjects.encrypt}
             addresses = {"pseudonym": self.subjects.pseudonym, "none": _nothing}
             self.assembler = Assembler(  # what was taken under the old settings is told as they say
+                self.look,
                 names.get(settings.actor_ids, str),
                 addresses.get(settings.client_address, str),
                 user_agent=settings.user_agent,
@@ -144,9 +154,25 @@ class AuditLogger:
         await self._host.blocking(self.assembler.actor, actor)
 
     def forget_erased(self) -> None:
-        """Drop keys and names in memory once any worker has erased a subject; blocking."""
+        """Drop keys and names in memory once any process has erased a subject; blocking."""
         if self.subjects.forget_erased():
             self.assembler.reset()
+
+    def look(self) -> None:
+        """Drop them as soon as a worker has erased one: asked before a key is used. 0.1 µs, no system call."""
+        page = self.page
+        if page is not None and (seen := page.area(ERASURES)) != self._erasures:
+            self._erasures = seen
+            self.subjects.forget()
+            self.assembler.reset()
+
+    async def tell_erased(self, handle: str) -> None:
+        """Have every worker drop the key of an erased subject before it uses one again."""
+        try:
+            await self._host.store.put(f"{ERASURES}/newest", handle.encode())
+        except StoreError as error:  # they see it with their next checkpoint
+            logger.warning("a subject was erased, but other workers could not be told at once: %s", error)
+        self.look()
 
     def shown(self, subject: str) -> list[str]:
         """Return how a subject may stand in the trail: as itself, as its pseudonym, encrypted."""
@@ -197,6 +223,7 @@ class AuditLogger:
             if value:
                 members[name] = value
         if private:
+            self.look()
             context = context_variable.get()
             about = subject or (actor or (context.actor if context is not None else SYSTEM)).id
             shown = private if len(private) <= _LONGEST_PRIVATE else f"{private[:_LONGEST_PRIVATE]}…"
@@ -266,6 +293,7 @@ class AuditLogger:
                     members["trace"] = trace.decode()
         if reason:
             members["reason"] = reason
+        self.look()
         return self.journal.append(self.assembler.event(members, actor or SYSTEM))
 
     # -- reading --

@@ -259,3 +259,38 @@ def test_a_running_service_drops_what_another_process_erased_with_its_next_check
             assert ERASED in logger.assembler.actor(actor)
 
     asyncio.run(work())
+
+
+def test_no_worker_uses_the_key_of_a_subject_that_another_has_just_erased(tmp_path: Path) -> None:
+    """At once, not with its next checkpoint, which is a minute away here."""
+
+    async def work() -> None:
+        settings = {
+            "home": str(tmp_path),
+            "audit": {"actor_ids": "encrypted", "client_address": "none", "checkpoint_interval": "1m"},
+        }
+        async with running(app(), settings) as one, running(app(), settings) as other:
+            erasing, idle = (current(AuditLogger, app=each.app) for each in (one, other))
+            alice, bob = Actor("user", "alice", "test"), Actor("user", "bob", "test")
+            for actor in (alice, bob):
+                await idle.meet(actor)
+            assert ERASED not in idle.assembler.actor(alice)
+            digest = idle.digest_for(alice)
+            assert await runtime().blocking(erasing.subjects.erase, "alice")
+            await erasing.tell_erased(erasing.subjects.handle("alice"))
+
+            def use() -> list[Any]:  # in a thread: the keys that are left are read again
+                told = [idle.record("bot.asked", actor=who, private="some words") for who in (alice, bob)]
+                assert ERASED in idle.assembler.actor(alice) and ERASED not in idle.assembler.actor(bob)
+                assert digest(b"a prompt") == ERASED
+                return told
+
+            receipts = await asyncio.to_thread(use)
+            for receipt in receipts:
+                await receipt.durable()
+        lines = (tmp_path / "logs" / "audit-trail.jsonl").read_text().splitlines()
+        asked = [one for line in lines if (one := json.loads(line)).get("action") == "bot.asked"]
+        assert [one["private"] == ERASED for one in asked] == [True, False]
+        assert [one["actor"]["id"] == ERASED for one in asked] == [True, False]
+
+    asyncio.run(work())
