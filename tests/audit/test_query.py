@@ -20,6 +20,7 @@ from deia_audit import AuditLogger
 from deia_audit.endpoint import render
 from deia_audit.notes import VerifierKey
 from deia_audit.proof import TlogProof, check_proof
+from deia_audit.query import search as reading
 from deia_audit.query.grammar import Cursor, QueryError, parse_query
 from deia_audit.query.index import build, index_path, sound
 from deia_audit.query.search import Page, Search
@@ -140,8 +141,8 @@ def test_what_a_negated_filter_leaves_is_looked_up_and_not_searched_for(
     for text in ("-kind=http", "-ip=10.0.0.0/9", "-status=200..503"):
         found = all_rows(search, text)
         read: list[int] = []
-        line = search._line
-        monkeypatch.setattr(search, "_line", lambda *what, line=line, read=read: (read.append(1), line(*what))[1])
+        line = reading._line
+        monkeypatch.setattr(reading, "_line", lambda *what, line=line, read=read: (read.append(1), line(*what))[1])
         assert all_rows(search, text) == found
         live = sum(one["kind"] != "http" for one in records)
         assert len(read) <= len(found) + live + _live_records(search) < len(records), text

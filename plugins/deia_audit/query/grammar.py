@@ -60,7 +60,11 @@ class Filter:
     def accepts(self, value: str) -> bool:
         """Return whether one value of a record is among this filter's."""
         if self.ranges:
-            return value.isdecimal() and any(low <= int(value) <= high for low, high in self.ranges)
+            number = int(value) if value.isdecimal() else -1
+            for low, high in self.ranges:  # noqa: SIM110 - `any` costs three times as much
+                if low <= number <= high:
+                    return True
+            return False
         if self.networks:
             address = _address(value)
             return address is not None and any(address in network for network in self.networks)
@@ -71,7 +75,7 @@ class Filter:
     def matches(self, record: Mapping[str, Any]) -> bool:
         """Return whether a record fits this filter."""
         for value in values_of(record, self.field):
-            if self.accepts(value):
+            if value in self.values or self.accepts(value):
                 return not self.negated
         return self.negated
 

@@ -11,6 +11,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from deia_audit.query.index import (
     memory_index,
 )
 from deia_audit.tilestore import TileNodes, TileStore
-from deia_audit.tree import inclusion_proof, leaf_hash
+from deia_audit.tree import inclusion_proof
 from deia_hardening.journal import JournalReader, Segment
 from deia_hardening.journal.lines import LONGEST_LINE, parse_time
 from deia_hardening.journal.reader import SegmentText
@@ -184,8 +185,11 @@ class Search:
             lowest, highest = max(low, start) - start, min(high, stop) - start
             if query.since is not None:
                 lowest = max(lowest, index.after(query.since))
+            text: SegmentText | None = None  # opened for what the index offers, not before
             for number, offset in self._numbers(query, index, lowest, highest):
-                line = self._line(segment, offset)
+                if text is None:
+                    text = self._text(segment)
+                line = _line(text, offset)
                 seq = start + number
                 if self._sound(seq, line):
                     yield seq, line
@@ -249,7 +253,7 @@ class Search:
         if seq >= self._nodes.size:
             return True
         try:
-            return self._nodes.leaf(seq) == leaf_hash(line)
+            return self._nodes.leaf(seq) == sha256(b"\0" + line).digest()  # `leaf_hash`, without a call
         except LookupError:
             return True  # no tile to compare with; `audit verify` tells that
 
@@ -320,16 +324,6 @@ class Search:
             self._texts.move_to_end(segment.number)
         return text
 
-    def _line(self, segment: Segment, offset: int) -> bytes:
-        text = self._text(segment)
-        try:
-            line, newline, _ = text.read(offset, _FIRST_READ).partition(b"\n")
-            if not newline:
-                line, newline, _ = text.read(offset, LONGEST_LINE).partition(b"\n")
-        except (OSError, ValueError):
-            return b""
-        return line if newline else b""
-
     def _catch_up(self, segments: list[Segment]) -> int:
         """Index what came into the live segment, and return how many records the log holds."""
         if not segments:
@@ -358,6 +352,19 @@ class Search:
         if live.next != before:
             live.writer.flush()
         return live.next
+
+
+def _line(text: SegmentText, offset: int) -> bytes:
+    """Return the line that begins at an offset, empty where none ends or it can't be read."""
+    try:
+        data = text.read(offset, _FIRST_READ)
+        end = data.find(b"\n")
+        if end < 0:
+            data = text.read(offset, LONGEST_LINE)
+            end = data.find(b"\n")
+    except (OSError, ValueError):
+        return b""
+    return data[:end] if end >= 0 else b""
 
 
 def _distinct(found: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
