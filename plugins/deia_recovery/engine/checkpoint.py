@@ -13,7 +13,6 @@ import threading
 from typing import TYPE_CHECKING
 
 from deia_hardening.runtime import runtime
-from deia_recovery.engine.connections import connect
 from deia_recovery.engine.files import FileLock
 from deia_recovery.engine.pages import PageProblem, PageSums, digest
 from deia_recovery.engine.wal import LogTail
@@ -108,9 +107,7 @@ class Checkpointer:
 
     def _move(self, fd: int) -> None:
         engine, connections = self._engine, self._connections
-        first = connect(self._database, busy=engine.options.busy)
-        second = connect(self._database, busy=engine.options.busy)
-        try:
+        with connections.one() as first, connections.one() as second:
             tail = LogTail(self._log)
             candidates = self._announce(tail, first)
             if not candidates:
@@ -132,9 +129,6 @@ class Checkpointer:
                 finally:
                     first.execute("ROLLBACK")
             self._report(self._sums.fold(fd, candidates))
-        finally:
-            connections.close_one(first)
-            connections.close_one(second)
 
     def _announce(self, tail: LogTail, pin: sqlite3.Connection) -> dict[int, set[bytes]]:
         """Pin a reader at the log's present end, so that no page beyond what is announced can be moved."""

@@ -28,6 +28,7 @@ _SHARED_SIZE = 510
 _FRAMES = struct.Struct("=HI")
 _NO_CHECKPOINT_ON_CLOSE: int = getattr(sqlite3, "SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE", 1006)
 _MOVED = struct.Struct("=I")
+_left_open: list[sqlite3.Connection] = []
 
 
 def connect(database: Path, *, busy: float = 10.0, reading: bool = False) -> sqlite3.Connection:
@@ -43,12 +44,12 @@ def connect(database: Path, *, busy: float = 10.0, reading: bool = False) -> sql
     try:
         connection.execute("PRAGMA wal_autocheckpoint=0")
         connection.execute("PRAGMA temp_store=MEMORY")  # a statement's undo journal would go to a file from 64 KiB on
-        connection.execute("PRAGMA synchronous=FULL")
         if hasattr(connection, "setconfig"):  # Python 3.12
             connection.setconfig(_NO_CHECKPOINT_ON_CLOSE, True)
         if reading:
             connection.execute("PRAGMA query_only=ON")
         connection.execute("PRAGMA fullfsync=ON")
+        connection.execute("PRAGMA synchronous=FULL")  # opens file and log, so it comes last: what fails here closes
     except BaseException:
         connection.close()
         raise
@@ -186,6 +187,15 @@ class Connections:
             finally:
                 self._take_back(connection, broken=broken)
 
+    @contextlib.contextmanager
+    def one(self) -> Iterator[sqlite3.Connection]:
+        """A connection of the caller's own, while the descriptor is lent."""
+        connection = connect(self._database, busy=self._options.busy)
+        try:
+            yield connection
+        finally:
+            self.close_one(connection)
+
     def _take_back(self, connection: sqlite3.Connection | None, *, broken: bool) -> None:
         if connection is not None and (broken or self._retired):
             self.close_one(connection)
@@ -215,8 +225,12 @@ class Connections:
 
         One after the other: what keeps SQLite from it is one lock of the whole process.
         """
-        with self._closing, _kept_from_checkpoint(self.fd, connection):
-            connection.close()
+        with self._closing:
+            try:
+                with _kept_from_checkpoint(self.fd, connection):
+                    connection.close()
+            except OSError:  # the system gave no lock: what stays open moves nothing
+                _left_open.append(connection)
 
     def close(self) -> None:
         """Close everything, the descriptor last."""
