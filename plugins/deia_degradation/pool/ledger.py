@@ -27,6 +27,7 @@ from typing import Any, Final
 
 from deia_degradation.pool import account
 from deia_degradation.pool.account import USED_AT, Words
+from deia_hardening.journal.disk import sync_file, sync_folder
 
 logger = logging.getLogger("deia_degradation")
 
@@ -333,7 +334,7 @@ class Ledger:
         for path in list(self._mapped.values()):
             descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
             try:
-                os.fsync(descriptor)
+                sync_file(descriptor)
             finally:
                 os.close(descriptor)
 
@@ -359,13 +360,15 @@ def _make(path: Path, length: int, head: bytes) -> None:
     try:
         try:
             os.write(descriptor, head)
-            if hasattr(os, "posix_fallocate"):
+            try:
                 os.posix_fallocate(descriptor, 0, length)
-            else:
+            except (AttributeError, OSError):  # not here, not on this file system, or not so much: then this fails too
                 _fill(descriptor, length - len(head))
+            sync_file(descriptor)
         finally:
             os.close(descriptor)
         beside.rename(path)
+        sync_folder(path.parent)
     except BaseException:
         beside.unlink(missing_ok=True)
         raise

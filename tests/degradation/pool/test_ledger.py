@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from hypothesis import given
@@ -290,10 +291,31 @@ def test_without_a_file_budgets_count_in_this_process_and_say_so(tmp_path):
     ledger.close()
 
 
+def test_a_file_system_that_can_reserve_nothing_is_written_to(workers, monkeypatch):
+    monkeypatch.setattr(ledger_module.os, "posix_fallocate", Mock(side_effect=OSError(95, "not supported")))
+    one = workers()
+    assert isinstance(one.budget.reserve(0.0, tokens=100), Reservation)
+    stored = one.ledger._mapped["quotas"].stat()
+    assert stored.st_blocks * 512 >= stored.st_size
+
+
+def test_a_full_disk_leaves_no_hole_that_would_end_the_process(tmp_path, monkeypatch):
+    full = Mock(side_effect=OSError(28, "No space left on device"))
+    monkeypatch.setattr(ledger_module.os, "posix_fallocate", full)
+    monkeypatch.setattr(ledger_module, "_fill", full)
+    ledger = Ledger()
+    budget = Budget(Bounds(requests=1), ledger.accounts("quotas", 3, 8, learns=True), "key")
+    ledger.open(tmp_path)
+    assert "No space left" in ledger.trouble
+    assert isinstance(budget.reserve(0.0), Reservation)
+    assert not list(tmp_path.glob("*quotas*"))
+    ledger.close()
+
+
 def test_nothing_is_synced_for_a_call_and_everything_at_once_later(workers, monkeypatch):
     synced = []
-    monkeypatch.setattr(ledger_module.os, "fsync", synced.append)
     one = workers(Bounds(requests=1e9))
+    monkeypatch.setattr(ledger_module, "sync_file", synced.append)
     for second in range(1000):
         one.budget.reserve(float(second))
     assert synced == []
