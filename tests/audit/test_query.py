@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import random
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +21,7 @@ from deia_audit import AuditLogger
 from deia_audit.endpoint import render
 from deia_audit.notes import VerifierKey
 from deia_audit.proof import TlogProof, check_proof
+from deia_audit.query import index as indexing
 from deia_audit.query import search as reading
 from deia_audit.query.grammar import Cursor, QueryError, parse_query
 from deia_audit.query.index import build, index_path, sound
@@ -349,3 +351,25 @@ def test_a_digest_of_an_index_is_compared_to_its_last_byte(make_trail: Callable[
     digest = path.with_suffix(".digest")
     digest.write_bytes(digest.read_bytes()[:-1] + changed)
     assert not sound(path)
+
+
+def test_an_index_is_read_whole_once_and_again_only_when_it_was_changed(
+    filled: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files are given back whenever no query comes for a while: opening a hundred again must not take seconds."""
+    trail, _, _ = filled
+    segment = next(one for one in JournalReader(trail.layout.log).segments() if not one.live)
+    path = build(segment, trail.layout.index)
+    read: list[Any] = []
+    real = indexing.file_digest
+    monkeypatch.setattr(indexing, "file_digest", lambda file, name: (read.append(file), real(file, name))[1])
+    monkeypatch.setattr(indexing, "_SETTLED_NS", 1 << 62)
+    assert sound(path) and sound(path)
+    assert len(read) == 2  # so young a file may still change without its times telling
+    monkeypatch.setattr(indexing, "_SETTLED_NS", -1)
+    assert sound(path) and sound(path) and sound(path)
+    assert len(read) == 3
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    os.utime(path, ns=(path.stat().st_atime_ns, 1))
+    assert not sound(path) and not sound(path)
+    assert len(read) == 5

@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import os
 import sqlite3
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from hashlib import file_digest, sha256
 from pathlib import Path
@@ -32,6 +33,11 @@ _MOST_OTHERS = 64
 """Values that a negated filter may leave, for them to be looked up instead of what it takes away."""
 _MOST_LACKING = 4096
 """Records without a field whose numbers an open index keeps."""
+_SETTLED_NS = 2_000_000_000
+"""Nanoseconds after which a file's time of change is believed."""
+_SOUND_MOST = 4096
+_found_sound: dict[Path, tuple[object, ...]] = {}
+"""Index files whose digests fitted, by what tells that they have not changed."""
 _SLACK_NS = 2_000_000_000
 _SCHEMA = """
 CREATE TABLE rows (n INTEGER PRIMARY KEY, at INTEGER NOT NULL, us INTEGER NOT NULL);
@@ -175,13 +181,28 @@ def _build(segment: Segment, target: Path) -> None:
 
 
 def sound(path: Path) -> bool:
-    """Return whether an index file is the one that was made (its digest fits)."""
+    """Return whether an index file is the one that was made (its digest fits).
+
+    One that was found so by this process, and not changed since, is not read again: a hundred of them take seconds, and
+    their descriptors are given back whenever no query comes for a while.
+    """
     try:
         wanted = path.with_suffix(".digest").read_bytes()
         with path.open("rb") as file:
-            return f"{file_digest(file, 'sha256').hexdigest()}\n".encode() == wanted
+            status = os.fstat(file.fileno())
+            known = (wanted, status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+            if _found_sound.get(path) == known:
+                return True
+            settled = time.time_ns() - status.st_ctime_ns > _SETTLED_NS
+            if f"{file_digest(file, 'sha256').hexdigest()}\n".encode() != wanted:
+                return False
     except OSError:
         return False
+    if settled:  # else a change within the clock's grain would be missed
+        if len(_found_sound) >= _SOUND_MOST:
+            _found_sound.clear()
+        _found_sound[path] = known
+    return True
 
 
 class SegmentIndex:
