@@ -244,16 +244,16 @@ class Journal(Inlet):
                 if self._exiting:
                     inline = True
                 else:
+                    self._level = BUSY  # before any call: a signal handler that appends in it finds the thread started
                     try:
                         # not threading.Thread: its start() waits for the new thread to run, up to 5 ms under load
                         _thread.start_new_thread(self._work, (self._generation,))
-                        self._level = BUSY
                     except RuntimeError:  # the interpreter is shutting down
+                        self._level = NO_THREAD
                         inline = self._exiting = True
             elif level != BUSY:
                 self._level = BUSY
-                with contextlib.suppress(RuntimeError):  # a signal handler was quicker
-                    self._semaphore.release()
+                self._semaphore.release()
         if inline:
             self.drain()
 
@@ -263,7 +263,7 @@ class Journal(Inlet):
             if self._level != GATHERING:
                 return
             self._level = BUSY
-        self._semaphore.release()
+            self._semaphore.release()  # within: who waits for it in `_wait` holds the lock
 
     def _pending(self) -> bool:
         return bool(self._queue or self._late)
