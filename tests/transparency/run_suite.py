@@ -27,7 +27,7 @@ HERE = Path(__file__).parent
 class Suite:
     """Whose tests, and how they want to be run.
 
-    `needs`: what their tests import, to be installed beside. `started`: apps for httpx's transport are started before.
+    `needs`: what their tests import, to be installed beside. `started`: apps that get no lifespan are started before.
     """
 
     package: str
@@ -76,6 +76,10 @@ SUITES = {
         Suite("sse-starlette", needs=("asgi-lifespan", "httpx", "psutil", "tenacity", "portend")),
         Suite("datasette", needs=("asgi-csrf", "beautifulsoup4", "pytest-timeout", "trustme")),
         Suite("fastapi-pagination", needs=("asgi-lifespan", "httpx")),
+        Suite("opentelemetry-instrumentation-asgi", needs=("opentelemetry-test-utils",), started=True),
+        Suite("opentelemetry-instrumentation-fastapi", needs=("opentelemetry-test-utils", "httpx")),
+        Suite("opentelemetry-instrumentation-starlette", needs=("opentelemetry-test-utils", "httpx")),
+        Suite("a2wsgi", needs=("httpx", "starlette")),
         Suite("mcp", tests=("tests/server", "tests/shared", "tests/client"), needs=("dirty-equals", "inline-snapshot")),
     )
 }

@@ -4,8 +4,8 @@ Those are Starlette's test client, httpx's ASGI transport, uvicorn's `Config`, h
 `ApplicationCommunicator` and asgi-lifespan's `LifespanManager`. `DEIA_SUITE_MODE=baseline` wraps an app in a do-nothing
 ASGI callable, `hardened` hardens it with the plugins that `DEIA_SUITE_PLUGINS` names (all five by default).
 `DEIA_SUITE_BACKEND=trio` runs Starlette's client on trio where a test names no backend. `DEIA_SUITE_STARTED=1` starts
-an app that is given to httpx's transport at once: for tests that count blocked tasks, since a first request with no
-lifespan waits for the start.
+an app at once where no lifespan may come (httpx's transport, asgiref): for tests that count blocked tasks or give an
+answer 10 ms, since a first request with no lifespan waits for the start.
 """
 
 from __future__ import annotations
@@ -62,28 +62,18 @@ def _init(self: Any, app: Any, *args: Any, **kwargs: Any) -> None:
     _original(self, app, *args, **kwargs)
 
 
-def _wrap_transport(module_name: str) -> None:
-    try:
-        transport = importlib.import_module(module_name).ASGITransport
-    except ImportError:
+def _start(app: Any) -> None:
+    if not STARTED or MODE == "baseline":
         return
-    original = transport.__init__
+    from deia_hardening.app import find_core
+    from deia_hardening.runtime import runtime
 
-    def init(self: Any, app: Any, *args: Any, **kwargs: Any) -> None:
-        app = _wrap(app)
-        if STARTED and MODE != "baseline":
-            from deia_hardening.app import find_core
-            from deia_hardening.runtime import runtime
-
-            core = find_core(app)
-            assert core is not None
-            runtime().submit(core.ensure).result(60)
-        original(self, app, *args, **kwargs)
-
-    transport.__init__ = init
+    core = find_core(app)
+    assert core is not None
+    runtime().submit(core.ensure).result(60)
 
 
-def _wrap_first_argument(module_name: str, class_name: str) -> None:
+def _wrap_first_argument(module_name: str, class_name: str, *, start: bool = False) -> None:
     """Wrap the app that a class of a server or a test kit is made with; other styles of app are left alone."""
     try:
         kind = getattr(importlib.import_module(module_name), class_name)
@@ -94,6 +84,8 @@ def _wrap_first_argument(module_name: str, class_name: str) -> None:
     def init(self: Any, app: Any, *args: Any, **kwargs: Any) -> None:
         if callable(app) and not kwargs.get("factory") and starlette.testclient._is_asgi3(app):
             app = _wrap(app)
+            if start:
+                _start(app)
         original(self, app, *args, **kwargs)
 
     kind.__init__ = init
@@ -101,8 +93,8 @@ def _wrap_first_argument(module_name: str, class_name: str) -> None:
 
 starlette.testclient.TestClient.__init__ = _init  # type: ignore[method-assign]
 for _name in ("httpx", "httpx2"):
-    _wrap_transport(_name)
+    _wrap_first_argument(_name, "ASGITransport", start=True)
 _wrap_first_argument("uvicorn", "Config")
-_wrap_first_argument("asgiref.testing", "ApplicationCommunicator")
+_wrap_first_argument("asgiref.testing", "ApplicationCommunicator", start=True)
 _wrap_first_argument("asgi_lifespan", "LifespanManager")
 _wrap_first_argument("hypercorn.app_wrappers", "ASGIWrapper")
