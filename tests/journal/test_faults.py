@@ -370,20 +370,3 @@ def test_closing_gives_up_on_a_file_that_a_stopped_process_holds(opened, path: P
         assert not receipt.done()  # it is in the writer's hands, who goes on when the other does
     assert receipt.wait(20)
     assert numbers(path) == [0, 1, 2]
-
-
-def test_a_signal_handler_may_append_while_its_thread_does(opened) -> None:
-    journal = opened(max_records=10**6)
-    seen = []
-    before = signal.signal(signal.SIGALRM, lambda *_: seen.append(journal.append({"by": "handler"})))
-    signal.setitimer(signal.ITIMER_REAL, 0.0005, 0.0005)
-    try:
-        for number in range(20_000):
-            journal.append({"n": number})
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
-    assert journal.drain()
-    assert seen
-    assert all(receipt.done() for receipt in seen)
-    assert JournalReader(journal.path).verify().records == 20_001 + len(seen)
