@@ -9,6 +9,7 @@ import select
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -112,8 +113,9 @@ def test_ctrl_c_leaves_the_rollout_running(front: Callable[..., Any], terminal: 
             assert "new: v-" in shown
         process.send_signal(signal.SIGINT)
         if terminal:
+            deadline = time.monotonic() + 60
             with contextlib.suppress(OSError):  # the terminal is gone with its last process
-                while select.select([ours], [], [], 30)[0]:
+                while time.monotonic() < deadline and select.select([ours], [], [], 30)[0]:
                     shown += os.read(ours, 65_536).decode("utf-8", "replace")
             os.close(ours)
             assert process.wait(60) == 0
