@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sqlite3
 import sys
@@ -146,9 +147,8 @@ def test_sqlite_in_a_child_is_recorded(tmp_path: Path, level: str, lossless: boo
         if not told:
             continue
         try:
-            db = sqlite3.connect(target / "db")
-            found = {row[0] for row in db.execute("select n from t")}
-            db.close()
+            with contextlib.closing(sqlite3.connect(target / "db")) as db:
+                found = {row[0] for row in db.execute("select n from t")}
         except sqlite3.DatabaseError:
             found = set()
         lost += not set(told) <= found
