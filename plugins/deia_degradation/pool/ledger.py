@@ -35,6 +35,8 @@ WORKERS: Final = 32
 """Worker processes of one home that say what they have under way; further ones share the last place."""
 _PATIENCE: Final = 0.02
 """Seconds for which another worker's hold of the lock is waited out."""
+_OPENING: Final = 5.0
+"""The same where accounts are opened."""
 _TRY: Final = LOCK_EX | LOCK_NB
 _DEAD: Final = 30.0
 """Seconds between two looks for workers that are gone."""
@@ -261,8 +263,7 @@ class Ledger:
             for name, accounts in self._sorts.items():
                 if name not in self._mapped:
                     path = folder / f"{name}-{_places(accounts.limit)}"
-                    with self._lock:
-                        accounts.map(path, self._lock, self._worker)
+                    self._map(accounts, path, self._lock)
                     self._mapped[name] = path
                     for other in folder.glob(f"{name}-*"):  # of another limit
                         if other != path:
@@ -271,6 +272,19 @@ class Ledger:
         except (OSError, Busy, ValueError) as error:
             self.trouble = f"budgets and quotas count in this process only: {error}"
             logger.error("%s", self.trouble)
+
+    def _map(self, accounts: Accounts, path: Path, lock: FileLock) -> None:
+        """With more patience than a request has: who gives up here counts for itself until the next reload."""
+        until = time.monotonic() + _OPENING
+        while True:
+            try:
+                with lock:
+                    accounts.map(path, lock, self._worker)
+                return
+            except Busy:
+                if time.monotonic() > until:
+                    raise
+                time.sleep(_PATIENCE)
 
     def _take_place(self, folder: Path) -> int:
         """A number that no other living process has here; it is free again when this process ends, however."""

@@ -203,6 +203,20 @@ def test_processes_that_spend_at_once_and_are_killed_at_any_moment_overdraw_noth
     watcher.ledger.close()
 
 
+def test_a_worker_that_starts_while_another_has_the_accounts_in_its_hands_waits_for_it(tmp_path, monkeypatch):
+    """On a busy machine that other waits for the processor; who does not wait for it has a budget of its own."""
+    (tmp_path / "lock").touch()
+    held = os.open(tmp_path / "lock", os.O_RDWR)
+    fcntl.flock(held, fcntl.LOCK_EX)
+    monkeypatch.setattr(ledger_module.time, "sleep", lambda _: fcntl.flock(held, fcntl.LOCK_UN))
+    ledger = Ledger()
+    ledger.accounts("quotas", 3, 8, learns=True)
+    ledger.open(tmp_path)
+    os.close(held)
+    assert not ledger.trouble
+    ledger.close()
+
+
 def test_a_forked_child_counts_with_its_parent_once_it_has_started(workers, tmp_path):
     parent = workers(Bounds(requests=10, per=86400.0))
     now = time.monotonic()
