@@ -75,12 +75,17 @@ SUITES = {
         Suite("asgiref"),
         Suite("sse-starlette", needs=("asgi-lifespan", "httpx", "psutil", "tenacity", "portend")),
         Suite("datasette", needs=("asgi-csrf", "beautifulsoup4", "pytest-timeout", "trustme")),
-        Suite("fastapi-pagination", needs=("asgi-lifespan", "httpx")),
+        Suite("fastapi-pagination", needs=("aiosqlite", "asgi-lifespan", "httpx")),
         Suite("opentelemetry-instrumentation-asgi", needs=("opentelemetry-test-utils",), started=True),
         Suite("opentelemetry-instrumentation-fastapi", needs=("opentelemetry-test-utils", "httpx")),
         Suite("opentelemetry-instrumentation-starlette", needs=("opentelemetry-test-utils", "httpx")),
         Suite("a2wsgi", needs=("httpx", "starlette")),
-        Suite("mcp", tests=("tests/server", "tests/shared", "tests/client"), needs=("dirty-equals", "inline-snapshot")),
+        Suite(
+            "mcp",
+            tests=("tests/server", "tests/shared", "tests/client"),
+            options=("-p", "no:asyncio"),
+            needs=("dirty-equals", "inline-snapshot", "logfire"),
+        ),
     )
 }
 
