@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import functools
 import os
 import shutil
 import sqlite3
@@ -33,6 +34,7 @@ from deia_recovery.engine.options import EngineOptions
 from deia_recovery.engine.pages import verify_live
 from deia_recovery.engine.pending import Pending
 from deia_recovery.engine.transaction import Tx
+from deia_recovery.errors import StateUnavailable
 
 pytestmark = pytest.mark.fault
 
@@ -296,8 +298,6 @@ def test_planted_mistakes_are_caught(root: Path) -> None:
 @pytest.mark.blocking
 def test_a_full_disk_refuses_reads_on_and_heals(tmp_path: Path) -> None:
     faults.need("tmpfs")
-    from deia_recovery.errors import StateUnavailable
-
     with faults.small_disk(mib=6) as folder:
         generation = create_first(folder / "state")
         engine = Engine(generation.folder, EngineOptions(reserve=0, log_reserve=0, log_limit=1 << 30))
@@ -333,3 +333,18 @@ def test_a_lock_that_can_not_be_given_back_is_free_all_the_same(tmp_path: Path, 
     other.close()
     assert mine.try_acquire()
     mine.close()
+
+
+def test_a_database_that_got_no_log_is_never_put_in_force(root: Path, monkeypatch: Any) -> None:
+    """SQLite only says so when the write fails that is to turn the log on: without it no digest would be right."""
+
+    class Stubborn(sqlite3.Connection):
+        def execute(self, sql: str, *parameters: Any) -> sqlite3.Cursor:
+            return super().execute("SELECT 'delete'" if sql == "PRAGMA journal_mode=WAL" else sql, *parameters)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sqlite3, "connect", functools.partial(sqlite3.connect, factory=Stubborn))
+        with pytest.raises(StateUnavailable, match="write-ahead log"):
+            create_first(root)
+    assert read_current(root) is None
+    assert verify_live(create_first(root).folder / "state.db").ok

@@ -21,7 +21,7 @@ from deia_recovery.engine.engine import DATABASE
 from deia_recovery.engine.files import make_folder, sync_file, sync_folder, write_whole
 from deia_recovery.engine.pages import PageSums
 from deia_recovery.engine.schema import FORMAT, create_statements
-from deia_recovery.errors import StateDamaged, StateError
+from deia_recovery.errors import StateDamaged, StateError, StateUnavailable
 
 CURRENT = "current"
 
@@ -117,7 +117,9 @@ def build(
         if fill is not None:
             fill(connection)
         connection.execute("COMMIT")
-        connection.execute("PRAGMA journal_mode=WAL")
+        (mode,) = connection.execute("PRAGMA journal_mode=WAL").fetchone()
+        if mode != "wal":  # SQLite raises nothing when its write fails here
+            raise StateUnavailable(f"{database} can't be given a write-ahead log (it stays '{mode}'); look at the disk")
     finally:
         connection.close()
     os.chmod(database, 0o600)  # noqa: PTH101 - beside the descriptor calls
