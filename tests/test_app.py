@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import gc
 import pickle
@@ -32,7 +31,7 @@ from deia_hardening import (
     inject,
 )
 from deia_hardening.app import find_core
-from deia_hardening.testing import ASGIRecorder, http_scope, request, running
+from deia_hardening.testing import ASGIRecorder, http_scope, request
 
 
 async def number(scope: Any, receive: Any, send: Any) -> None:
@@ -265,91 +264,6 @@ def test_current_finds_settings_and_says_what_is_off(home: Path) -> None:
     assert current(Limits, app=app).max_bots == 7
 
 
-def test_lifespan_state_and_request_state_are_the_apps_own(home: Path) -> None:
-    @contextlib.asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, str]]:
-        core = find_core(app)
-        assert core is not None
-        assert core.ready
-        yield {"from": "lifespan"}
-
-    app = FastAPI(lifespan=lifespan)
-
-    @app.get("/state")
-    async def state(request: Request) -> str:
-        return str(request.state.__getattr__("from"))
-
-    harden(app, {"home": str(home)})
-    with TestClient(app) as client:
-        assert client.get("/state").json() == "lifespan"
-    core = find_core(app)
-    assert core is not None
-    assert not core.ready
-
-
-async def test_an_app_that_ignores_lifespans_still_gets_its_plugins_stopped(home: Path) -> None:
-    async def ignores(scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] == "http":
-            await number(scope, receive, send)
-
-    async with running(ignores, {"home": str(home)}) as service:
-        assert (await service.get("/")).status == 200
-        assert service.core.ready
-    assert not service.core.ready
-
-
-async def test_an_app_may_copy_its_scope(home: Path) -> None:
-    async def app(scope: Any, receive: Any, send: Any) -> None:
-        copied = copy.deepcopy(scope)
-        assert copied["deia_hardening"] is scope["deia_hardening"]
-        await number(copied, receive, send)
-
-    assert (await request(harden(app, {"home": str(home), "audit": {}, "degradation": {}}), "GET", "/")).status == 200
-
-
-@pytest.mark.parametrize("how", ["raises", "answers as to a request"])
-async def test_an_app_without_a_lifespan_is_seen_to_have_none(home: Path, how: str) -> None:
-    """Servers and test kits take an app that raises or sends before it has received anything for one without."""
-
-    async def app(scope: Any, receive: Any, send: Any) -> None:
-        if how == "raises":
-            assert scope["type"] == "http"
-        await send({"type": "http.response.start", "status": 200, "headers": []})
-
-    seen: list[str] = []
-
-    async def receive() -> Any:
-        seen.append("receive")
-        return {"type": "lifespan.startup"}
-
-    async def send(message: Any) -> None:
-        seen.append(message["type"])
-        raise RuntimeError("this is no answer to a lifespan")
-
-    hardened = harden(app, {"home": str(home)})
-    with pytest.raises(AssertionError if how == "raises" else RuntimeError):
-        await hardened({"type": "lifespan"}, receive, send)
-    assert seen == ([] if how == "raises" else ["http.response.start"])
-    core = find_core(hardened)
-    assert core is not None
-    assert core.ready, "its plugins stay up until the process goes"
-
-
-async def test_a_failing_lifespan_stops_the_plugins_and_reaches_the_server(home: Path) -> None:
-    @contextlib.asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        raise RuntimeError("no database")
-        yield
-
-    app = harden(FastAPI(lifespan=lifespan), {"home": str(home)})
-    with pytest.raises(RuntimeError, match="no database"):
-        async with running(app, {}):
-            pass
-    core = find_core(app)
-    assert core is not None
-    assert not core.ready
-
-
 def test_an_app_that_nobody_uses_is_collected_with_its_plugins(home: Path) -> None:
     app: Any = harden(FastAPI(), {"home": str(home)})
     TestClient(app).get("/")
@@ -409,19 +323,6 @@ async def test_a_server_that_refuses_the_last_message_counts_as_a_client_that_le
     assert not contexts[0].exchange.complete
 
 
-async def test_a_start_that_fails_is_told_by_503_and_tried_again(home: Path) -> None:
-    app = harden(number, {"home": str(home), "requests": {"start_retry": "10ms"}})
-    home.write_text("a file where the folder should be")
-    first = await ASGIRecorder(app, http_scope()).run()
-    assert first.status == 503
-    assert first.headers["content-type"] == "application/problem+json"
-    home.unlink()
-    core = find_core(app)
-    assert core is not None
-    core._retry_at = 0.0
-    assert (await ASGIRecorder(app, http_scope()).run()).status == 200
-
-
 def test_settings_of_two_apps_on_one_home_must_agree(home: Path) -> None:
     one = harden(FastAPI(title="one"), {"home": str(home)})
     TestClient(one).get("/")
@@ -436,13 +337,6 @@ def test_settings_of_two_apps_on_one_home_must_agree(home: Path) -> None:
 def test_a_hardened_function_can_not_be_pickled_by_accident(home: Path) -> None:
     with pytest.raises(Exception, match=r"pickle|cannot"):
         pickle.dumps(harden(number, {"home": str(home)}))
-
-
-async def test_liveness_does_not_depend_on_the_start(home: Path) -> None:
-    app = harden(number, {"home": str(home)})
-    home.write_text("a file where the folder should be")
-    assert (await request(app, "GET", "/deia/livez")).status == 200
-    assert (await request(app, "GET", "/deia/readyz")).status == 503
 
 
 @pytest.mark.parametrize("late", [None, ValueError("a background task's")])

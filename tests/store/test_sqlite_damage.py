@@ -14,13 +14,7 @@ from typing import Any
 
 import pytest
 
-from deia_hardening.store import (
-    HomePage,
-    SharedStore,
-    StoreError,
-    StoreSettings,
-    StoreUnavailable,
-)
+from deia_hardening.store import HomePage, SharedStore, StoreError, StoreSettings, StoreUnavailable
 from deia_hardening.store.sqlite import SqliteStore
 
 
