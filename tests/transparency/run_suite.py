@@ -76,7 +76,7 @@ SUITES = {
         Suite("asgiref"),
         Suite("sse-starlette", needs=("asgi-lifespan", "httpx", "psutil", "tenacity", "portend")),
         Suite("datasette", needs=("asgi-csrf", "beautifulsoup4", "pytest-timeout", "trustme")),
-        Suite("fastapi-pagination", needs=("aiosqlite", "asgi-lifespan", "httpx")),
+        Suite("fastapi-pagination", needs=("aiosqlite", "asgi-lifespan", "cassandra-driver", "httpx")),
         Suite("opentelemetry-instrumentation-asgi", needs=("opentelemetry-test-utils",), started=True),
         Suite("opentelemetry-instrumentation-fastapi", needs=("opentelemetry-test-utils", "httpx")),
         Suite("opentelemetry-instrumentation-starlette", needs=("opentelemetry-test-utils", "httpx")),
