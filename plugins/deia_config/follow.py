@@ -134,8 +134,9 @@ class Follower:
 
     async def _follow(self) -> None:
         while True:
+            at_most = self._settings().content_check  # before the wait is made: the app may be gone
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._hint.wait(), self._settings().content_check)
+                await asyncio.wait_for(self._hint.wait(), at_most)
             self._hint.clear()
             await self._look_safely()
 

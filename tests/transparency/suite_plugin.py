@@ -70,7 +70,11 @@ def _start(app: Any) -> None:
 
     core = find_core(app)
     assert core is not None
-    runtime().submit(core.ensure).result(60)
+    try:
+        runtime().submit(core.ensure).result(60)
+    except Exception as error:
+        if type(error).__name__ != "BlockingError":  # made within a handler: it starts with its first request, then
+            raise
 
 
 def _wrap_first_argument(module_name: str, class_name: str, *, start: bool = False) -> None:
