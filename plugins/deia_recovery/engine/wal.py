@@ -25,6 +25,8 @@ _MASK = 0xFFFFFFFF
 _FRAME_HEAD = struct.Struct(">II8s")
 _BLOCK = 1 << 20
 """Bytes of log that are read at once."""
+_SECTOR = 512
+"""The least that any disk writes whole."""
 
 
 @attrs.frozen
@@ -99,27 +101,41 @@ def _frames(stream: BinaryIO, page_size: int, salt1: int, salt2: int, s1: int, s
             open_pages = {}
             frames, size = index, database_pages
         offset += _FRAME.size + page_size
-    lost = _commit_follows(head, read, page_size, salt1, salt2)
+    lost = _commit_follows(head, data, offset, read, salt1, salt2, order)
     detail = f"frame {index + 1} of the log is broken and later commits stand behind it" if lost else ""
     return WalState(frames, page_size, pages, size, lost, detail=detail)
 
 
-def _commit_follows(head: bytes, read: Callable[[int], bytes], page_size: int, salt1: int, salt2: int) -> bool:
-    """Whether a further transaction of this log's generation begins after the broken one ended."""
+def _commit_follows(
+    head: bytes, data: bytes, offset: int, read: Callable[[int], bytes], salt1: int, salt2: int, order: str
+) -> bool:
+    """Whether a further transaction of this log's generation begins after the broken one ended.
+
+    A power cut may leave an older generation's half of a head that lies across two sectors, and with it a commit that
+    none is: such a head counts only where its checksum continues the one that stands in the frame before.
+    """
+    page_size = len(data)
     ended = False
+    before: tuple[int, int] | None = None
     while True:
-        if len(head) < _FRAME.size:
-            return False
-        number, database_pages, f1, f2, _c1, _c2 = _FRAME.unpack(head)
+        number, database_pages, f1, f2, c1, c2 = _FRAME.unpack(head)
         ours = (f1, f2) == (salt1, salt2) and number != 0
         if ours and ended:
             return True
         if ours and database_pages:
-            ended = True
+            across = offset % _SECTOR > _SECTOR - _FRAME.size
+            ended = not across or (before is not None and _continues(head, data, before, order) == (c1, c2))
+        before = (c1, c2)
+        offset += _FRAME.size + page_size
         head = read(_FRAME.size)
         data = read(page_size)
         if len(data) < page_size:
             return False
+
+
+def _continues(head: bytes, data: bytes, before: tuple[int, int], order: str) -> tuple[int, int]:
+    """The checksum of a frame, behind one with the checksum `before`."""
+    return _sum(data, *_sum(head[:8], *before, order), order)
 
 
 class LogTail:
