@@ -109,7 +109,7 @@ class Turns:
         """Stand aside for who is due. At the end of a request, on its loop; returns within `SLICE`."""
         if self._door is not None:  # another thread does
             return
-        waking = [who for who, at in tuple(self._until.items()) if at <= now]
+        waking = [who for who, at in self._until.copy().items() if at <= now]  # a copy is one step: no thread comes between
         if not waking:
             self.due = min(tuple(self._until.values()), default=inf)
             return
@@ -130,7 +130,7 @@ class Turns:
                 self.due = now + self._given * SHARE
                 return
             self._given = 0.0
-            for who, at in tuple(self._until.items()):
+            for who, at in self._until.copy().items():
                 if at <= now:
                     self._until.pop(who, None)  # until it says again that it wants to run
             self.due = min(tuple(self._until.values()), default=inf)
