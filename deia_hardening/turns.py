@@ -109,7 +109,7 @@ class Turns:
         """Stand aside for who is due. At the end of a request, on its loop; returns within `SLICE`."""
         if self._door is not None:  # another thread does
             return
-        waking = [who for who, at in self._until.copy().items() if at <= now]  # a copy is one step: no thread comes between
+        waking = [who for who, at in self._until.copy().items() if at <= now]  # one step: no other thread between
         if not waking:
             self.due = min(tuple(self._until.values()), default=inf)
             return
