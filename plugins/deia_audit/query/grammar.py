@@ -19,7 +19,7 @@ from typing import Any, Final
 import attrs
 import msgspec
 
-from deia_audit.query.terms import values_of, words_of
+from deia_audit.query.terms import holds, members_of, text_of, values_of, words_of
 from deia_hardening.settings import Seconds
 
 FIELDS: Final = (
@@ -30,6 +30,7 @@ CONTROLS: Final = ("since", "until", "q", "limit", "cursor", "order", "count", "
 DEFAULT_LIMIT = 100
 _LONGEST = 512
 _MOST_FILTERS = 64
+_BEYOND = 1 << 128
 
 
 class QueryError(ValueError):
@@ -44,30 +45,29 @@ class QueryError(ValueError):
 class Filter:
     """One field with the values that it may (or, negated, must not) have.
 
-    `exact` values can be looked up as terms.
+    `exact` values can be looked up as terms. `ranges` are of what a value counts as: a status, or an address.
     """
 
     field: str
     values: tuple[str, ...]
     negated: bool = False
     ranges: tuple[tuple[int, int], ...] = ()
-    networks: tuple[Any, ...] = ()
 
     @property
     def exact(self) -> bool:
-        return not self.ranges and not self.networks and not any(_is_glob(value) for value in self.values)
+        return not self.ranges and not any(_is_glob(value) for value in self.values)
 
     def accepts(self, value: str) -> bool:
         """Return whether one value of a record is among this filter's."""
         if self.ranges:
-            number = int(value) if value.isdecimal() else -1
+            if self.field == "ip":
+                number = _address(value)
+            else:
+                number = int(value) if value.isdecimal() else -1
             for low, high in self.ranges:  # noqa: SIM110 - `any` costs three times as much
                 if low <= number <= high:
                     return True
             return False
-        if self.networks:
-            address = _address(value)
-            return address is not None and any(address in network for network in self.networks)
         if value in self.values:
             return True
         return any(_is_glob(one) and fnmatchcase(value, one) for one in self.values)
@@ -130,9 +130,22 @@ class Query:
             if not one.matches(record):
                 return False
         if self.words or self.without:
-            have = words_of(record)
-            return have.issuperset(self.words) and have.isdisjoint(self.without)
+            text = text_of(record)
+            for word in self.words:
+                if not holds(text, word):
+                    return False
+            for word in self.without:
+                if holds(text, word):
+                    return False
         return True
+
+    @property
+    def members(self) -> frozenset[str]:
+        """The members of a record that `matches` reads."""
+        fields = [one.field for one in self.filters]
+        if self.words or self.without:
+            fields.append("q")
+        return frozenset(name for field in fields for name in members_of(field))
 
 
 def parse_query(pairs: Iterable[tuple[str, str]], *, most: int, now_ns: int) -> Query:
@@ -182,12 +195,17 @@ def parse_query(pairs: Iterable[tuple[str, str]], *, most: int, now_ns: int) -> 
 
 
 @functools.lru_cache(maxsize=16_384)
-def _address(value: str) -> Any:
-    """Return an address, or None for what is none; reading one costs 10 µs, and the same ones come again and again."""
+def _address(value: str) -> int:
+    """Return the number of an address, -1 for what is none; reading one costs 10 µs, and the same ones come again."""
     try:
-        return ipaddress.ip_address(value)
+        return _numbered(ipaddress.ip_address(value))
     except ValueError:
-        return None
+        return -1
+
+
+def _numbered(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> int:
+    """Return a number for an address: those of IPv6 are all beyond those of IPv4."""
+    return int(address) if address.version == 4 else int(address) | _BEYOND
 
 
 def _is_glob(value: str) -> bool:
@@ -212,7 +230,8 @@ def _filter(name: str, negated: bool, values: Sequence[str]) -> Filter:
                 raise QueryError(name, f"{value!r} is no address: write 10.0.0.7 or 10.0.0.0/8") from None
         if all("/" not in value for value in values):
             return Filter(name, tuple(str(network.network_address) for network in networks), negated)
-        return Filter(name, tuple(values), negated, networks=tuple(networks))
+        ends = [(_numbered(one.network_address), _numbered(one.broadcast_address)) for one in networks]
+        return Filter(name, tuple(values), negated, ranges=tuple(ends))
     return Filter(name, tuple(values), negated)
 
 

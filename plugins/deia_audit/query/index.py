@@ -319,7 +319,7 @@ class SegmentIndex:
         *,
         newest_first: bool,
     ) -> Iterator[tuple[int, int]]:
-        """Yield number and offset, in `[low, high)`, of records with `driver`, one term of each group in `also`, and
+        """Return number and offset, in `[low, high)`, of records with `driver`, one term of each group in `also`, and
         none of `without`.
         """
         also = tuple(also)
@@ -339,7 +339,7 @@ class SegmentIndex:
         where = " AND ".join(parts)
         by = "r.n" if driver is None else "p.n"
         sql = f"SELECT r.n, r.at FROM {source} WHERE {where} ORDER BY {by} {order}"  # noqa: S608 - only question marks
-        yield from self.connection.execute(sql, arguments)
+        return self.connection.execute(sql, arguments)
 
     def after(self, ns: int) -> int:
         """Return the first number that may be at or after a time, with slack for clocks that were set back."""

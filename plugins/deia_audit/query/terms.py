@@ -12,6 +12,7 @@ from hashlib import blake2b
 from typing import Any, Final
 
 _WORD = re.compile(r"[\w.\-]{2,64}")
+_inside_word = re.compile(r"[\w.\-]").match
 _TEXTS: Final = ("action", "reason", "ticket", "policy", "error", "q")
 LISTED: Final = (
     "action", "actor", "ip", "status", "target", "tool", "model", "conversation", "trace", "request", "op", "outcome",
@@ -22,6 +23,17 @@ INDEXED: Final = (
     "actor", "action", "op", "target", "outcome", "status", "ip", "trace", "tool", "model", "conversation", "mode",
     "version", "kind", "request",
 )  # fmt: skip
+
+_MEMBERS: Final = {
+    "status": ("http",), "ip": ("src",), "tool": ("tool",), "model": ("model",), "conversation": ("model", "tool"),
+    "request": ("request", "id"), "q": (*_TEXTS, "http", "target", "detail"),
+}  # fmt: skip
+"""The members of a record that `values_of` and `text_of` (for `q`) read, where they are not named like the field."""
+
+
+def members_of(field: str) -> tuple[str, ...]:
+    """Return the members of a record that a filter on `field`, or `q`, is decided by."""
+    return _MEMBERS.get(field, (field,))
 
 
 def values_of(record: Mapping[str, Any], field: str) -> list[str]:
@@ -35,18 +47,20 @@ def values_of(record: Mapping[str, Any], field: str) -> list[str]:
             return [str(kind)]
         return [str(name), f"{kind}:{name}"]
     if field == "status":
-        return _inside(record, "http", "status")
+        return _inner(record, "http", "status")
     if field == "ip":
-        return _inside(record, "src", "ip")
+        return _inner(record, "src", "ip")
     if field == "tool":
         part = record.get("tool")
         also = part.get("also") if isinstance(part, dict) else None  # further calls of a batch
-        names = [one["name"] for one in also if isinstance(one, dict) and "name" in one] if also else []
-        return [*_inside(record, "tool", "name"), *map(str, names)]
+        names = (
+            [one["name"] for one in also if isinstance(one, dict) and "name" in one] if isinstance(also, list) else []
+        )
+        return [*_inner(record, "tool", "name"), *map(str, names)]
     if field == "model":
-        return _inside(record, "model", "name")
+        return _inner(record, "model", "name")
     if field == "conversation":
-        return [*_inside(record, "model", "conversation"), *_inside(record, "tool", "conversation")]
+        return [*_inner(record, "model", "conversation"), *_inner(record, "tool", "conversation")]
     if field == "request":
         found = [record[name] for name in ("request", "id") if name in record]
         return [str(value) for value in found]
@@ -54,23 +68,44 @@ def values_of(record: Mapping[str, Any], field: str) -> list[str]:
     return [] if value is None else [str(value)]
 
 
-def _inside(record: Mapping[str, Any], outer: str, inner: str) -> list[str]:
+def _inner(record: Mapping[str, Any], outer: str, inner: str) -> list[str]:
     part = record.get(outer)
     value = part.get(inner) if isinstance(part, dict) else None
     return [] if value is None else [str(value)]
 
 
 def words_of(record: Mapping[str, Any]) -> set[str]:
-    """Return the words of a record's texts, in lower case: action, path, target, reason, error, detail."""
-    texts = [value for name in _TEXTS if isinstance(value := record.get(name), str)]
+    """Return the words of a record's texts, in lower case."""
+    return set(_WORD.findall(text_of(record)))
+
+
+def holds(text: str, word: str) -> bool:
+    """Return whether a word of `words_of` is among those of a record's text. 0.3 µs, where finding all costs 1.5."""
+    at = text.find(word)
+    if at < 0:
+        return False
+    if not (at and _inside_word(text, at - 1)) and not _inside_word(text, at + len(word)):
+        return True
+    return word in _WORD.findall(text)  # it stands inside of a longer one; the longest are split
+
+
+def text_of(record: Mapping[str, Any]) -> str:
+    """Return the texts in which words are looked for, in lower case: action, path, target, reason, error, detail."""
+    texts: list[str] = []
+    for name in _TEXTS:
+        if name in record:
+            value = record[name]
+            if isinstance(value, str):
+                texts.append(value)
     http = record.get("http")
     if isinstance(http, dict) and isinstance(path := http.get("path"), str):
         texts.append(path)
     target = record.get("target")
     if isinstance(target, dict):
         texts.append(str(target.get("id", "")))
-    _collect(record.get("detail"), texts, 0)
-    return set(_WORD.findall(" ".join(texts).lower()))
+    if "detail" in record:
+        _collect(record["detail"], texts, 0)
+    return " ".join(texts).lower()
 
 
 def _collect(value: Any, texts: list[str], depth: int) -> None:
