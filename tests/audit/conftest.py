@@ -72,7 +72,7 @@ def read_trail() -> Callable[[Path], list[dict[str, Any]]]:
     """Reads the records of a home's live trail."""
 
     def read(home: Path) -> list[dict[str, Any]]:
-        lines = (home / "logs" / "audit-trail.jsonl").read_bytes().splitlines()
+        lines = (home / "logs" / "audit-trail.jsonl").read_bytes().rpartition(b"\n")[0].splitlines()
         return [json.loads(line) for line in lines[1:]]
 
     return read

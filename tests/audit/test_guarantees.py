@@ -19,7 +19,7 @@ from deia_hardening.runtime import runtime
 
 
 def records(home: Path) -> list[dict[str, Any]]:
-    data = (home / "logs" / "audit-trail.jsonl").read_bytes().splitlines()[1:]
+    data = (home / "logs" / "audit-trail.jsonl").read_bytes().rpartition(b"\n")[0].splitlines()[1:]
     return [one for one in map(json.loads, data) if one.get("kind") == "http"]
 
 

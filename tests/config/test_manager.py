@@ -319,7 +319,9 @@ async def test_a_change_just_before_the_stop_is_in_the_journal_and_the_history(
         await service.manager.set("app.max_bots", 5)
         home = service.run.home
     assert json.loads((home / "state/config-history.json").read_text())["entries"][-1]["values"]["app.max_bots"] == 5
-    records = [json.loads(line) for line in (home / "logs/config-changes.jsonl").read_text().splitlines()]
+    records = [
+        json.loads(line) for line in (home / "logs/config-changes.jsonl").read_text().rpartition("\n")[0].splitlines()
+    ]
     assert [each["action"] for each in records if "action" in each] == ["applied"]
 
 

@@ -48,7 +48,7 @@ def settings(home: Path, **more: Any) -> dict[str, Any]:
 
 def journal(home: Path) -> list[dict[str, Any]]:
     path = home / "logs" / "disaster-recovery.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return [json.loads(line) for line in path.read_text().rpartition("\n")[0].splitlines()] if path.exists() else []
 
 
 async def invoke(up: Any, name: str, given: Any = None) -> Any:
