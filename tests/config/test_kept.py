@@ -66,20 +66,27 @@ async def test_an_override_reaches_the_other_machine_and_survives_there(tmp_path
         assert bots(later) == 1
 
 
-async def test_who_comes_second_changes_nothing(tmp_path: Path) -> None:
+async def test_who_comes_second_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = tmp_path / "shared.db"
     one = await asyncio.to_thread(machine, tmp_path / "one", store, "1h")  # it looks when it is told to
     async with running(one, {}) as run:
         follower = run.core.plugins["config"].follower
         manager = run.service(ConfigManager)
         await manager.set("app.max_bots", 7)
+        look = follower.look
+
+        async def later() -> None:
+            """It was told of something, its own change perhaps, and would see the other one's too soon."""
+
+        monkeypatch.setattr(follower, "look", later)
+        await runtime().run(look)  # what it was at is over
         # another machine's change that this one has not seen yet
         theirs = encode_overrides(Overrides({"app.max_bots": Override(20)}))
         await run.core.plugins["config"].host.store.put("config/overrides", theirs)
         with pytest.raises(Problem) as caught:
             await manager.set("app.max_bots", 8)
         assert caught.value.status == 412
-        await runtime().run(follower.look)
+        await runtime().run(look)
         assert bots(run) == 20
 
 
