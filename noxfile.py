@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 import nox
-from nox.command import CommandFailed
 
 os.environ.setdefault("UV_SYSTEM_CERTS", "1")  # as pip does: the certificates of the machine
 
@@ -31,16 +30,7 @@ def _suite(session: nox.Session) -> None:
     session.install("-e", ".[test]")
     # Two workers: most tests wait for disks, processes or timers. A file's tests stay together, in order.
     parallel = () if "-n" in session.posargs else ("-n", "2", "--dist", "loadfile")
-    tests = ("-m", "not slow", "tests", "examples/custom_plugin/tests")
-    failed = HERE / ".pytest_cache" / "v" / "cache" / "lastfailed"
-    failed.unlink(missing_ok=True)
-    try:
-        _pytest(session, "-q", *parallel, *tests)
-    except CommandFailed:
-        if not failed.exists():
-            raise
-        session.warn("Once more, alone, what failed beside others. What passes now is unsteady: find out why, above.")
-        _pytest(session, "-q", "--last-failed", *tests)
+    _pytest(session, "-q", *parallel, "-m", "not slow", "tests", "examples/custom_plugin/tests")
 
 
 @nox.session
