@@ -28,6 +28,7 @@ from typing import Any, Final
 from deia_degradation.pool import account
 from deia_degradation.pool.account import USED_AT, Words
 from deia_hardening.journal.disk import sync_file, sync_folder
+from deia_hardening.store.filesystem import boot_id
 
 logger = logging.getLogger("deia_degradation")
 
@@ -360,11 +361,8 @@ def _places(limit: int) -> int:
 
 def _boot() -> int:
     """Which boot of the machine this is: the monotonic clock starts anew with each."""
-    try:
-        text = Path("/proc/sys/kernel/random/boot_id").read_bytes()
-    except OSError:
-        text = str(round((time.time() - time.monotonic()) / 60.0)).encode()
-    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
+    text = boot_id() or str(round((time.time() - time.monotonic()) / 60.0))
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
 def _make(path: Path, length: int, head: bytes) -> None:
