@@ -75,6 +75,8 @@ def judge(
         return Take() if unchanged_for >= patience.cut_off else Wait(patience.cut_off - unchanged_for, "all are gone")
     emptied = _emptied(accepted, seen)
     if emptied:
+        if unchanged_for < patience.unfinished:  # a save in place empties the file first
+            return Wait(patience.unfinished - unchanged_for, emptied)
         return Refuse(emptied)
     before = {file.name: file for file in accepted.files}
     for file in seen.files:

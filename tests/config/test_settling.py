@@ -105,6 +105,13 @@ def test_an_emptied_file_is_never_taken(data: bytes) -> None:
         assert "kept" in verdict.why
 
 
+def test_a_file_that_is_empty_for_a_moment_is_being_saved_in_place() -> None:
+    verdict = judge(shot(SAMPLE), shot(b""), PATIENCE.settle, PATIENCE)
+    assert isinstance(verdict, Wait)
+    assert verdict.seconds == pytest.approx(PATIENCE.unfinished - PATIENCE.settle)
+    assert isinstance(judge(shot(SAMPLE), shot(b""), PATIENCE.unfinished, PATIENCE), Refuse)
+
+
 def test_losing_every_file_is_never_taken() -> None:
     assert isinstance(judge(shot(SAMPLE), Snapshot(Path("."), ()), 1e9, PATIENCE), Refuse)
 
