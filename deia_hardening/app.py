@@ -266,6 +266,14 @@ class Hardened:
         app = copy.deepcopy(self._deia_app, memo)
         return Hardened(app, core.source.config, app_settings=core.source.app_settings)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        core = self._deia_entry.core  # a server that spawns its workers pickles an app that is a module's function
+        return _hardened, (self._deia_app, core.source.config, core.source.app_settings)
+
+
+def _hardened(app: ASGIApp, config: Config, app_settings: type | None) -> Hardened:
+    return Hardened(app, config, app_settings=app_settings)
+
 
 class _BuildStack:
     """What stands in for an app's `build_middleware_stack`: it builds the app's own stack and wraps it whole.
