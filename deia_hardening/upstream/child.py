@@ -127,15 +127,17 @@ class Child:
         """Start the process. Raises OSError, for an interpreter or folder that is not there."""
         ours, theirs = socket.socketpair()
         output, written = os.pipe()
+        starting = runtime().blocking(self._popen, theirs, written)
         try:
-            self._process = await runtime().blocking(self._popen, theirs.fileno(), written)
+            self._process = await starting
         except BaseException:
             ours.close()
             os.close(output)
+            with contextlib.suppress(OSError):
+                unwanted = await starting  # it starts all the same when this is cancelled
+                unwanted.kill()
+                await runtime().blocking(unwanted.wait)
             raise
-        finally:
-            theirs.close()
-            os.close(written)
         self.pid = self._process.pid
         self._listen(ours, output)
         self._watch_exit()
@@ -164,19 +166,24 @@ class Child:
         self._loop.add_reader(control, self._hear)
         self._loop.add_reader(output, self._read_output)
 
-    def _popen(self, control: int, output: int) -> subprocess.Popen[bytes]:
+    def _popen(self, control: socket.socket, output: int) -> subprocess.Popen[bytes]:
         settings = self.order.settings
-        env = environment(self.order, dict(os.environ)) | {CONTROL_VARIABLE: str(control)}
-        return subprocess.Popen(
-            [settings.interpreter or sys.executable, "-P", str(_PROGRAM)],
-            cwd=settings.folder or None,
-            env=env,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            pass_fds=(control,),
-            start_new_session=True,
-        )
+        inherited = control.fileno()
+        env = environment(self.order, dict(os.environ)) | {CONTROL_VARIABLE: str(inherited)}
+        try:
+            return subprocess.Popen(
+                [settings.interpreter or sys.executable, "-P", str(_PROGRAM)],
+                cwd=settings.folder or None,
+                env=env,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                pass_fds=(inherited,),
+                start_new_session=True,
+            )
+        finally:
+            control.close()
+            os.close(output)
 
     def _watch_exit(self) -> None:
         try:
