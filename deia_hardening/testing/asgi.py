@@ -54,15 +54,17 @@ def websocket_scope(path: str = "/", **more: Any) -> Scope:
 class ASGIRecorder:
     """Calls `app` once with scripted incoming messages and records what it sends.
 
-    When the script has ended `receive` gives a disconnect (`hang=True`: waits for ever instead). Works on asyncio
-    and trio.
+    When the script has ended `receive` gives a disconnect: at once, as from a client that has gone, or with
+    `stays=True` when the answer is complete. `hang=True`: it waits for ever. Works on asyncio and trio.
     """
 
-    def __init__(self, app: ASGIApp, scope: Scope, *messages: Message, hang: bool = False) -> None:
+    def __init__(self, app: ASGIApp, scope: Scope, *messages: Message, hang: bool = False, stays: bool = False) -> None:
         self.app = app
         self.scope = scope
         self._script = list(messages)
         self._hang = hang
+        self._stays = stays
+        self._complete: anyio.Event | None = None
         self.sent: list[Message] = []
         self.error: BaseException | None = None
 
@@ -71,6 +73,8 @@ class ASGIRecorder:
             return self._script.pop(0)
         if self._hang:
             await anyio.sleep_forever()
+        if self._complete is not None:
+            await self._complete.wait()
         return {
             "type": "websocket.disconnect" if self.scope["type"] == "websocket" else "http.disconnect",
             "code": 1001,
@@ -78,9 +82,13 @@ class ASGIRecorder:
 
     async def send(self, message: Message) -> None:
         self.sent.append(message)
+        if self._complete is not None and message["type"] == "http.response.body" and not message.get("more_body"):
+            self._complete.set()
 
     async def run(self) -> ASGIRecorder:
         """Call the app to its end; an exception is kept in `error`, not raised."""
+        if self._stays:
+            self._complete = anyio.Event()  # made where the loop is
         try:
             await self.app(self.scope, self.receive, self.send)
         except Exception as error:
@@ -109,6 +117,6 @@ class ASGIRecorder:
 
 
 async def request(app: ASGIApp, method: str, path: str, body: bytes = b"", **scope: Any) -> ASGIRecorder:
-    """One HTTP request with a whole body."""
+    """One HTTP request with a whole body, from a client that waits for the whole answer."""
     message = {"type": "http.request", "body": body, "more_body": False}
-    return await ASGIRecorder(app, http_scope(method, path, **scope), message).run()
+    return await ASGIRecorder(app, http_scope(method, path, **scope), message, stays=True).run()
