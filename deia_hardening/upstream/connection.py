@@ -26,7 +26,7 @@ class Connection(ResponseReader, asyncio.Protocol):
 
     __slots__ = (
         "_flow", "_limit", "_reading_paused",
-        "context", "deadline", "error", "local", "lost", "pool", "queued", "receive", "refused", "requests",
+        "context", "deadline", "error", "local", "lost", "pool", "queued", "receive", "refused",
         "sending_paused", "since", "sock", "task", "transport", "uploaded", "waiter", "watch_at", "watched",
     )  # fmt: skip
 
@@ -38,7 +38,6 @@ class Connection(ResponseReader, asyncio.Protocol):
         self.local = local
         self.transport: asyncio.Transport
         self.deadline = self.watch_at = self.since = 0.0
-        self.requests = 0
         self.uploaded = True
         self.watched = self.lost = self.refused = self.queued = self.sending_paused = False
         self.error: BaseException | None = None
@@ -66,11 +65,9 @@ class Connection(ResponseReader, asyncio.Protocol):
             self.fail(error)
             return
         if self.deadline:
-            idle = self.pool.settings.idle_timeout
-            self.deadline = self.pool.loop.time() + idle if idle and self.started else 0.0
-        if self.buffered > self._limit and not self._reading_paused and not self.done:
-            self._reading_paused = True
-            self.transport.pause_reading()
+            self._heard()
+        if self.buffered > self._limit and not self._reading_paused:
+            self._pause_reading()
         waiter = self.waiter
         if waiter is not None:
             self.waiter = None
@@ -132,6 +129,18 @@ class Connection(ResponseReader, asyncio.Protocol):
             self._reading_paused = False
             if not self.lost:
                 self.transport.resume_reading()
+                if self.uploaded:
+                    self._heard()
+
+    def _heard(self) -> None:
+        idle = self.pool.idle_timeout
+        self.deadline = self.pool.loop.time() + idle if idle and self.started and not self.done else 0.0
+
+    def _pause_reading(self) -> None:
+        if not self.done:
+            self._reading_paused = True
+            self.transport.pause_reading()
+            self.deadline = 0.0  # from here it is the client that is slow
 
     async def writable(self, *, or_answer: bool = False) -> None:
         """Wait while the other side does not take more; with `or_answer` until it says anything at all."""
@@ -155,13 +164,6 @@ class Connection(ResponseReader, asyncio.Protocol):
     def abort(self) -> None:
         self.reusable = False
         self.transport.abort()
-
-    def begin(self, head: bool = False, trailers: bool = False, early_hints: bool = False) -> None:
-        ResponseReader.begin(self, head, trailers, early_hints)
-        self.requests += 1
-        self.buffered = 0
-        self.uploaded = True
-        self.watched = self.refused = False
 
     def alive(self, look: bool) -> bool:
         """Whether an idle connection can be used; `look` at the socket too (2 µs): no end there, no bytes."""

@@ -77,6 +77,9 @@ class Exchange:
                 if not connection.events and connection.error is None:  # what nearly every call comes to: one wait
                     waiter = connection.waiter = self._pool.loop.create_future()
                     await waiter
+                if connection.done and connection.uploaded and connection.error is None:
+                    await self._pass_on(connection)
+                    return
                 if await self._answer(connection, reused):
                     return
             except BaseException:
@@ -106,6 +109,7 @@ class Exchange:
                 task.cancel()
         connection.receive = None
         connection.deadline = 0.0
+        connection.watched = False
         if connection.error is not None or not connection.uploaded or not connection.done:
             connection.error = None
             connection.reusable = False
@@ -244,6 +248,14 @@ class Exchange:
         except BaseException as error:
             connection.fail(error)
 
+    async def _pass_on(self, connection: Connection) -> None:
+        """Pass on an answer that is all here: the connection need not wait for the client to take it."""
+        send = self._send
+        events, connection.events = connection.events, deque()
+        self._finish()
+        for message in events:
+            await send(message)
+
     async def _answer(self, connection: Connection, reused: bool) -> bool:
         """Pass the answer on. False when the connection had gone stale and a fresh one may be tried."""
         send = self._send
@@ -259,11 +271,7 @@ class Exchange:
                 await waiter
                 continue
             if connection.done and connection.uploaded and connection.error is None:
-                # The answer is all here: the connection need not wait for the client to take it.
-                connection.events = deque()
-                self._finish()
-                for message in events:
-                    await send(message)
+                await self._pass_on(connection)
                 return True
             message = events.popleft()
             if message["type"] == "http.response.body":

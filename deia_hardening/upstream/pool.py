@@ -44,6 +44,7 @@ class Pool:
         self._tls_name = tls_name
         self.watch_after = float(settings.watch_after)
         self.first_byte_timeout = float(settings.first_byte_timeout)
+        self.idle_timeout = float(settings.idle_timeout)
         self._idle: list[Connection] = []
         self._active: set[Connection] = set()
         self._opening = 0

@@ -123,12 +123,14 @@ def encode(scope: Scope, route: Route, target: bytes, extra: Sequence[bytes] = (
     chunked = expect = False
     host: bytes | None = None
     nominated: list[bytes] | None = None
-    kinds = _KINDS
-    for name, value in scope["headers"]:
-        kind = kinds.get(name, -1)
+    known = _KINDS.get
+    join = b": ".join
+    for field in scope["headers"]:
+        kind = known(field[0], -1)
         if kind == _PLAIN:
-            append(name + b": " + value)
+            append(join(field))
             continue
+        name, value = field
         if kind == -1:
             name, kind = _learn(name)
             if kind == _PLAIN:

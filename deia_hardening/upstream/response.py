@@ -53,7 +53,8 @@ class ResponseReader:
 
     # With slots an attribute is half as dear as in the dict of an object that has more than 30 of them.
     __slots__ = (
-        "_chunked", "_early_hints", "_head_request", "_headers", "_max_head", "_max_headers", "_nominated", "_parser",
+        "_chunked", "_early_hints", "_head_request", "_headers", "_max_head", "_max_headers", "_modern", "_nominated",
+        "_parser",
         "_renew", "_seen", "_sized", "_trailers", "_want_trailers",
         "buffered", "continued", "done", "events", "fed", "idle_seconds", "reusable", "started",
     )  # fmt: skip
@@ -80,6 +81,7 @@ class ResponseReader:
         self._seen = 0
         self._chunked = False
         self._sized = False
+        self._modern = False
         self._nominated: list[bytes] | None = None
 
     def begin(self, head: bool = False, trailers: bool = False, early_hints: bool = False) -> None:
@@ -88,12 +90,11 @@ class ResponseReader:
             self._parser = httptools.HttpResponseParser(self)
             self._renew = False
         self.done = self.started = self.fed = self.continued = self.reusable = False
-        self._chunked = self._sized = False
         self._head_request = head
         self._want_trailers = trailers
         self._early_hints = early_hints
-        self._trailers = self._nominated = None
-        self._seen = 0
+        self._trailers = None
+        self.buffered = self._seen = 0
 
     def feed(self, data: bytes) -> None:
         """Take bytes from the connection. Raises Malformed; nothing after that is to be believed."""
@@ -101,7 +102,9 @@ class ResponseReader:
             self.reusable = self.reusable and not data
             return
         if not self.started:
-            self.fed = True
+            if not self.fed:
+                self.fed = True
+                self._modern = data.startswith(b"HTTP/1.1 ")  # asking the parser takes 0.24 µs
             self._seen += len(data)
         try:
             self._parser.feed_data(data)
@@ -192,9 +195,10 @@ class ResponseReader:
             return
         if status > 599:
             raise Malformed("a status that does not exist")
-        version = parser.get_http_version()
-        if version != "1.1" and (version != "1.0" or self._chunked):
-            raise Malformed("a version of HTTP that was not spoken to it")
+        if not self._modern:
+            version = parser.get_http_version()
+            if version != "1.1" and (version != "1.0" or self._chunked):
+                raise Malformed("a version of HTTP that was not spoken to it")
         start: dict[str, Any] = {"type": "http.response.start", "status": status, "headers": headers}
         if self._chunked and self._want_trailers and any(name == b"trailer" for name, _ in headers):
             start["trailers"] = True
@@ -208,6 +212,7 @@ class ResponseReader:
             self._finish()
 
     def _informational(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
+        self._modern = False  # that was said of this head; another follows
         if status == 101 or status < 100:
             raise Malformed("a status that nobody asked for")
         if status == 100:

@@ -52,6 +52,32 @@ def test_a_slow_client_stops_the_upstream(run, raw_server, read_head, call):
     run(main)
 
 
+def test_a_slow_client_is_not_taken_for_a_silent_upstream(run, raw_server, read_head, call):
+    """A client that stops for longer than `idle_timeout` still gets all of it: the other side was never silent."""
+    total = 4 * 1024 * 1024
+
+    def script(connection: socket.socket, number: int) -> None:
+        read_head(connection)
+        connection.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % total + b"x" * total)
+
+    server = raw_server(script)
+
+    async def main():
+        stopped = False
+
+        async def on_send(message: dict[str, Any]) -> None:
+            nonlocal stopped
+            if message.get("body") and not stopped:
+                stopped = True
+                await anyio.sleep(0.4)
+
+        result = await call(unix(server, idle_timeout=Seconds(0.1), buffer=Bytes("64KiB")), on_send=on_send)
+        assert result.error is None
+        assert len(result.body) == total
+
+    run(main)
+
+
 def test_a_full_pool_waits_and_then_is_not_sent(run, raw_server, read_head, call):
     release = __import__("threading").Event()
 
