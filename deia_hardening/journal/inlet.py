@@ -141,7 +141,7 @@ class Inlet:
         self._urgent = False
         self._leader = 0  # the thread that wrote its own records lately (durability: sync), while the writer's is LED
         self._trouble: JournalError | None = None
-        self._waiters: list[Waiting] = []
+        self._waiters: dict[Any, Waiting] = {}  # by the waiter: each may leave at any time, all at once perhaps
         self._room: list[ThreadWaiter] = []
         self._dropped = 0
 
@@ -357,7 +357,7 @@ class Inlet:
             if self._trouble is not None:
                 receipt._error = self._trouble
                 return False
-            self._waiters.append((receipt, loop, waiter))
+            self._waiters[waiter] = receipt, loop, waiter
             self._urgent = True
             kick = self._level
         if kick:
@@ -366,7 +366,7 @@ class Inlet:
 
     def _delist(self, waiter: Any) -> None:
         with self._lock:
-            self._waiters = [entry for entry in self._waiters if entry[2] is not waiter]
+            self._waiters.pop(waiter, None)
 
     async def wait_trio(self, receipt: Receipt) -> None:
         """Wait in a trio task until the record's fate is known."""

@@ -115,7 +115,7 @@ class Journal(Inlet):
             finally:
                 self._writer.role.release()
         with self._lock:
-            waiters, self._waiters = self._waiters, []
+            waiters, self._waiters = [*self._waiters.values()], {}
             self._gather()
             left, self._queue, self._bytes = self._queue, [], 0
         for receipt in [*left, *(entry[0] for entry in waiters)]:
@@ -373,7 +373,7 @@ class Journal(Inlet):
 
     def after_fork(self) -> None:
         """In the child: as never used. What the parent had queued, the parent writes."""
-        for receipt in [*self._queue, *self._late, *(entry[0] for entry in self._waiters)]:
+        for receipt in [*self._queue, *self._late, *(entry[0] for entry in self._waiters.values())]:
             receipt._error = JournalError("the record belongs to the process that forked, which writes it")
         self._semaphore = threading.Lock()
         self._housekeeping = threading.Lock()

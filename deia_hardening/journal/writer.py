@@ -13,6 +13,7 @@ import os
 import threading
 from binascii import hexlify
 from collections.abc import Callable
+from typing import Any
 
 import attrs
 import msgspec
@@ -207,10 +208,13 @@ class Writer:
         with inlet._lock:
             inlet.durable_through = through
             if inlet._waiters:
-                left: list[Waiting] = []
-                for entry in inlet._waiters:
+                left: dict[Any, Waiting] = {}
+                for waiter, entry in inlet._waiters.items():
                     seq = entry[0].seq
-                    (done if seq is not None and seq <= through else left).append(entry)
+                    if seq is not None and seq <= through:
+                        done.append(entry)
+                    else:
+                        left[waiter] = entry
                 inlet._waiters = left
         if done:
             wake(done)
@@ -306,7 +310,7 @@ class Writer:
         trouble = self._text(state, error)
         with inlet._lock:
             inlet._trouble = trouble
-            waiters, inlet._waiters = inlet._waiters, []
+            waiters, inlet._waiters = [*inlet._waiters.values()], {}
             for receipt, _, _ in waiters:
                 if receipt._error is None and not receipt.done():
                     receipt._error = trouble

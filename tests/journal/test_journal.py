@@ -15,7 +15,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-import trio
 
 from deia_hardening.journal import (
     JournalClosed,
@@ -158,58 +157,6 @@ def test_files_are_private(opened, path: Path) -> None:
     opened().append({"a": 1}).wait(10)
     assert path.stat().st_mode & 0o777 == 0o600
     assert path.parent.stat().st_mode & 0o777 == 0o700
-
-
-async def test_durable_under_asyncio_from_many_tasks(opened) -> None:
-    journal = opened(durability="sync")
-
-    async def one(number: int) -> int:
-        receipt = journal.append({"n": number})
-        await receipt.durable()
-        assert receipt.seq is not None
-        return receipt.seq
-
-    seqs = await asyncio.gather(*(one(number) for number in range(200)))
-    assert sorted(seqs) == list(range(1, 201))
-    assert journal.stats().syncs < 200  # they shared syncs
-
-
-def test_durable_under_trio(opened) -> None:
-    journal = opened(durability="batch")
-
-    async def main() -> None:
-        async with trio.open_nursery() as nursery:
-            for number in range(20):
-                nursery.start_soon(journal.append({"n": number}).durable)
-
-    trio.run(main)
-    assert journal.durable_through >= 20
-
-
-def test_a_waiter_whose_loop_is_gone_is_dropped(opened) -> None:
-    journal = opened(durability="sync")
-    held = journal._writer.role
-    loop = asyncio.new_event_loop()
-    with held:
-        receipt = journal.append({"n": 1})
-        task = loop.create_task(receipt.durable())
-        loop.run_until_complete(asyncio.sleep(0))
-        task.get_coro().close()  # the loop goes away in the middle of waiting
-        asyncio.tasks._unregister_task(task) if hasattr(asyncio.tasks, "_unregister_task") else None
-        loop.close()
-        task._log_destroy_pending = False
-    assert journal.append({"n": 2}).wait(10)
-    assert receipt.done()
-
-
-async def test_a_cancelled_waiter_leaves_nothing_behind(opened) -> None:
-    journal = opened(durability="batch", sync_interval=60, write_interval=0.5)
-    receipt = journal.append({"n": 1})
-    with journal._writer.role:
-        with pytest.raises(TimeoutError):
-            await asyncio.wait_for(receipt.durable(), 0.01)
-        assert journal._waiters == []
-    await receipt.durable()
 
 
 def test_a_batch_is_written_without_anybody_waiting(opened, path: Path) -> None:
