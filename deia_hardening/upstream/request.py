@@ -46,6 +46,9 @@ _KNOWN_NAMES = 1024  # names remembered as well-formed; a client can't make it g
 _TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+").fullmatch
 _METHOD = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]{1,32}").fullmatch
 _TARGET = re.compile(rb"/[!-~\x80-\xff]*").fullmatch
+# RFC 3986 section 3.2.2, and a port: nothing that one reader takes for a path, another for credentials
+_HOST_FORM = re.compile(rb"(?:\[[0-9A-Za-z:.~_!$&'()*+,;=-]+\]|[0-9A-Za-z._~!$&'()*+,;=%-]*)(?::[0-9]{0,5})?").fullmatch
+_HOSTS: set[bytes] = set()  # known to be well-formed; as bounded as the names
 _LENGTH_DIGITS = re.compile(rb"[0-9]{1,18}").fullmatch
 _HARMLESS_OPTIONS = frozenset((b"keep-alive", b"close", b"upgrade", b"te", b""))
 _COMMON = {name: name.encode() + b" " for name in ("GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS")}
@@ -137,9 +140,7 @@ def encode(scope: Scope, route: Route, target: bytes, extra: Sequence[bytes] = (
                 append(name + b": " + value)
                 continue
         if kind == _HOST:
-            if host is not None:
-                raise BadRequest("more than one Host field")
-            host = value
+            host = _one_host(value, host)
         elif kind == _LENGTH:
             length = _length(value, length)
         elif kind == _ENCODING:
@@ -156,6 +157,8 @@ def encode(scope: Scope, route: Route, target: bytes, extra: Sequence[bytes] = (
             append(name + b": " + value)
     if length is not None and chunked:
         raise BadRequest("both Content-Length and Transfer-Encoding")
+    if chunked and scope.get("http_version") == "1.0":  # RFC 9112 section 6.1: faulty, whoever sent it
+        raise BadRequest("Transfer-Encoding in HTTP/1.0")
     if nominated is not None:
         gone = frozenset(nominated) - _SPECIAL
         lines[1:] = [line for line in lines[1:] if line.split(b":", 1)[0] not in gone]
@@ -212,9 +215,7 @@ def forwardable(scope: Scope, route: Route) -> list[tuple[str, str]]:
         if b"\r" in value or b"\n" in value or b"\0" in value:
             raise BadRequest("a line end or NUL inside a header field")
         if kind == _HOST:
-            if host is not None:
-                raise BadRequest("more than one Host field")
-            host = value
+            host = _one_host(value, host)
         elif kind == _CONNECTION:
             nominated.update(option.strip(b" \t").lower() for option in value.split(b","))
         elif name.startswith(b"sec-websocket-") or (kind == _FORWARDED and route.forwarded):
@@ -243,10 +244,22 @@ def _learn(name: bytes) -> tuple[bytes, int]:
     if kind == -1:
         if not _TOKEN(lower) or len(lower) > 256:
             raise BadRequest("a malformed header name")
-        kind = _PLAIN
+        # To whoever makes variables of both (CGI, WSGI) `X_Forwarded_For` is `X-Forwarded-For`: none of ours that way
+        kind = _DROP if b"_" in lower and lower.replace(b"_", b"-") in _SPECIAL else _PLAIN
         if len(_KINDS) < _KNOWN_NAMES:
-            _KINDS[lower] = _PLAIN
+            _KINDS[lower] = kind
     return lower, kind
+
+
+def _one_host(value: bytes, before: bytes | None) -> bytes:
+    if before is not None:
+        raise BadRequest("more than one Host field")
+    if value not in _HOSTS:
+        if not _HOST_FORM(value):
+            raise BadRequest("a malformed Host field")
+        if len(_HOSTS) < _KNOWN_NAMES and len(value) < 256:
+            _HOSTS.add(value)
+    return value
 
 
 def _length(value: bytes, before: int | None) -> int:

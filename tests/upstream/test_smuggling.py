@@ -33,6 +33,11 @@ CLIENT = {
     "another coding": {"headers": [(b"transfer-encoding", b"gzip, chunked")]},
     "a coding that looks like it": {"headers": [(b"transfer-encoding", b"xchunked")]},
     "chunked behind a tab": {"headers": [(b"transfer-encoding", b"\x0bchunked")]},
+    "identity behind it": {"headers": [(b"transfer-encoding", b"chunked, identity")]},
+    "chunked behind a comma": {"headers": [(b"transfer-encoding", b",chunked")]},
+    "chunked in quotes": {"headers": [(b"transfer-encoding", b'"chunked"')]},
+    "chunked with a parameter": {"headers": [(b"transfer-encoding", b"chunked;q=1")]},
+    "chunked over HTTP/1.0": {"headers": [(b"transfer-encoding", b"chunked")], "http_version": "1.0"},
     "identity": {"headers": [(b"transfer-encoding", b"identity")]},
     "a line end in a value": {"headers": [(b"x-a", b"b\r\nx-evil: 1")]},
     "a bare LF in a value": {"headers": [(b"x-a", b"b\nx-evil: 1")]},
@@ -43,6 +48,11 @@ CLIENT = {
     "a colon in a name": {"headers": [(b"x:a", b"1")]},
     "no name": {"headers": [(b"", b"1")]},
     "a line end in Host": {"headers": [(b"host", b"a\r\nx: y")]},
+    "a path in Host": {"headers": [(b"host", b"a/evil")]},
+    "credentials in Host": {"headers": [(b"host", b"a@evil")]},
+    "two names in Host": {"headers": [(b"host", b"a b")]},
+    "a query in Host": {"headers": [(b"host", b"a?evil")]},
+    "a port that is none": {"headers": [(b"host", b"a:evil")]},
     "two hosts": {"headers": [(b"host", b"a"), (b"host", b"b")]},
     "a blank in the target": {"raw_path": b"/a HTTP/1.1\r\nx: y"},
     "a line end in the target": {"raw_path": b"/a\r\nGET /b"},
@@ -85,6 +95,7 @@ def test_an_ambiguous_request_is_refused(name):
     "headers",
     [
         [(b"host", b"a"), (b"host", b"b")],
+        [(b"host", b"a@evil")],
         [(b"x-a", b"b\r\nx-evil: 1")],
         [(b"x-a", b"b\nx-evil: 1")],
         [(b"x-a", b"b\0")],
@@ -110,11 +121,28 @@ def test_a_client_can_not_have_removed_what_we_add():
     assert b"host: upstream\r\n" in data and b"x-own" not in data
 
 
+@pytest.mark.parametrize(
+    "host", [b"a", b"a:80", b"[::1]:8000", b"[v1.x]", b"xn--bcher-kva.example", b"a_b.example", b"a:", b""]
+)
+def test_a_host_that_is_one_passes(host):
+    assert b"host: " + host + b"\r\n" in encoded(scope_of(headers=[(b"host", host)])).data
+
+
+def test_no_name_of_ours_comes_in_by_its_underscored_twin():
+    """A CGI or WSGI app can't tell `X_Forwarded_For` from `X-Forwarded-For`; other underscores are the client's own."""
+    twins = [b"X_Forwarded_For", b"x_deia-context", b"Content_Length", b"Transfer_Encoding"]
+    scope = scope_of(headers=[(name, b"evil") for name in twins] + [(b"x_own", b"1")], method="GET")
+    head = encode(scope, Route(b"up", forwarded=True), b"/")
+    assert b"evil" not in head.data and b"x_own: 1\r\n" in head.data
+    fields = forwardable(scope_of(type="websocket", headers=scope["headers"]), ROUTE)
+    assert fields == [("x_own", "1"), ("host", "up")]
+
+
 def test_it_is_answered_400_without_a_connection(run, tmp_path, call):
     async def main():
         upstream = open_upstream(f"unix:{tmp_path}/nobody.sock")
         for case in CLIENT.values():
-            if "method" in case or "raw_path" in case or "query_string" in case:
+            if case.keys() != {"headers"}:
                 continue
             result = await call(upstream, "POST", headers=case["headers"])
             assert (result.error, result.status) == (None, 400), case
