@@ -24,6 +24,7 @@ import attrs
 
 from deia_hardening.errors import HardeningError
 from deia_hardening.socketpath import fitting
+from deia_hardening.store.filesystem import boot_id
 
 _SUFFIX_ROOM = 6
 """Bytes kept free for a longer ending in place of `.sock` (a process id, while a socket is made beside)."""
@@ -213,14 +214,6 @@ def _ps_start(pid: int) -> str:
 
     found = subprocess.run(["ps", "-o", "lstart=", "-p", str(pid)], capture_output=True, text=True, check=False)
     return found.stdout.strip()
-
-
-def boot_id() -> str:
-    """Names this boot of the machine; "" where the system has no such name."""
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-    except OSError:
-        return ""
 
 
 def _parse(path: Path) -> ChildRecord | None:
