@@ -55,8 +55,8 @@ class Receipt(msgspec.Struct, gc=False, eq=False):
         Raises JournalError when it is not known to be on disk: it may or may not be read later. Works under
         asyncio, uvloop and trio.
         """
-        if not self.done():
-            inlet = self._inlet
+        inlet = self._inlet
+        if self._error is None and ((seq := self.seq) is None or seq > inlet.durable_through):
             loop = _get_running_loop()
             if loop is None:
                 await inlet.wait_trio(self)
@@ -351,8 +351,9 @@ class Inlet:
     def _enlist(self, receipt: Receipt, loop: AbstractEventLoop | None, waiter: Any) -> bool:
         """Note who waits; False when the record's fate is known already."""
         with self._lock:
-            self._gather()
-            if receipt.done():
+            if self._late:
+                self._gather()
+            if receipt._error is not None or ((seq := receipt.seq) is not None and seq <= self.durable_through):
                 return False
             if self._trouble is not None:
                 receipt._error = self._trouble
