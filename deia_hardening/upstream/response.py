@@ -26,6 +26,7 @@ _KINDS: dict[bytes, int] = {
     b"content-length": _LENGTH,
     b"trailer": _TRAILER,
 }
+_SMALL = 16 * 1024  # bytes; what is shorter and not yet taken is joined with what follows
 _KNOWN_NAMES = 1024  # names remembered as written small and plain; an upstream can't make it grow further
 _NO_TRAILER = frozenset(
     b"connection keep-alive proxy-connection upgrade te transfer-encoding content-length trailer host "
@@ -53,9 +54,8 @@ class ResponseReader:
 
     # With slots an attribute is half as dear as in the dict of an object that has more than 30 of them.
     __slots__ = (
-        "_chunked", "_early_hints", "_head_request", "_headers", "_max_head", "_max_headers", "_modern", "_nominated",
-        "_parser",
-        "_renew", "_seen", "_sized", "_trailers", "_want_trailers",
+        "_chunked", "_early_hints", "_head_request", "_headers", "_max_head", "_max_headers", "_modern", "_more",
+        "_nominated", "_parser", "_renew", "_seen", "_sized", "_trailers", "_want_trailers",
         "buffered", "continued", "done", "events", "fed", "idle_seconds", "reusable", "started",
     )  # fmt: skip
 
@@ -77,6 +77,7 @@ class ResponseReader:
         self._parser = httptools.HttpResponseParser(self)
         self._renew = False
         self._headers: list[tuple[bytes, bytes]] = []
+        self._more: list[bytes] = []
         self._trailers: list[tuple[bytes, bytes]] | None = None
         self._seen = 0
         self._chunked = False
@@ -107,7 +108,11 @@ class ResponseReader:
                 self._modern = data.startswith(b"HTTP/1.1 ")  # asking the parser takes 0.24 µs
             self._seen += len(data)
         try:
-            self._parser.feed_data(data)
+            try:
+                self._parser.feed_data(data)
+            finally:
+                if self._more:
+                    self._join()
         except httptools.HttpParserUpgrade:
             raise Malformed("it switched protocols unasked") from None
         except httptools.HttpParserError as error:
@@ -227,7 +232,17 @@ class ResponseReader:
             self.reusable = False
             return
         self.buffered += len(body)
-        self.events.append({"type": "http.response.body", "body": body, "more_body": True})
+        events = self.events
+        if events and "more_body" in (last := events[-1]) and len(last["body"]) < _SMALL:
+            self._more.append(body)
+        else:
+            events.append({"type": "http.response.body", "body": body, "more_body": True})
+
+    def _join(self) -> None:
+        """Add to the last body what came behind it: many small chunks make few messages, and little memory."""
+        last = self.events[-1]
+        last["body"] = b"".join((last["body"], *self._more))
+        self._more.clear()
 
     def on_message_complete(self) -> None:
         if not self.started or self.done:  # a 1xx, or the rest of an answer to HEAD
@@ -237,6 +252,8 @@ class ResponseReader:
 
     def _finish(self) -> None:
         self.done = True
+        if self._more:
+            self._join()
         events = self.events
         if events and "more_body" in (last := events[-1]):
             last["more_body"] = False
