@@ -26,8 +26,19 @@ from deia_audit.witness_client import WitnessClient, parse_witnesses
 from deia_hardening.journal import Batch, JournalReader, JournalSettings, Segment
 from deia_hardening.plugin import Health, HealthState, Host
 
-_SHARE = 0.6
-"""The part of the checkpoint interval that records gather; the rest is for the disk."""
+_SHARE = 0.85
+"""The most of the checkpoint interval that records gather for; the rest is for the disk."""
+_LEAST = 0.3
+_MEMORY = 0.9
+"""What a slow tick weighs at the next one."""
+
+
+def gathering(interval: float, took: float) -> float:
+    """Return how many seconds records gather before a tick, so that checkpoints are no more than `interval` apart.
+
+    `took` is what recent ticks took; one that takes three times as long is still in time.
+    """
+    return max(interval * _SHARE - 2 * took, interval * _LEAST)
 
 
 def tend(layout: Layout, indexed: bool, frozen: bool, compressed: bool) -> str:
@@ -62,6 +73,7 @@ class Keeper:
         self._sealer: Sealer | None = None
         self._settings = AuditSettings()
         self._armed = 0
+        self._took = 0.0
         self._running = False
         self._trouble = ""
         self._since = 0.0
@@ -167,11 +179,13 @@ class Keeper:
 
     async def _later(self) -> None:
         try:
-            await self._host.clock.sleep(self._settings.checkpoint_interval * _SHARE)
+            await self._host.clock.sleep(gathering(self._settings.checkpoint_interval, self._took))
         finally:
             self._armed = 0
         if self._running:
+            began = self._host.clock.monotonic()
             await self._host.blocking(self._tick)
+            self._took = max(self._host.clock.monotonic() - began, self._took * _MEMORY)
             self.after_tick()
             self._look()
             await self._tell(at_stop=False)

@@ -28,6 +28,7 @@ class KeyFolder:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._loaded: dict[str, tuple[tuple[int, int, int], Ed25519PrivateKey]] = {}
 
     def generate(self, name: str) -> Ed25519PrivateKey:
         """Make a new key, durable under `name`; an existing file of that name is replaced."""
@@ -37,24 +38,26 @@ class KeyFolder:
         return key
 
     def load(self, name: str) -> Ed25519PrivateKey:
-        """Return the key stored as `name`. Raises KeyFileError."""
-        path = self.folder / name
+        """Return the key stored as `name`; read again only when its file is another. Raises KeyFileError."""
+        path = f"{self.folder}/{name}"
         try:
-            text = path.read_text("ascii")
-            if not text.startswith(HEADER) or not text.endswith("\n"):
-                raise NoteError("not a key file")
-            return Ed25519PrivateKey.from_private_bytes(unb64(text[len(HEADER) : -1]))
+            found = os.stat(path)  # noqa: PTH116
+            stamp = (found.st_ino, found.st_size, found.st_mtime_ns)
+            known = self._loaded.get(name)
+            if known is None or known[0] != stamp:
+                known = self._loaded[name] = (stamp, _read(Path(path)))
         except FileNotFoundError:
             raise KeyFileError(
                 f"the audit key {path} is missing; `audit new-log` begins a log under new keys"
             ) from None
         except (NoteError, ValueError) as error:
             raise KeyFileError(f"the audit key {path} is damaged ({error}); restore it or begin a new log") from None
+        return known[1]
 
     def epochs(self) -> list[int]:
         """Return the epochs whose keys are here, in order."""
         try:
-            names = [path.name for path in self.folder.iterdir()]
+            names = os.listdir(self.folder)  # noqa: PTH208
         except FileNotFoundError:
             return []
         parts = (name.removeprefix("epoch-").removesuffix(".key") for name in names if name.endswith(".key"))
@@ -80,6 +83,7 @@ class KeyFolder:
 
     def destroy(self, name: str) -> None:
         """Overwrite and remove a key, durably; a missing one is no error."""
+        self._loaded.pop(name, None)
         path = self.folder / name
         try:
             descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
@@ -92,6 +96,13 @@ class KeyFolder:
             os.close(descriptor)
         path.unlink(missing_ok=True)
         sync_folder(self.folder)
+
+
+def _read(path: Path) -> Ed25519PrivateKey:
+    text = path.read_text("ascii")
+    if not text.startswith(HEADER) or not text.endswith("\n"):
+        raise NoteError("not a key file")
+    return Ed25519PrivateKey.from_private_bytes(unb64(text[len(HEADER) : -1]))
 
 
 def epoch_file(epoch: int) -> str:

@@ -50,8 +50,6 @@ class State:
     epoch: int
     epoch_start: int
     stamp: tuple[int, int, int]
-    partials: dict[Tile, bytes] = attrs.field(factory=dict)
-    full: list[Tile] = attrs.field(factory=list)
 
 
 class Resuming:

@@ -19,7 +19,7 @@ import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from deia_audit.checkpoint import Checkpoint, TreeHead, open_checkpoint, sign_checkpoint
-from deia_audit.files import make_folders, replace_file
+from deia_audit.files import make_folders, put_in_place, replace_file, sync_folder
 from deia_audit.keys import LOG_KEY, KeyFileError, KeyFolder, epoch_file
 from deia_audit.layout import Layout
 from deia_audit.newlog import told_previous
@@ -36,7 +36,7 @@ from deia_audit.seal import (
     make_origin,
     parse_statements,
 )
-from deia_audit.tiles import Tile, TreeBuilder
+from deia_audit.tiles import Tile, TreeBuilder, partial_tiles_of
 from deia_audit.tilestore import TileError, TileStore
 from deia_audit.tree import EMPTY_ROOT, HASH_SIZE
 from deia_hardening.clock import Clock
@@ -44,8 +44,10 @@ from deia_hardening.ids import uuid7
 from deia_hardening.journal import Batch, Journal, JournalError, JournalReader, Receipt, leaf_hash
 from deia_hardening.turns import turns
 
-_PART = 2
+_PART = 3
 """Full tiles that are hashed in one part of the work, while a busy loop stands aside; 0.1 ms each."""
+_MOST = 1024
+"""Full tiles that are held before they are written, 8 KiB each, when very many records wait."""
 _OPEN_MARK = b'"action":"' + OPENED_ACTION.encode() + b'"'
 
 
@@ -170,10 +172,10 @@ class Sealer(Resuming):
     def _locked(self) -> Checkpoint | None:
         state = self._current()
         before = state.builder.size
-        self._feed(state)
+        full = self._feed(state)
         made = None
         if state.builder.size > state.checkpoint.head.size:
-            made = self._sign(state)
+            made = self._sign(state, full)
         sealed = max(state.builder.size - state.epoch_start, 0)
         if state.builder.size > before and self.policy.over(sealed, self._clock.monotonic() - self._started):
             self._hand_over(state)
@@ -267,8 +269,8 @@ class Sealer(Resuming):
 
     # -- going on
 
-    def _feed(self, state: State) -> None:
-        """Give the tree the durable records, reading from the log what no callback brought."""
+    def _feed(self, state: State) -> list[tuple[Tile, bytes]]:
+        """Give the tree the durable records, reading from the log what no callback brought; return what became full."""
         through = self._synced + 1
         builder = state.builder
         full: list[tuple[Tile, bytes]] = []
@@ -286,12 +288,14 @@ class Sealer(Resuming):
                 if len(full) >= parts + _PART:
                     parts = len(full)
                     turns.part()
+                if len(full) >= _MOST:
+                    self.tiles.write(full)
+                    full.clear()
+                    parts = 0
             if end > through:
                 break
             self._pending.popleft()
-        if full:
-            self.tiles.write(full)
-            state.full += [tile for tile, _ in full]
+        return full
 
     def _read(self, start: int, end: int) -> bytes:
         leaves = []
@@ -303,23 +307,25 @@ class Sealer(Resuming):
             raise EvidenceError(f"records {start + len(leaves)} to {end - 1} can't be read from the log")
         return b"".join(leaves)
 
-    def _sign(self, state: State) -> Checkpoint:
-        head = TreeHead(state.origin, state.builder.size, state.builder.root())
-        partials = dict(state.builder.partials())
-        self.tiles.write((tile, data) for tile, data in partials.items() if state.partials.get(tile) != data)
-        self._crash("tiles")
+    def _sign(self, state: State, full: list[tuple[Tile, bytes]]) -> Checkpoint:
+        builder, before = state.builder, state.checkpoint.head.size
+        head = TreeHead(state.origin, builder.size, builder.root())
         signers = [
             Signer(state.origin, self.keys.load(LOG_KEY)),
             Signer(epoch_name(state.origin, state.epoch), self.keys.load(epoch_file(state.epoch))),
         ]
-        state.checkpoint = sign_checkpoint(head, signers)
-        replace_file(self.layout.checkpoint, str(state.checkpoint).encode())
+        checkpoint = sign_checkpoint(head, signers)
+        stored = partial_tiles_of(before)
+        tiles = full + [(tile, data) for tile, data in builder.partials() if tile not in stored]
+        self.tiles.write(tiles, [(self.layout.checkpoint, str(checkpoint).encode())])
+        self._crash("tiles")
+        put_in_place([str(self.layout.checkpoint)])
+        sync_folder(self.layout.evidence)
+        state.checkpoint = checkpoint
         state.stamp = self._stamp()
-        state.partials = partials
         self._crash("checkpoint")
-        self.tiles.drop_partials(state.full)
-        state.full.clear()
-        return state.checkpoint
+        self.tiles.drop_partials(tile for tile in stored if tile.full_in(builder.size))
+        return checkpoint
 
     def _hand_over(self, state: State) -> None:
         """End the epoch: next key durable, hand-over durable, old key destroyed; a kill between is settled at

@@ -36,6 +36,10 @@ class Tile:
         """The path below the log's prefix: `tile/<L>/<N>[.p/<W>]`."""
         return f"tile/{self.level}/{index_path(self.index)}{_suffix(self.width)}"
 
+    def full_in(self, size: int) -> bool:
+        """Whether this tile's place is full in a tree of `size` leaves."""
+        return size >> TILE_HEIGHT * (self.level + 1) > self.index
+
 
 def index_path(index: int) -> str:
     """Return `index` in three-digit path elements, all but the last with an `x`: 1234067 is `x001/x234/067`."""

@@ -8,11 +8,12 @@ in place, so a kill can't take it from the checkpoint that stands.
 from __future__ import annotations
 
 import contextlib
+import os
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from deia_audit.files import make_folders, sync_folders, write_whole
+from deia_audit.files import put_in_place, sync_folder, write_beside
 from deia_audit.tiles import TILE_HEIGHT, TILE_WIDTH, Tile, parse_path, partial_tiles_of
 from deia_audit.tree import HASH_SIZE, node_hash
 
@@ -29,6 +30,8 @@ class TileStore:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._durable: set[str] = set()
+        """Folders whose own names this process has synced."""
 
     def read(self, tile: Tile) -> bytes:
         """Return a tile's bytes; a partial one is also taken from a wider one. Raises TileError."""
@@ -51,33 +54,57 @@ class TileStore:
 
     def partials_at(self, level: int, index: int) -> list[Tile]:
         """Return the partial tiles that are stored at one place, the narrowest first."""
-        folder = (self.folder / Tile(level, index, 1).path).parent
+        folder = f"{self.folder}/{Tile(level, index, 1).path}".rpartition("/")[0]
         try:
-            names = [path.name for path in folder.iterdir()]
+            names = os.listdir(folder)  # noqa: PTH208
         except (FileNotFoundError, NotADirectoryError):
             return []
         widths = sorted(int(name) for name in names if name.isascii() and name.isdecimal())
         return [Tile(level, index, width) for width in widths if 0 < width < TILE_WIDTH]
 
-    def write(self, tiles: Iterable[tuple[Tile, bytes]]) -> None:
-        """Write tiles and make them durable; each is there whole or not at all."""
-        files = [(self.folder / tile.path, data) for tile, data in tiles]
-        folders = {path.parent for path, _data in files}
-        for folder in sorted(folders):
-            make_folders(folder)
-        for at in range(0, len(files), _AT_ONCE):
-            write_whole(files[at : at + _AT_ONCE])
-        sync_folders(folders)
+    def write(self, tiles: Iterable[tuple[Tile, bytes]], beside: Iterable[tuple[Path, bytes]] = ()) -> None:
+        """Write tiles and make them durable; each is there whole or not at all.
 
-    def drop_partials(self, full: Iterable[Tile]) -> None:
-        """Remove the partial tiles of tiles that are full now, and stored; until then some checkpoint needs them."""
-        for tile in full:
-            found = self.partials_at(tile.level, tile.index)
-            for partial in found:
-                (self.folder / partial.path).unlink(missing_ok=True)
-            if found:
-                with contextlib.suppress(OSError):  # not empty: no tile of ours
-                    (self.folder / found[0].path).parent.rmdir()
+        What else is given is durable `beside` its place, in the same go: `put_in_place` is the caller's.
+        """
+        files = [(f"{self.folder}/{tile.path}", data) for tile, data in tiles]
+        others = [(str(path), data) for path, data in beside]
+        try:
+            changed = self._folders({path.rpartition("/")[0] for path, _ in files})
+            for at in range(0, len(files) + len(others), _AT_ONCE):
+                write_beside((files + others)[at : at + _AT_ONCE])
+                put_in_place(path for path, _ in files[at : at + _AT_ONCE])
+            for folder in changed:
+                sync_folder(folder)
+        except BaseException:
+            self._durable.clear()
+            raise
+        self._durable |= changed
+
+    def _folders(self, folders: Iterable[str]) -> set[str]:
+        """Make folders where they are missing; return those whose names must be synced: theirs, and those above new
+        ones. One that was there is new too, once: who made it may have been killed before it was synced."""
+        changed: set[str] = set()
+        for folder in folders:
+            at = folder
+            while at not in changed:
+                changed.add(at)
+                if at in self._durable or at == str(self.folder):
+                    break
+                Path(at).mkdir(exist_ok=True, parents=True)
+                at = at.rpartition("/")[0]
+        return changed
+
+    def drop_partials(self, tiles: Iterable[Tile]) -> None:
+        """Remove the partial tiles of places that have a full one, stored; until then some checkpoint needs them."""
+        for tile in tiles:
+            folder = f"{self.folder}/{Tile(tile.level, tile.index, 1).path}".rpartition("/")[0]
+            for partial in self.partials_at(tile.level, tile.index):
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(f"{folder}/{partial.width}")  # noqa: PTH108
+            self._durable.discard(folder)
+            with contextlib.suppress(OSError):  # not there, or not empty: no tile of ours
+                os.rmdir(folder)  # noqa: PTH106
 
     def partials(self, size: int) -> dict[Tile, bytes]:
         """Return the partial tiles of a tree of `size`. Raises TileError."""

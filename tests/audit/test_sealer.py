@@ -15,10 +15,13 @@ from typing import Any
 
 import pytest
 
+from deia_audit import tilestore
+from deia_audit.keeper import gathering
 from deia_audit.keys import KeyFolder
 from deia_audit.layout import Layout
 from deia_audit.seal import EpochPolicy
 from deia_audit.tiles import Tile
+from deia_audit.tilestore import TileStore
 from deia_audit.verdict import Verdict
 from deia_audit.verify import verify
 from deia_hardening.journal import JournalReader, JournalSettings
@@ -143,6 +146,47 @@ def test_an_epoch_is_counted_in_records_and_running_time() -> None:
     assert not policy.over(99, 59.0)
     assert policy.over(100, 0.0)
     assert policy.over(1, 60.0)
+
+
+@pytest.mark.parametrize("took", [0.0, 0.01, 0.1, 0.23])
+def test_a_checkpoint_is_in_time_also_where_a_tick_takes_longer_than_the_last_ones(took: float) -> None:
+    assert gathering(1.0, took) + 1.5 * took <= 0.9
+    assert gathering(0.1, took / 10) == pytest.approx(gathering(1.0, took) / 10)
+
+
+def test_records_gather_for_a_while_also_where_ticks_are_slow() -> None:
+    assert gathering(1.0, 2.0) == 0.3
+
+
+def test_a_tick_after_a_kill_syncs_the_folders_that_were_made_before_it(
+    make_trail: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trail = make_trail()
+    trail.add(300)
+    synced: list[str] = []
+    monkeypatch.setattr(tilestore, "sync_folder", lambda folder: synced.append(str(folder)))
+    again = TileStore(trail.layout.evidence)
+    again.write([(Tile(0, 1, 200), b"x" * 32 * 200)])
+    below = str(trail.layout.evidence)
+    assert sorted(synced) == [below, f"{below}/tile", f"{below}/tile/0", f"{below}/tile/0/001.p"]
+    synced.clear()
+    again.write([(Tile(0, 1, 201), b"x" * 32 * 201)])
+    assert synced == [f"{below}/tile/0/001.p"]
+
+
+def test_a_key_is_read_again_when_its_file_is_another(make_trail: Callable[..., Any]) -> None:
+    trail = make_trail()
+    trail.add(5)
+    path = trail.layout.keys / "log.key"
+    text = path.read_text()
+    path.write_text("damaged")
+    trail.journal.append({"kind": "test"})
+    assert trail.journal.drain(30)
+    assert trail.sealer.tick() is None
+    assert "log.key is damaged" in trail.sealer.problem
+    path.write_text(text)
+    trail.add(5, 10)
+    assert trail.sealer.checkpoint.head.size >= 11
 
 
 def test_a_pruned_trail_still_verifies_and_an_unannounced_loss_does_not(make_trail: Callable[..., Any]) -> None:
