@@ -234,12 +234,10 @@ class Inlet:
 
     def _encoded(self, batch: list[Receipt]) -> None:
         """Have the bytes made of what was queued without."""
-        late: dict[type[Late], list[Late]] = {}
-        for receipt in batch:
-            if not receipt._body:
-                assert isinstance(receipt, Late)
-                late.setdefault(type(receipt), []).append(receipt)
-        for kind, records in late.items():
+        late = [receipt for receipt in batch if not receipt._body]
+        for kind in {type(receipt) for receipt in late}:
+            assert issubclass(kind, Late)
+            records = [receipt for receipt in late if type(receipt) is kind]
             try:
                 kind._encode(records)
             except Exception as error:
