@@ -140,7 +140,8 @@ class Keeper:
             sealer.open()
 
     async def stop(self) -> None:
-        """Seal what was recorded. The journal must have been drained."""
+        """Write and seal what was recorded. One job, on its way before anything is awaited: a stop that runs out of its
+        time is cancelled, and must not take the last checkpoint with it."""
         self._running = False
         await self._host.blocking(self.sealer.finish)
         self._look()

@@ -110,9 +110,10 @@ class AuditPlugin(Plugin[AuditSettings]):
                 self.logger.system("audit.stopped")
             withdraw()
             self.logger.search = None
-            await self.host.blocking(search.close)
-            await self.host.blocking(self.logger.journal.drain, 5.0)
-            await self.keeper.stop()
+            try:
+                await self.keeper.stop()
+            finally:
+                await self.host.blocking(search.close)
 
     def _settle(self) -> None:
         """Have the newest records on disk and under a checkpoint, for proofs of them."""

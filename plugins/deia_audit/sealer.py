@@ -132,12 +132,12 @@ class Sealer(Resuming):
         self._work(fcntl.LOCK_EX)
 
     def finish(self) -> None:
-        """Seal everything that was recorded; the journal has been drained."""
+        """Write and seal everything that was recorded."""
         for _round in range(8):
+            self._journal.drain(self._wait)
             self._work(fcntl.LOCK_EX)
             if not self.behind or self.problem:
                 return
-            self._journal.drain(self._wait)
 
     def tick(self) -> Checkpoint | None:
         """Bring the evidence up to what is durable; returns a new checkpoint, or None when there was none to make.

@@ -14,9 +14,12 @@ from starlette.applications import Starlette
 from starlette.testclient import TestClient
 
 from deia_audit import AuditLogger
+from deia_audit.layout import Layout
 from deia_audit.operation_types import ProveInput, QueryInput
+from deia_audit.verify import verify
 from deia_hardening import harden
 from deia_hardening.context import Actor
+from deia_hardening.journal import JournalReader
 from deia_hardening.plugin import Call
 from deia_hardening.runtime import runtime
 from deia_hardening.surface import ReloadInput, Surface
@@ -92,3 +95,23 @@ def test_an_app_that_is_dropped_ends_its_trail_without_a_complaint(
         assert time.monotonic() < deadline, "the trail was not ended"
         time.sleep(0.05)
     assert "ended by itself" not in caplog.text
+
+
+@pytest.mark.blocking  # verifies the trail itself
+async def test_a_stop_that_runs_out_of_its_time_still_makes_the_last_checkpoint(tmp_path: Path) -> None:
+    audit = {"checkpoint_interval": "1m"}  # no tick comes first
+    settings = {"home": str(tmp_path), "audit": audit, "requests": {"stop_timeout": "100ms"}}
+    async with running(Starlette(), settings) as live:
+        logger = live.service(AuditLogger)
+        await live.get("/missing")
+        role = logger.journal._writer.role
+        assert await asyncio.to_thread(role.acquire, timeout=30)  # another thread writes, to a disk that stalls
+    role.release()
+    layout = Layout.of(tmp_path)
+    deadline = time.monotonic() + 30
+    while not (report := verify(layout)).records or report.signed != report.records:
+        assert time.monotonic() < deadline, report
+        await asyncio.sleep(0.02)
+    last = JournalReader(layout.log).last()
+    assert last is not None
+    assert last.event()["action"] == "audit.stopped"
