@@ -18,7 +18,8 @@ from deia_audit.holds import Holds
 from deia_audit.immutable import is_immutable, set_immutable
 from deia_audit.layout import LOG_NAME, Layout
 from deia_audit.query.build import build_elsewhere
-from deia_audit.query.index import index_path
+from deia_audit.query.index import index_path, remove_strays
+from deia_audit.query.soundness import State, index_key, state
 from deia_audit.seal import EpochPolicy
 from deia_audit.sealer import Sealer
 from deia_audit.settings import AuditSettings
@@ -47,7 +48,10 @@ def tend(layout: Layout, indexed: bool, frozen: bool, compressed: bool) -> str:
     `compressed` says that a segment is final only once it is compressed.
     """
     problem = ""
-    for segment in JournalReader(layout.log).segments():
+    key = index_key(layout.keys)
+    segments = JournalReader(layout.log).segments()
+    remove_strays(layout.index, segments)
+    for segment in segments:
         if segment.live:
             continue
         try:
@@ -60,8 +64,8 @@ def tend(layout: Layout, indexed: bool, frozen: bool, compressed: bool) -> str:
             pass  # it is immutable
         if frozen and segment.compressed == compressed:
             problem = set_immutable(segment.path, True) or problem
-        if indexed and not index_path(layout.index, segment).exists():
-            build_elsewhere(segment, layout.index)
+        if indexed and state(index_path(layout.index, segment), key) is not State.SOUND:
+            build_elsewhere(segment, layout.index, layout.keys)
     return f"sealed segments are not immutable: {problem}" if problem else ""
 
 

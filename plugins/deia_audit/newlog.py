@@ -23,6 +23,7 @@ from deia_audit.immutable import is_immutable, set_immutable
 from deia_audit.keys import BEGUN, LOG_KEY, KeyFolder, epoch_file
 from deia_audit.layout import LOG_NAME, Layout
 from deia_audit.notes import NoteError
+from deia_audit.query.soundness import KEY as INDEX_KEY
 from deia_audit.seal import PreviousHead
 
 PREVIOUS = "previous.json"
@@ -67,6 +68,7 @@ def set_aside(layout: Layout, reason: str, now: float) -> Path:
         keys.destroy(epoch_file(epoch))
     keys.destroy(LOG_KEY)
     keys.destroy(BEGUN)
+    keys.destroy(INDEX_KEY)  # an index of the old log must not pass for one of the new
     make_folders(layout.evidence)
     told = {"reason": reason, "aside": folder.name}
     if previous is not None:

@@ -6,18 +6,18 @@ the local socket and the shell only.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import attrs
 import msgspec
 
-from deia_audit import newlog, untold
+from deia_audit import atrest, newlog, untold
 from deia_audit.checkpoint import Checkpoint
-from deia_audit.export import to_csv, to_ocsf
+from deia_audit.exporting import export
 from deia_audit.holds import Hold, Holds
 from deia_audit.keys import KeyFileError
 from deia_audit.layout import Layout
@@ -50,7 +50,6 @@ from deia_audit.proof import TlogProof, check_proof
 from deia_audit.query.follow import follow
 from deia_audit.query.grammar import QueryError
 from deia_audit.query.search import Search
-from deia_audit.staticlog import export_tlog
 from deia_audit.tilestore import TileNodes, TileStore
 from deia_audit.tree import ProofError, inclusion_proof
 from deia_audit.verify import verify
@@ -60,6 +59,8 @@ from deia_hardening.plugin import Call, NoInput, Operation, Problem, Progress, R
 
 _FOLLOW_STEP = 0.5
 """Seconds between two looks of `query --follow`: what a person who watches a terminal takes for at once."""
+
+T = TypeVar("T")
 
 if TYPE_CHECKING:
     from deia_audit.plugin import AuditPlugin
@@ -100,33 +101,6 @@ def _newest(layout: Layout) -> Checkpoint | None:
         return None
 
 
-def lines(layout: Layout, start: int, end: int) -> Iterator[bytes]:
-    """Yield the exact lines of records."""
-    reader = JournalReader(layout.log)
-    return (record.line for record in reader.records(start, None if end < 0 else end))
-
-
-def export(layout: Layout, value: ExportInput) -> ExportOutput:
-    """Write an export; blocking."""
-    target = Path(value.to)
-    if value.format == "tlog":
-        return ExportOutput(export_tlog(layout, target), value.to)
-    source = lines(layout, value.start, value.end)
-    pieces: Iterator[bytes]
-    if value.format == "csv":
-        pieces = to_csv(source)
-    elif value.format == "ocsf":
-        pieces = (to_ocsf(line) + b"\n" for line in source)
-    else:
-        pieces = (line + b"\n" for line in source)
-    count = 0
-    with target.open("xb") as file:
-        for piece in pieces:
-            file.write(piece)
-            count += 1
-    return ExportOutput(count - (value.format == "csv"), value.to)  # a CSV file begins with its columns
-
-
 class Handlers:
     """The handlers of one app's audit operations; on the background loop."""
 
@@ -144,6 +118,7 @@ class Handlers:
         try:
             ask = self._plugin.logger.query
             if not self._running:
+                await self._host.blocking(atrest.require_trail, self._layout)
                 ask = partial(ask, at_rest=Search(self._layout, partial(_newest, self._layout)))
             page = await ask(f"{value.filter}{limit}".lstrip("&"))
             following = value.follow and call.stepwise  # one JSON answer would never come
@@ -194,6 +169,7 @@ class Handlers:
 
     async def prove(self, value: ProveInput, call: Call) -> ProveOutput:
         def work() -> ProveOutput:
+            atrest.require_trail(self._layout)
             try:
                 checkpoint = proving(self._layout, value.seq)
                 size = checkpoint.head.size
@@ -228,21 +204,39 @@ class Handlers:
     async def export(self, value: ExportInput, call: Call) -> ExportOutput:
         _local(call)
         try:
+            await self._host.blocking(atrest.require_trail, self._layout)
             return await self._host.blocking(export, self._layout, value)
         except OSError as error:
             raise Problem(400, f"nothing was exported: {error}") from None
 
     async def seal(self, value: NoInput, call: Call) -> SealOutput:
+        return await self._host.blocking(self._at_work, call, "audit.seal", self._seal)
+
+    def _seal(self) -> SealOutput:
         sealer = self._plugin.keeper.sealer
-        await self._host.blocking(sealer.seal_now)
+        sealer.seal_now()
         checkpoint = sealer.checkpoint
         if checkpoint is None or sealer.problem:
             raise Problem(500, f"the trail could not be sealed: {sealer.problem}")
-        await self._host.blocking(self._plugin.logger.journal.seal)
+        self._plugin.logger.journal.seal()
         return SealOutput(checkpoint.head.origin, checkpoint.head.size, sealer.epoch, str(checkpoint))
+
+    def _at_work(self, call: Call, action: str, work: Callable[[], T]) -> T:
+        """Do what writes the trail: in the service that runs, else with the trail for itself. Blocking."""
+        if self._running:
+            return work()
+        atrest.require_trail(self._layout)
+        try:
+            with atrest.alone(self._layout):
+                return self._plugin.at_rest(work, action, call.actor, call.reason)
+        except atrest.InUseError:
+            raise Problem(
+                409, "a service has this trail open but does not answer here: call it there, or stop it first"
+            ) from None
 
     async def hold(self, value: HoldInput, call: Call) -> HoldOutput:
         def work() -> HoldOutput:
+            atrest.require_trail(self._layout)
             holds = Holds(self._layout.evidence)
             if value.release:
                 if not holds.remove(value.name):
@@ -257,19 +251,18 @@ class Handlers:
         return await self._host.blocking(work)
 
     async def prune(self, value: NoInput, call: Call) -> PruneOutput:
-        journal = self._plugin.logger.journal
+        return await self._host.blocking(self._at_work, call, "audit.prune", self._prune)
 
-        def work() -> PruneOutput:
-            reader = JournalReader(self._layout.log)
-            before = len(reader.segments())
-            journal.maintain()
-            left = reader.segments()
-            return PruneOutput(before - len(left), left[0].first if left else 0)
-
-        return await self._host.blocking(work)
+    def _prune(self) -> PruneOutput:
+        reader = JournalReader(self._layout.log)
+        before = len(reader.segments())
+        self._plugin.logger.journal.maintain()
+        left = reader.segments()
+        return PruneOutput(before - len(left), left[0].first if left else 0)
 
     async def erase(self, value: EraseInput, call: Call) -> EraseOutput:
         subjects = self._plugin.logger.subjects
+        await self._host.blocking(atrest.require_trail, self._layout)
         destroyed = await self._host.blocking(subjects.erase, value.subject)
         self._plugin.logger.assembler.reset()
         handle = await self._host.blocking(subjects.handle, value.subject)
@@ -290,6 +283,7 @@ class Handlers:
         logger = self._plugin.logger
 
         def work() -> LookupOutput:
+            atrest.require_trail(self._layout)
             if value.subject.startswith("e:"):
                 try:
                     return LookupOutput([logger.subjects.decrypt(value.subject)])
@@ -322,12 +316,17 @@ class Handlers:
 
     async def new_log(self, value: NewLogInput, call: Call) -> NewLogOutput:
         def work() -> NewLogOutput:
-            if self._running:
+            atrest.require_trail(self._layout)
+            try:
+                if self._running:
+                    raise atrest.InUseError
+                with atrest.alone(self._layout), newlog.exclusively(self._layout):
+                    folder = newlog.set_aside(self._layout, value.reason, self._host.clock.wall())
+            except atrest.InUseError:
                 newlog.request(self._layout, value.reason)
                 return NewLogOutput(
                     False, "the next start sets this log aside and begins a new one; until then it goes on"
                 )
-            folder = newlog.set_aside(self._layout, value.reason, self._host.clock.wall())
             return NewLogOutput(
                 True, f"the old log is in {folder}; the next start begins a new one that names its head"
             )
@@ -370,7 +369,7 @@ def operations(plugin: AuditPlugin) -> Sequence[Operation]:
         ),
         Operation(
             name="audit.seal", summary="Make a checkpoint, hand over to a new key, close the segment.",
-            role=Role.OPERATOR, handler=do.seal, output=SealOutput,
+            role=Role.OPERATOR, handler=do.seal, output=SealOutput, offline=True,
         ),
         Operation(
             name="audit.hold", summary="Keep records from retention, or end a hold.", role=Role.ADMIN, handler=do.hold,
@@ -378,7 +377,7 @@ def operations(plugin: AuditPlugin) -> Sequence[Operation]:
         ),
         Operation(
             name="audit.prune", summary="Let retention take what the settings let go, except under hold.",
-            role=Role.ADMIN, handler=do.prune, output=PruneOutput,
+            role=Role.ADMIN, handler=do.prune, output=PruneOutput, offline=True,
         ),
         Operation(
             name="audit.erase", summary="Destroy a subject's key: what it encrypted can't be read any more.",
@@ -399,4 +398,5 @@ def operations(plugin: AuditPlugin) -> Sequence[Operation]:
             confirm="The old log is set aside and a new origin begins. Go on?",
         ),
     ]  # fmt: skip
-    return list(chain(reading, changing))
+    every = chain(reading, changing)
+    return [attrs.evolve(one, handler=atrest.plainly(one.handler)) for one in every]

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+import os
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
-from deia_audit import newlog, untold
+from deia_audit import atrest, newlog, untold
 from deia_audit.endpoint import LogsEndpoint
 from deia_audit.events import AuditWeakened
 from deia_audit.guarantees import IntentMiddleware
 from deia_audit.inner import SendingLogger, VersionRecords
 from deia_audit.keeper import Keeper
+from deia_audit.layout import Layout
 from deia_audit.middleware import AuditMiddleware
 from deia_audit.notes import VerifierKey
 from deia_audit.operations import operations
@@ -23,8 +25,9 @@ from deia_audit.witness_client import parse_witnesses
 from deia_hardening.errors import NotEnabled, NotStarted
 from deia_hardening.journal import JournalReader, parse_time
 from deia_hardening.outer import RecordSink
-from deia_hardening.plugin import ASGIApp, Event, Health, Host, Layer, Operation, Plugin, Position
+from deia_hardening.plugin import Actor, ASGIApp, Event, Health, Host, Layer, Operation, Plugin, Position
 
+T = TypeVar("T")
 _SETTLE = 1.0
 """Seconds that a query with proofs waits for another thread that is writing."""
 
@@ -78,6 +81,15 @@ class AuditPlugin(Plugin[AuditSettings]):
 
     @asynccontextmanager
     async def _live(self) -> AsyncIterator[None]:
+        here = await self.host.blocking(atrest.here, Layout.of(self.host.home))
+        try:
+            async with self._recording():
+                yield
+        finally:
+            os.close(here)
+
+    @asynccontextmanager
+    async def _recording(self) -> AsyncIterator[None]:
         settings = self._settings()
         await self._warm(settings)
         self.logger.configure(settings)
@@ -91,6 +103,7 @@ class AuditPlugin(Plugin[AuditSettings]):
             lambda: sealer.checkpoint,
             connections=settings.query_connections,
             settle=self._settle,
+            waits=False,
         )
         await self.host.blocking(self._told_start)
         await self.host.blocking(self._tell_untold)
@@ -114,6 +127,24 @@ class AuditPlugin(Plugin[AuditSettings]):
                 await self.keeper.stop()
             finally:
                 await self.host.blocking(search.close)
+
+    def at_rest(self, work: Callable[[], T], action: str, by: Actor, reason: str) -> T:
+        """Do `work` on the trail with no service: told in the trail first, and under a checkpoint at the end. Blocking.
+
+        Raises JournalError where nothing can be written.
+        """
+        self.keeper.configure(self._settings())
+        sealer = self.keeper.sealer
+        with newlog.exclusively(sealer.layout):
+            sealer.open()
+        told = {"reason": reason} if reason else {}
+        receipt = self.logger.system(action, by=by, detail={"offline": True}, **told)
+        receipt.wait()
+        try:
+            return work()
+        finally:
+            self.logger.journal.drain(_SETTLE)
+            sealer.finish()
 
     def _settle(self) -> None:
         """Have the newest records on disk and under a checkpoint, for proofs of them."""

@@ -44,7 +44,7 @@ class Subjects:
         if self._root is None:
             with self._lock:
                 if self._root is None:
-                    self._root = _load_or_make(self._pseudonym_path)
+                    self._root = load_or_make(self._pseudonym_path)
         return self._root
 
     def handle(self, subject: str) -> str:
@@ -81,6 +81,13 @@ class Subjects:
         handle = self.handle(subject)
         sealed = nonce + AESGCM(key).encrypt(nonce, text.encode("utf-8", "replace"), handle.encode())
         return f"{ENCRYPTED}{handle}:{urlsafe_b64encode(sealed).decode().rstrip('=')}"
+
+    def encrypted(self, subject: str) -> str:
+        """Return how `encrypt` writes a subject that has a key, `(erased)` for one that had, else "". Makes no key."""
+        handle = self.handle(subject)
+        if handle in self._erased() or (self._folder / f"{handle}.key").exists():
+            return self.encrypt(subject)
+        return ""
 
     def knows(self, subject: str) -> bool:
         """Whether the subject's key is in memory (or known to be gone): then nothing here touches the disk."""
@@ -122,7 +129,7 @@ class Subjects:
             if handle in self._erased():
                 key = None
             else:
-                key = _load_or_make(self._folder / f"{handle}.key")
+                key = load_or_make(self._folder / f"{handle}.key")
             if len(self._keys) >= 4096:
                 self._keys.clear()
             self._keys[subject] = key
@@ -193,7 +200,7 @@ class Subjects:
         return True
 
 
-def _load_or_make(path: Path) -> bytes:
+def load_or_make(path: Path) -> bytes:
     try:
         key = path.read_bytes()
     except FileNotFoundError:

@@ -155,6 +155,9 @@ class LogReading:
             ):
                 raise self._name_bad(piece, [])
             raise Found(Verdict.ALTERED, f"the header of segment {name} does not continue the chain", self.next)
+        number = previous.number + 1 if previous is not None else header.segment if self.first else 1
+        if header.segment != number:  # of the live one nothing else says it
+            raise Found(Verdict.ALTERED, f"the header of {name} says segment {header.segment}, not {number}", self.next)
         return header.origin
 
     def _moved_segment(self, piece: Piece) -> Found | None:
@@ -209,6 +212,10 @@ class LogReading:
         for _seq, line in self.special:
             event = event_of(line)
             if event.get("kind") == "journal.pruned" and event.get("through") == self.first - 1:
+                if event.get("segment") != self.listed[0].number - 1:
+                    raise Found(
+                        Verdict.ALTERED, f"{self.listed[0].path.name} does not follow what was pruned", self.first
+                    )
                 return
         raise Found(
             Verdict.TRUNCATED, f"records 0 to {self.first - 1} are gone, and no record says that they were pruned", 0

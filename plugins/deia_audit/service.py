@@ -36,6 +36,7 @@ logger = logging.getLogger("deia_audit")
 ERASURES = "audit-erased"
 """The area of the store whose counter tells every worker that a subject was erased."""
 _IDLE = 10.0
+_PAUSE = 0.02
 _LONGEST_PRIVATE = 600
 """Characters of a private text: encrypted and written as base64 it must fit a field of the journal."""
 RESERVED_PREFIX = "audit."
@@ -64,7 +65,7 @@ class AuditLogger:
         """The home's page, once the plugin has started."""
         self._erasures = 0
         self._searched = 0.0
-        self._closing = False
+        self._closing = self._advancing = False
         self._waiting = Waiting()
         self._summing = False
         self._flood_summary = float(AuditSettings().flood_summary)
@@ -175,8 +176,9 @@ class AuditLogger:
         self.look()
 
     def shown(self, subject: str) -> list[str]:
-        """Return how a subject may stand in the trail: as itself, as its pseudonym, encrypted."""
-        return [subject, self.subjects.pseudonym(subject), self.subjects.encrypt(subject)]
+        """Return how a subject may stand in the trail: as itself, as its pseudonym, encrypted where it has a key."""
+        encrypted = self.subjects.encrypted(subject)
+        return [subject, self.subjects.pseudonym(subject), *([encrypted] if encrypted else [])]
 
     # -- recording --
 
@@ -318,7 +320,18 @@ class AuditLogger:
         if not self._closing:
             self._closing = True
             self._host.runtime.submit(self._close_idle, search)
+        if not self._advancing:
+            self._advancing = True
+            self._host.runtime.submit(self._advance, search)
         return page
+
+    async def _advance(self, search: Search) -> None:
+        """Make the indexes that a query went without; a little at a time, so that requests and queries go on."""
+        try:
+            while await self._host.blocking(search.advance):
+                await self._host.clock.sleep(_PAUSE)
+        finally:
+            self._advancing = False
 
     async def _close_idle(self, search: Search) -> None:
         """Give the files of the search back when no query came for a while."""

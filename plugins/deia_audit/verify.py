@@ -6,6 +6,7 @@ say is OK-LOCAL-ONLY. What each verdict means is in `verdict`.
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from deia_audit.checkpoint import Checkpoint, open_checkpoint
 from deia_audit.keys import LOG_KEY, KeyFileError, KeyFolder, epoch_file
 from deia_audit.layout import Layout
 from deia_audit.notes import NoteError, VerifierKey
-from deia_audit.query.index import sound
+from deia_audit.query.soundness import State, index_key, made_under, state
 from deia_audit.readlog import Found, LogReading, event_of
 from deia_audit.rebuilt import RebuiltTree
 from deia_audit.seal import OPENED_ACTION, SEALED_ACTION, Opening, Seal, SealChain, parse_statements
@@ -82,7 +83,9 @@ class _Verification(LogReading):
     def run(self) -> Report:
         try:
             self._load_evidence()
-            indexes = _InBackground(lambda: [path for path in self._indexes() if not sound(path)])
+            self._index_key = index_key(self.layout.keys, make=False) if self.check_keys else None
+            indexes = _InBackground(lambda: [path for path in self._indexes() if self._damaged(path)])
+            self._foreign = self._foreign_index()
             tree = self._read_log()
             self._check_size(tree)
             tree.finish()
@@ -283,6 +286,10 @@ class _Verification(LogReading):
                 raise KeyFileError(f"the private key of epoch {open_epoch} is not the one that was handed over to")
             if self.signed and folder.begun_origin() != self.log_key.name:
                 raise KeyFileError(f"the keys in {folder.folder} say that they are of another log")
+            if self._foreign:
+                raise KeyFileError(
+                    f"the key of the indexes is missing from {folder.folder}, or is not the one of {self._foreign}"
+                )
         except PermissionError:
             self.notes.append("the private keys may not be read by this user, and were not looked at")
         except (KeyFileError, OSError) as error:
@@ -291,10 +298,20 @@ class _Verification(LogReading):
     def _indexes(self) -> list[Path]:
         return sorted(self.layout.index.glob("*.sqlite"))
 
+    def _foreign_index(self) -> str:
+        """Return the name of an index that is not of the key that is here, "" where there is none."""
+        if not self.check_keys or not os.access(self.layout.keys, os.R_OK | os.X_OK):
+            return ""
+        return next((path.name for path in self._indexes() if not made_under(path, self._index_key)), "")
+
+    def _damaged(self, path: Path) -> bool:
+        """Whether an index is not as it was made; it is read whole, whatever queries found before."""
+        return state(path, self._index_key, whole=True) is State.DAMAGED
+
     def _check_indexes(self, unsound: list[Path]) -> None:
         """An index decides nothing, but one that was changed says that somebody was here."""
         for path in unsound:
-            if path.exists() and not sound(path):  # it may just have been made anew
+            if path.exists() and self._damaged(path):  # it may just have been made anew
                 raise Found(
                     Verdict.ALTERED,
                     f"the records are whole, but the index {path.name} is not as it was made; queries make it anew",

@@ -36,7 +36,7 @@ def home(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReques
     trail.close()
     for segment in JournalReader(trail.layout.log).segments():
         if not segment.live:
-            build(segment, trail.layout.index)
+            build(segment, trail.layout.index, trail.layout.keys)
     return trail.home
 
 

@@ -21,9 +21,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 
 from deia_audit.checkpoint import TreeHead, sign_checkpoint
 from deia_audit.export import COLUMNS
+from deia_audit.exporting import export
 from deia_audit.notes import Signer, VerifierKey
 from deia_audit.operation_types import ExportInput
-from deia_audit.operations import export, proving
+from deia_audit.operations import proving
 from deia_audit.proof import TlogProof
 from deia_audit.staticlog import export_tlog
 from deia_audit.tilestore import TileNodes, TileStore

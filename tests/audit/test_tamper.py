@@ -379,7 +379,7 @@ def test_records_after_the_checkpoint_are_fine_and_counted(make_trail: Callable[
 def test_a_changed_index_is_told(copy: Copy) -> None:
     head = copy.head
     (segment,) = JournalReader(copy.layout.log).segments()
-    path = build(segment, copy.layout.index)
+    path = build(segment, copy.layout.index, copy.layout.keys)
     data = bytearray(path.read_bytes())
     data[100] ^= 1
     path.write_bytes(data)

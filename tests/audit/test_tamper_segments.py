@@ -74,6 +74,13 @@ def flip(segments: list[Segment]) -> int:
     return segments[2].first
 
 
+def renumber_the_live_one(segments: list[Segment]) -> int:
+    live = segments[-1]
+    number = b'"segment":%d,' % live.number
+    live.path.write_bytes(live.path.read_bytes().replace(number, b'"segment":%d,' % (live.number + 1), 1))
+    return live.first
+
+
 EDITS: list[tuple[Callable[[list[Segment]], int], Verdict]] = [
     (swap, Verdict.REORDERED),
     (take_one, Verdict.TRUNCATED),
@@ -81,6 +88,7 @@ EDITS: list[tuple[Callable[[list[Segment]], int], Verdict]] = [
     (take_the_last_sealed, Verdict.TRUNCATED),
     (take_the_live_one, Verdict.TRUNCATED),
     (flip, Verdict.ALTERED),
+    (renumber_the_live_one, Verdict.ALTERED),
 ]
 
 

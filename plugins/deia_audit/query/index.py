@@ -1,23 +1,24 @@
 """One SQLite file per sealed segment (memory for the live one): which records hold a term. Never trusted.
 
-Blocking. A sealed segment's index is written once, beside its digest, and opened read-only; a lost or damaged one is
-made anew from the segment. What it offers is read again from the log and checked there.
+Blocking. A sealed segment's index is written once, beside its keyed digest, and opened read-only; a lost or damaged one
+is made anew from the segment. What it offers is read again from the log and checked there.
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import sqlite3
-import time
 from collections.abc import Iterable, Iterator, Sequence
-from hashlib import file_digest, sha256
+from hashlib import file_digest
 from pathlib import Path
 
 import msgspec
 
 from deia_audit.files import make_folders, replace_file, sync_file
 from deia_audit.query.grammar import Filter
+from deia_audit.query.soundness import State, index_key, state, told_digest
 from deia_audit.query.terms import LISTED, record_terms, term
 from deia_hardening.journal import Segment
 from deia_hardening.journal.lines import parse_prefix, parse_time
@@ -33,12 +34,7 @@ _MOST_OTHERS = 64
 """Values that a negated filter may leave, for them to be looked up instead of what it takes away."""
 _MOST_LACKING = 4096
 """Records without a field whose numbers an open index keeps."""
-_SETTLED_NS = 2_000_000_000
-"""Nanoseconds after which a file's time of change is believed."""
-_SOUND_MOST = 4096
-_found_sound: dict[Path, tuple[object, ...]] = {}
-"""Index files whose digests fitted, by what tells that they have not changed."""
-_SLACK_NS = 2_000_000_000
+SLACK_NS = 2_000_000_000
 _SCHEMA = """
 CREATE TABLE rows (n INTEGER PRIMARY KEY, at INTEGER NOT NULL, us INTEGER NOT NULL);
 CREATE TABLE terms (hash INTEGER PRIMARY KEY, id INTEGER NOT NULL, count INTEGER NOT NULL);
@@ -59,9 +55,12 @@ class IndexWriter:
         self.connection = connection
         self.first = first
         self._ids: dict[int, int] = {}
+        self._keys: list[int] = []
         self._counts: list[int] = []
         self._known: dict[tuple[str, str], int] = {}
         self._listed: dict[str, set[str]] = {field: set() for field in LISTED}
+        self._new: list[tuple[str, str]] = []
+        self._flushed = False
         self._rows: list[tuple[int, int, int]] = []
         self._postings: list[tuple[int, int]] = []
 
@@ -90,31 +89,34 @@ class IndexWriter:
         found = self._ids.get(key)
         if found is None:
             found = self._ids[key] = len(self._ids)
+            self._keys.append(key)
             self._counts.append(0)
         listed = self._listed.get(field)
-        if listed is not None and len(listed) <= LISTED_MOST:
+        if listed is not None and len(listed) <= LISTED_MOST and value not in listed:
             listed.add(value)
+            self._new.append((field, value))
         if len(self._known) >= _KNOWN_MOST:
             self._known.clear()
         self._known[field, value] = found
         return found
 
     def flush(self) -> None:
-        """Write what was added."""
+        """Write what was added, and nothing else: the live segment's index is flushed by every query."""
         self._postings.sort()
+        touched = {found for found, _ in self._postings}
+        terms = sorted((self._keys[found], found, self._counts[found]) for found in touched)
+        full = [field for field, values in self._listed.items() if len(values) > LISTED_MOST]
+        whole = ",".join(field for field in self._listed if field not in full)
         with self.connection:
             self.connection.executemany("INSERT OR REPLACE INTO rows VALUES (?, ?, ?)", self._rows)
             self.connection.executemany("INSERT OR IGNORE INTO postings VALUES (?, ?)", self._postings)
-            self.connection.executemany(
-                "INSERT OR REPLACE INTO terms VALUES (?, ?, ?)",
-                sorted((key, found, self._counts[found]) for key, found in self._ids.items()),
-            )
-            for field, values in self._listed.items():
-                few = sorted(values) if len(values) <= LISTED_MOST else []
-                self.connection.execute("DELETE FROM listed WHERE field = ?", (field,))
-                self.connection.executemany("INSERT INTO listed VALUES (?, ?)", [(field, value) for value in few])
-            whole = [field for field, values in self._listed.items() if len(values) <= LISTED_MOST]
-            self.connection.execute("INSERT OR REPLACE INTO meta VALUES ('listed', ?)", (",".join(whole),))
+            self.connection.executemany("INSERT OR REPLACE INTO terms VALUES (?, ?, ?)", terms)
+            self.connection.executemany("INSERT OR IGNORE INTO listed VALUES (?, ?)", sorted(self._new))
+            if self._new or not self._flushed:
+                self.connection.executemany("DELETE FROM listed WHERE field = ?", [(field,) for field in full])
+                self.connection.execute("INSERT OR REPLACE INTO meta VALUES ('listed', ?)", (whole,))
+        self._flushed = True
+        self._new.clear()
         self._rows.clear()
         self._postings.clear()
 
@@ -133,31 +135,44 @@ def lines_of(text: SegmentText, offset: int) -> Iterator[tuple[int, bytes]]:
             at += len(line) + 1
 
 
+def remove_strays(folder: Path, segments: Iterable[Segment]) -> None:
+    """Remove the indexes of segments that retention took."""
+    wanted = {index_path(folder, segment).stem for segment in segments}
+    for path in folder.glob("*.sqlite"):
+        if path.stem not in wanted:
+            for suffix in (".checked", ".digest", ".sqlite"):
+                path.with_suffix(suffix).unlink(missing_ok=True)
+
+
 def index_path(folder: Path, segment: Segment) -> Path:
     """Return where the index of a sealed segment is."""
     return folder / f"{segment.number:06d}.{segment.first:012d}.sqlite"
 
 
-def build(segment: Segment, folder: Path) -> Path:
+def build(segment: Segment, folder: Path, keys: Path) -> Path:
     """Make the index of a sealed segment, durable, with its digest beside it, unless a usable one is there.
 
-    One builder at a time in a folder: a query may want the index that is just being made after a seal.
+    One builder at a time in a folder: a query may want the index that is just being made after a seal. Raises OSError,
+    also where the key of the home's indexes can't be read or made.
     """
+    key = index_key(keys)
+    if key is None:
+        raise PermissionError(errno.EACCES, "the key of the indexes can't be used", str(keys))
     make_folders(folder)
     target = index_path(folder, segment)
     lock = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
         try:
-            SegmentIndex.open(target, segment.first).close()
+            SegmentIndex.open(target, segment.first, key).close()
         except IndexDamaged:
-            _build(segment, target)
+            _build(segment, target, key)
     finally:
         os.close(lock)
     return target
 
 
-def _build(segment: Segment, target: Path) -> None:
+def _build(segment: Segment, target: Path, key: bytes) -> None:
     beside = target.with_suffix(".new")
     beside.unlink(missing_ok=True)
     connection = sqlite3.connect(beside, isolation_level="DEFERRED")
@@ -173,36 +188,11 @@ def _build(segment: Segment, target: Path) -> None:
     finally:
         connection.close()
     with beside.open("rb+") as file:
-        digest = sha256(file.read()).hexdigest()
+        digest = file_digest(file, "sha256").hexdigest()
         sync_file(file.fileno())
     target.unlink(missing_ok=True)  # at no moment an index stands beside another one's digest
-    replace_file(target.with_suffix(".digest"), f"{digest}\n".encode())
+    replace_file(target.with_suffix(".digest"), told_digest(key, target, digest))
     beside.rename(target)
-
-
-def sound(path: Path) -> bool:
-    """Return whether an index file is the one that was made (its digest fits).
-
-    One that was found so by this process, and not changed since, is not read again: a hundred of them take seconds, and
-    their descriptors are given back whenever no query comes for a while.
-    """
-    try:
-        wanted = path.with_suffix(".digest").read_bytes()
-        with path.open("rb") as file:
-            status = os.fstat(file.fileno())
-            known = (wanted, status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
-            if _found_sound.get(path) == known:
-                return True
-            settled = time.time_ns() - status.st_ctime_ns > _SETTLED_NS
-            if f"{file_digest(file, 'sha256').hexdigest()}\n".encode() != wanted:
-                return False
-    except OSError:
-        return False
-    if settled:  # else a change within the clock's grain would be missed
-        if len(_found_sound) >= _SOUND_MOST:
-            _found_sound.clear()
-        _found_sound[path] = known
-    return True
 
 
 class SegmentIndex:
@@ -217,9 +207,9 @@ class SegmentIndex:
         self._found: dict[Filter, list[tuple[int, int]]] = {}
 
     @classmethod
-    def open(cls, path: Path, first: int) -> SegmentIndex:
-        """Open a sealed segment's index. Raises IndexDamaged."""
-        if not sound(path):
+    def open(cls, path: Path, first: int, key: bytes | None) -> SegmentIndex:
+        """Open a sealed segment's index, which was made under the home's `key`. Raises IndexDamaged."""
+        if key is None or state(path, key) is not State.SOUND:
             raise IndexDamaged(f"the index {path.name} is missing or damaged")
         connection = sqlite3.connect(f"file:{path}?mode=ro&immutable=1", uri=True, check_same_thread=False)
         try:
@@ -343,7 +333,7 @@ class SegmentIndex:
 
     def after(self, ns: int) -> int:
         """Return the first number that may be at or after a time, with slack for clocks that were set back."""
-        us = (ns - _SLACK_NS) // 1000
+        us = (ns - SLACK_NS) // 1000
         low, high = 0, self.size
         while low < high:
             middle = (low + high) // 2

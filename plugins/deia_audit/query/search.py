@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import functools
 import heapq
+import sqlite3
 import threading
-import time
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from hashlib import sha256
-from pathlib import Path
+from itertools import chain
 from typing import Any, TypedDict
 
 import attrs
@@ -24,26 +23,16 @@ from deia_audit.layout import Layout
 from deia_audit.proof import TlogProof
 from deia_audit.query.build import build_elsewhere
 from deia_audit.query.grammar import Cursor, Query, QueryError
-from deia_audit.query.index import (
-    IndexDamaged,
-    IndexWriter,
-    SegmentIndex,
-    build,
-    index_path,
-    lines_of,
-    memory_index,
-)
+from deia_audit.query.index import SegmentIndex
+from deia_audit.query.sources import Elsewhere, Sources, line_at
 from deia_audit.tilestore import TileNodes, TileStore
 from deia_audit.tree import inclusion_proof
-from deia_hardening.journal import JournalReader, Segment
-from deia_hardening.journal.lines import LONGEST_LINE, parse_time
+from deia_hardening.journal import Segment
+from deia_hardening.journal.lines import parse_time
 from deia_hardening.journal.reader import SegmentText
 
-_SETTLED_NS = 100_000_000
-"""Nanoseconds after which a folder's time of change is believed: file systems stamp in steps of some milliseconds."""
 _TILES_KEPT = 2048
 """Tiles of 16 KiB that stay in memory for inclusion proofs: 32 MiB at most."""
-_FIRST_READ = 1536
 _MOST_WITHOUT = 16
 """Terms that the index leaves out for a negated filter."""
 
@@ -72,17 +61,6 @@ class Page:
     proofs: bool = False
 
 
-@attrs.define
-class _Live:
-    """The live segment's index in memory, and how far it has been read."""
-
-    segment: Segment
-    index: SegmentIndex
-    writer: IndexWriter
-    at: int = 0
-    next: int = 0
-
-
 class Search:
     """The search over one trail. Callable from any thread; one query at a time."""
 
@@ -92,25 +70,21 @@ class Search:
         checkpoint: Callable[[], Checkpoint | None],
         *,
         connections: int = 128,
-        elsewhere: Callable[[Segment, Path], bool] = build_elsewhere,
+        elsewhere: Elsewhere = build_elsewhere,
         settle: Callable[[], object] = lambda: None,
+        waits: bool = True,
     ) -> None:
-        self._layout = layout
+        """`waits` is false where `advance` makes what indexes are missing while queries go on."""
         self._checkpoint = checkpoint
-        self._connections = connections
-        self._elsewhere = elsewhere
         self._settle = settle
-        self._reader = JournalReader(layout.log)
+        self._sources = Sources(layout, connections=connections, elsewhere=elsewhere, waits=waits)
         self._nodes = TileNodes(TileStore(layout.evidence), 0, limit=_TILES_KEPT)
         self._lock = threading.Lock()
-        self._indexes: OrderedDict[int, SegmentIndex] = OrderedDict()
-        self._texts: OrderedDict[int, SegmentText] = OrderedDict()
-        self._live: _Live | None = None
-        self._listed: list[Segment] = []
-        self._listed_at = -1
-        self._at_rest = (-1, 0)
-        """The number of the newest segment, where it is sealed, and how many records the log then holds."""
-        self.rebuilt = 0
+
+    @property
+    def rebuilt(self) -> int:
+        """How often an index was found missing or damaged."""
+        return self._sources.rebuilt
 
     def run(self, query: Query) -> Page:
         """Answer a query. Raises QueryError for a cursor that this log can't have given.
@@ -120,28 +94,35 @@ class Search:
         if query.proof and query.cursor is None:
             self._settle()
         with self._lock:
-            return self._run(query)
+            try:
+                return self._run(query)
+            except sqlite3.DatabaseError:  # an index was damaged since it was found sound
+                self._sources.distrust()
+                return self._run(query)
+
+    def advance(self) -> bool:
+        """Index some of what has no index; whether more is left. For when no query waits, beside those that come."""
+        with self._lock:
+            more = self._sources.advance()
+            segment = self._sources.unbuilt()
+        if segment is None:
+            return more
+        built = self._sources.build(segment)
+        with self._lock:
+            return self._sources.built(segment, done=built) or more
 
     def close(self) -> None:
         """Give back every descriptor; the next query opens them again."""
         with self._lock:
-            for index in self._indexes.values():
-                index.close()
-            for text in self._texts.values():
-                text.close()
-            self._indexes.clear()
-            self._texts.clear()
-            if self._live is not None:
-                self._live.index.close()
-                self._live = None
+            self._sources.close()
 
     # -- one query --
 
     def _run(self, query: Query) -> Page:
-        segments = self._segments()
+        segments = self._sources.segments()
         checkpoint = self._checkpoint()
         self._nodes.grow(checkpoint.head.size if checkpoint is not None else 0)
-        end = self._catch_up(segments)
+        end = self._sources.catch_up(segments)
         cursor = query.cursor
         if cursor is not None and cursor.size > end:
             raise QueryError("cursor", "the cursor is of a longer log than this one")
@@ -176,25 +157,35 @@ class Search:
         self, query: Query, segments: list[Segment], low: int, high: int, size: int, damaged: list[int]
     ) -> Iterator[tuple[int, bytes]]:
         bounds = [*(segment.first for segment in segments[1:]), size]
-        pairs = list(zip(segments, bounds, strict=True))
+        pairs = list(zip(segments, bounds, strict=True)) if segments else []
         for segment, stop in reversed(pairs) if query.newest_first else pairs:
             start = max(segment.first, 0)
             if start >= high or stop <= low or start >= stop:
                 continue
-            index = self._index(segment)
             lowest, highest = max(low, start) - start, min(high, stop) - start
-            if query.since is not None:
-                lowest = max(lowest, index.after(query.since))
-            text: SegmentText | None = None  # opened for what the index offers, not before
-            for number, offset in self._numbers(query, index, lowest, highest):
+            text: SegmentText | None = None  # opened for what is offered, not before
+            for number, offset in self._offered(query, segment, lowest, highest):
                 if text is None:
-                    text = self._text(segment)
-                line = _line(text, offset)
+                    text = self._sources.text(segment)
+                line = line_at(text, offset)
                 seq = start + number
                 if self._sound(seq, line):
                     yield seq, line
                 else:
                     damaged.append(seq)
+
+    def _offered(self, query: Query, segment: Segment, low: int, high: int) -> Iterator[tuple[int, int]]:
+        """Yield what may fit in a segment, in order: what its index offers, and all that no index covers."""
+        found: Iterator[tuple[int, int]] = iter(())
+        index, rest = self._sources.of(segment)
+        if index is not None:
+            first = max(low, index.after(query.since)) if query.since is not None else low
+            found = self._numbers(query, index, first, min(high, rest.first) if rest is not None else high)
+        if rest is None:
+            return found
+        first = max(low, rest.after(query.since)) if query.since is not None else low
+        others = rest.offered(first, high, newest_first=query.newest_first)
+        return chain(others, found) if query.newest_first else chain(found, others)
 
     def _numbers(self, query: Query, index: SegmentIndex, low: int, high: int) -> Iterator[tuple[int, int]]:
         """Yield what the index offers, in order: the rarest group of terms drives, the others must hold too."""
@@ -266,112 +257,12 @@ class Search:
             return ""
         return str(TlogProof(seq, tuple(path), checkpoint))
 
-    # -- files --
-
-    def _segments(self) -> list[Segment]:
-        """Return the segments; listing a hundred costs a millisecond, so it is done when their folder has changed."""
-        changed = self._layout.log.parent.stat().st_mtime_ns
-        if changed != self._listed_at:
-            self._listed = self._reader.segments()
-            settled = time.time_ns() - changed > _SETTLED_NS  # else a change within the clock's grain would be missed
-            self._listed_at = changed if settled else -1
-        return self._listed
-
-    def _index(self, segment: Segment) -> SegmentIndex:
-        live = self._live
-        if segment.live and live is not None:
-            return live.index
-        index = self._indexes.get(segment.number)
-        if index is None:
-            index = self._open_index(segment)
-            self._indexes[segment.number] = index
-            while len(self._indexes) > self._connections:
-                self._indexes.popitem(last=False)[1].close()
-        else:
-            self._indexes.move_to_end(segment.number)
-        return index
-
-    def _open_index(self, segment: Segment) -> SegmentIndex:
-        path = index_path(self._layout.index, segment)
-        try:
-            return SegmentIndex.open(path, segment.first)
-        except IndexDamaged:
-            self.rebuilt += 1
-            for _try in range(3):  # the segment may be compressed, and so renamed, at this very moment
-                if self._elsewhere(segment, self._layout.index):
-                    break
-                try:
-                    build(segment, self._layout.index)
-                    break
-                except FileNotFoundError:
-                    segment = self._listed_again(segment)
-            return SegmentIndex.open(path, segment.first)
-
-    def _listed_again(self, segment: Segment) -> Segment:
-        return next((one for one in self._reader.segments() if one.number == segment.number), segment)
-
-    def _text(self, segment: Segment) -> SegmentText:
-        text = self._texts.get(segment.number)
-        if text is None:
-            try:
-                text = SegmentText(segment)
-            except FileNotFoundError:
-                text = SegmentText(self._listed_again(segment))
-            self._texts[segment.number] = text
-            while len(self._texts) > self._connections:
-                self._texts.popitem(last=False)[1].close()
-        else:
-            self._texts.move_to_end(segment.number)
-        return text
-
-    def _catch_up(self, segments: list[Segment]) -> int:
-        """Index what came into the live segment, and return how many records the log holds."""
-        if not segments:
-            return 0
-        segment = segments[-1]
-        live = self._live
-        if live is not None and (not segment.live or live.segment.number != segment.number):
-            live.index.close()
-            stale = self._texts.pop(live.segment.number, None)
-            if stale is not None:
-                stale.close()
-            live = self._live = None
-        if not segment.live:
-            if self._at_rest[0] != segment.number:
-                last = self._reader.last()
-                self._at_rest = (segment.number, last.seq + 1 if last is not None else 0)
-            return self._at_rest[1]
-        if live is None:
-            index, writer = memory_index(max(segment.first, 0))
-            live = self._live = _Live(segment, index, writer, 0, max(segment.first, 0))
-        before = live.next
-        for offset, line in lines_of(self._text(segment), live.at):
-            live.writer.add(live.next, offset, line)
-            live.at = offset + len(line) + 1
-            live.next += 1
-        if live.next != before:
-            live.writer.flush()
-        return live.next
-
 
 @functools.lru_cache(maxsize=128)
 def _decoder(members: frozenset[str]) -> Callable[[bytes], Mapping[str, Any]]:
     """Return what reads only these members of a record: a third of the time of reading it whole."""
     record = TypedDict("record", dict.fromkeys(members, Any), total=False)  # type: ignore[misc]
     return msgspec.json.Decoder(record).decode
-
-
-def _line(text: SegmentText, offset: int) -> bytes:
-    """Return the line that begins at an offset, empty where none ends or it can't be read."""
-    try:
-        data = text.read(offset, _FIRST_READ)
-        end = data.find(b"\n")
-        if end < 0:
-            data = text.read(offset, LONGEST_LINE)
-            end = data.find(b"\n")
-    except (OSError, ValueError):
-        return b""
-    return data[:end] if end >= 0 else b""
 
 
 def _distinct(found: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
