@@ -42,11 +42,14 @@ class BodyWatch:
         if missing > 0:
             self.first += data[:missing]
 
+    @property
+    def digest(self) -> str:
+        """The keyed digest of what went by, "" where there is no key for it."""
+        return f"hmac-sha256:{self._mac.hexdigest()}" if self._mac is not None else ""
+
     def members(self, *, text: bool, encrypt: Callable[[str], str] | None = None) -> bytes:
         """Return the members of this direction's object in a record; `encrypt` hides the text under a subject's key."""
         parts = [b'"size":%d' % self.size]
-        if self._mac is not None:
-            parts.append(b'"digest":"hmac-sha256:%b"' % self._mac.hexdigest().encode())
         if text:
             shown = self.first.decode("utf-8", "replace")
             if encrypt is not None:

@@ -8,28 +8,41 @@ from __future__ import annotations
 import csv
 import io
 import ipaddress
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final
 
 import msgspec
 
+from deia_audit.layout import LOG_NAME
 from deia_hardening.journal import parse_time
 
 COLUMNS: Final = (
     "seq", "time", "id", "kind", "stage", "actor", "ip", "action", "op", "target", "method", "path", "status", "ms",
     "outcome", "level", "reason", "ticket", "trace", "mode", "version",
 )  # fmt: skip
-_FORMULA: Final = ("=", "+", "-", "@", "\t", "\r", "\n", "|", "%", "\uff1d", "\uff0b", "\uff0d", "\uff20")
+_FORMULA: Final = frozenset("=+-@|%\u2212")
 _ACTIVITY: Final = {"create": 1, "read": 2, "update": 3, "delete": 4}
 _ACTIVITY_NAMES: Final = {1: "Create", 2: "Read", 3: "Update", 4: "Delete"}
-_SEVERITY: Final = {"info": 1, "warning": 3, "error": 4}
+_SEVERITY: Final = {"info": (1, "Informational"), "warning": (3, "Medium"), "error": (4, "High")}
+_STATUS: Final = {"success": (1, "Success"), "failure": (2, "Failure"), "refused": (2, "Failure")}
+_USER_TYPES: Final = {"user": 1, "operator": 2, "system": 3, "service": 4, "anonymous": 0}
 OCSF_VERSION = "1.3.0"
 
 
 def safe_cell(value: Any) -> str:
-    """Return a value as a CSV cell that no spreadsheet takes for a formula."""
+    """Return a value as a CSV cell that no spreadsheet takes for a formula.
+
+    What a formula can begin with is looked for behind white space, controls and marks that don't show, in each of its
+    forms (full width, small, raised).
+    """
     text = "" if value is None else str(value)
-    return f"'{text}" if text.startswith(_FORMULA) else text
+    for character in text:
+        if character in "\t\r\n" or _FORMULA & set(unicodedata.normalize("NFKC", character)):
+            return f"'{text}"
+        if not character.isspace() and unicodedata.category(character)[0] not in "CZM":
+            break
+    return text
 
 
 def to_csv(lines: Iterable[bytes]) -> Iterator[bytes]:
@@ -72,47 +85,64 @@ def _endpoint(address: str) -> dict[str, str]:
         return {"uid": address} if address else {"name": "internal"}
 
 
+def _user(actor: Mapping[str, Any]) -> dict[str, Any]:
+    """Return who acted: by id, or by type where nobody is known."""
+    kind = str(actor.get("type", "unknown"))
+    name = {"uid": str(actor["id"])} if actor.get("id") else {"name": kind}
+    return {**name, "type": kind, "type_id": _USER_TYPES.get(kind, 99)}
+
+
 def to_ocsf(line: bytes) -> bytes:
     """Return a record as an OCSF API Activity event (class 6003); what has no place there is in `unmapped`."""
     record = msgspec.json.decode(line)
-    http, source = record.pop("http", None) or {}, record.pop("src", None) or {}
-    actor = record.pop("actor", None) or {}
-    op = record.pop("op", "")
-    activity = _ACTIVITY.get(op, 99)
-    outcome = record.pop("outcome", "")
+    http, source, actor = (record.pop(name, None) or {} for name in ("http", "src", "actor"))
+    activity = _ACTIVITY.get(record.get("op", ""), 99)
+    activity_name = _ACTIVITY_NAMES.get(activity, "Other")
+    severity, severity_name = _SEVERITY.get(record.pop("level", "info"), (1, "Informational"))
+    status, status_name = _STATUS.get(record.get("outcome", ""), (0, "Unknown"))
+    uid = str(record.pop("id", ""))
     event: dict[str, Any] = {
         "class_uid": 6003,
         "class_name": "API Activity",
         "category_uid": 6,
         "category_name": "Application Activity",
         "activity_id": activity,
-        "activity_name": _ACTIVITY_NAMES.get(activity) or op or "Other",
+        "activity_name": activity_name,
         "type_uid": 600_300 + activity,
-        "type_name": f"API Activity: {_ACTIVITY_NAMES.get(activity, 'Other')}",
+        "type_name": f"API Activity: {activity_name}",
         "time": parse_time(record["time"]) // 1_000_000,
-        "severity_id": _SEVERITY.get(record.pop("level", "info"), 1),
-        "status_id": {"success": 1, "failure": 2, "refused": 2}.get(outcome, 0),
-        "status": {"success": "Success", "failure": "Failure", "refused": "Failure"}.get(outcome, "Unknown"),
+        "severity_id": severity,
+        "severity": severity_name,
+        "status_id": status,
+        "status": status_name,
         "api": {
             "operation": record.pop("action", record.get("kind", "")),
-            "request": {"uid": str(record.get("id", ""))},
+            "request": {"uid": str(record.get("request", uid))},
         },
-        "actor": {"user": {"uid": str(actor.get("id", "")), "type": str(actor.get("type", "unknown"))}},
-        "src_endpoint": _endpoint(str(source.get("ip", ""))),
+        "actor": {"user": _user(actor)},
+        "src_endpoint": _endpoint(str(source.pop("ip", ""))),
         "metadata": {
             "version": OCSF_VERSION,
-            "uid": str(record.pop("id", "")),
+            "uid": uid,
             "sequence": record.pop("seq"),
+            "original_time": record.pop("time"),
+            "log_name": LOG_NAME,
             "product": {"name": "deia_audit", "vendor_name": "deia_hardening"},
         },
     }
+    if actor.get("session"):
+        event["actor"]["session"] = {"uid": str(actor["session"])}
     if http:
-        event["http_request"] = {"http_method": http.get("method", ""), "url": {"path": http.get("path", "")}}
-        if source.get("ua"):
-            event["http_request"]["user_agent"] = source["ua"]
-        event["http_response"] = {"code": http.get("status", 0)}
+        request: dict[str, Any] = {"http_method": http.pop("method", ""), "url": {"path": http.pop("path", "")}}
+        if "ua" in source:
+            request["user_agent"] = source.pop("ua")
+        event["http_request"] = request
         if "ms" in http:
             event["duration"] = round(http["ms"])
+        if "status" in http:  # else no answer began
+            event["http_response"] = {"code": http.pop("status")}
+            if "bytes" in http:
+                event["http_response"]["length"] = http.pop("bytes")
     if "trace" in record:
         event["metadata"]["correlation_uid"] = record.pop("trace")
     if "target" in record:
@@ -120,6 +150,9 @@ def to_ocsf(line: bytes) -> bytes:
         event["resources"] = [{"type": target.get("type", ""), "uid": target.get("id", "")}]
     if "reason" in record:
         event["status_detail"] = record.pop("reason")
-    record.pop("time", None)
+    rest = {name: value for name, value in actor.items() if name not in ("type", "id", "session")}
+    for name, left in (("actor", rest), ("http", http), ("src", source)):
+        if left:
+            record[name] = left
     event["unmapped"] = record
     return msgspec.json.encode(event)

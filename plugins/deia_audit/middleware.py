@@ -173,7 +173,7 @@ class Call:
             logger.flooded()
             return
         stage = "aborted" if not exchange.complete else "end" if self.recorded else "result"
-        inside = ""
+        inside = self._digests(level)
         if method == "WEBSOCKET" and status == 101:
             stage = "end" if exchange.complete else "aborted"
             inside = f',"close":{exchange.close_code}'
@@ -207,6 +207,14 @@ class Call:
         if self.layer.kept:
             extra += kept_parts(scope, settings)
         return extra
+
+    def _digests(self, level: Level) -> str:
+        """Return the member `digest` of `http`: of each body that the policy has looked at."""
+        watched = (("request", self.request, Level.REQUEST), ("response", self.response, Level.RESPONSE))
+        found = [
+            f'"{name}":"{watch.digest}"' for name, watch, least in watched if watch and level >= least and watch.digest
+        ]
+        return f',"digest":{{{",".join(found)}}}' if found else ""
 
     def _used(self) -> bytes:
         """Return what an answer says of its call: a tool's outcome; what a model used and when its first byte came."""

@@ -18,7 +18,7 @@ from starlette.routing import Route
 
 from deia_audit import untold
 from deia_audit.checkpoint import Checkpoint
-from deia_audit.export import safe_cell
+from deia_audit.export import safe_cell, to_ocsf
 from deia_audit.layout import Layout
 from deia_audit.notes import VerifierKey
 from deia_audit.operations import ExportInput, HoldInput, NewLogInput, ProveInput, QueryInput, VerifyInput
@@ -148,9 +148,58 @@ async def _use_the_verbs(tmp_path: Path, home: Path) -> Any:
     return key, seq, proved
 
 
-@pytest.mark.parametrize("cell", ["=1+1", "+1", "-1", "@x", "\t=1", "|x", "＝1"])
+@pytest.mark.parametrize(
+    "cell",
+    ["=1+1", "+1", "-1", "@x", "\t=1", "\r=1", "\nx", "|x", "%x", "＝1", "＋1", "－1", "＠x", "\ufe66x", "\u207ax",
+     "\u2212x", " =1", "\u00a0=1", "\ufeff=1", "\u200b\u2060=1", "\x00=1", "\u0301=1", "  \u3000＝1", "\x0b=1", "\x85@x"],
+)  # fmt: skip
 def test_no_cell_is_a_formula(cell: str) -> None:
-    assert safe_cell(cell).startswith("'")
+    assert safe_cell(cell) == f"'{cell}"
+
+
+@pytest.mark.parametrize("cell", ["", "a=1", "GET /a", "  plain", "10", "é=", "'=1", "🙂", "(1)"])
+def test_a_cell_that_is_none_stays_as_it_is(cell: str) -> None:
+    assert safe_cell(cell) == cell
+
+
+def test_a_record_is_an_api_activity_and_nothing_of_it_is_lost() -> None:
+    """OCSF 1.3, class 6003: its required members, its enumerations, its constraints (at least one of …)."""
+    record = {
+        "seq": 7, "time": "2026-11-30T16:33:02.964961Z", "prev": "00", "id": "i1", "kind": "http", "stage": "end",
+        "action": "POST /m/{x}", "op": "create", "outcome": "refused", "level": "warning",
+        "http": {"method": "POST", "path": "/m/1", "status": 403, "ms": 1.6, "bytes": 9, "digest": {"request": "h"}},
+        "actor": {"type": "operator", "id": "ann", "auth": "token:a", "session": "s1", "on_behalf_of": "bob"},
+        "src": {"ip": "10.0.0.1", "ua": "curl"}, "target": {"type": "x", "id": "1"}, "reason": "why",
+        "ticket": "T-1", "trace": "f" * 32, "claims": {"x": "y"}, "request": "r1",
+    }  # fmt: skip
+    event = json.loads(to_ocsf(json.dumps(record).encode()))
+    assert {"class_uid": 6003, "category_uid": 6, "activity_id": 1, "type_uid": 600301}.items() <= event.items()
+    assert (event["severity_id"], event["status_id"], event["status_detail"]) == (3, 2, "why")
+    assert event["time"] == 1796056382964 and event["metadata"]["original_time"] == record["time"]
+    assert event["metadata"]["version"] == "1.3.0" and event["metadata"]["product"]["vendor_name"]
+    assert event["api"] == {"operation": "POST /m/{x}", "request": {"uid": "r1"}}
+    assert event["actor"] == {"user": {"uid": "ann", "type": "operator", "type_id": 2}, "session": {"uid": "s1"}}
+    assert event["src_endpoint"] == {"ip": "10.0.0.1"}
+    assert event["http_request"] == {"http_method": "POST", "url": {"path": "/m/1"}, "user_agent": "curl"}
+    assert event["http_response"] == {"code": 403, "length": 9} and event["duration"] == 2
+    left = event["unmapped"]
+    assert left["actor"] == {"auth": "token:a", "on_behalf_of": "bob"} and left["http"] == {
+        "ms": 1.6,
+        "digest": {"request": "h"},
+    }
+    assert left["outcome"] == "refused" and left["claims"] == {"x": "y"} and left["ticket"] == "T-1"
+
+    nobody = {
+        "seq": 1,
+        "time": record["time"],
+        "kind": "http",
+        "actor": {"type": "anonymous"},
+        "http": {"method": "GET"},
+    }
+    event = json.loads(to_ocsf(json.dumps(nobody).encode()))
+    assert event["actor"]["user"]["name"] == "anonymous" and event["src_endpoint"] == {"name": "internal"}
+    assert (event["activity_id"], event["type_uid"], event["status_id"]) == (99, 600399, 0)
+    assert "http_response" not in event, "no answer began, and its code is required"
 
 
 def test_a_witness_makes_the_trail_ok_witnessed(tmp_path: Path) -> None:

@@ -66,8 +66,9 @@ def test_bodies_are_digests_under_a_key_and_streams_pass_untouched(tmp_path: Pat
     serve(tmp_path, [("POST", "/echo", b"secret prompt", {}), ("GET", "/stream", b"", {})], level="request+response")
     posted, streamed = calls(tmp_path)
     assert posted["request_body"]["size"] == posted["response_body"]["size"] == 13
-    assert posted["request_body"]["digest"].startswith("hmac-sha256:")
-    assert posted["request_body"]["digest"] != posted["response_body"]["digest"]
+    digests = posted["http"]["digest"]
+    assert all(digests[side].startswith("hmac-sha256:") for side in ("request", "response"))
+    assert digests["request"] != digests["response"]
     assert streamed["response_body"]["size"] == 21
     assert b"secret" not in (tmp_path / "logs" / "audit-trail.jsonl").read_bytes()
 

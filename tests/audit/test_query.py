@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import random
@@ -15,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
@@ -27,7 +30,7 @@ from deia_audit.notes import VerifierKey
 from deia_audit.proof import TlogProof, check_proof
 from deia_audit.query import search as reading
 from deia_audit.query import soundness
-from deia_audit.query.grammar import Cursor, QueryError, parse_query
+from deia_audit.query.grammar import CONTROLS, FIELDS, Cursor, QueryError, parse_query
 from deia_audit.query.index import build, index_path
 from deia_audit.query.search import Page, Search
 from deia_audit.query.soundness import State, index_key, state
@@ -98,6 +101,10 @@ def actor(record: dict[str, Any]) -> str:
     return str(record.get("actor", {}).get("id", ""))
 
 
+def words(record: dict[str, Any]) -> list[str]:
+    return f"{record.get('action', '')} {record.get('http', {}).get('path', '')}".replace("/", " ").split()
+
+
 QUERIES: list[tuple[str, Callable[[dict[str, Any]], bool]]] = [
     ("actor=alice", lambda one: actor(one) == "alice"),
     ("actor=user:bob", lambda one: actor(one) == "bob"),
@@ -113,6 +120,10 @@ QUERIES: list[tuple[str, Callable[[dict[str, Any]], bool]]] = [
     ("trace=" + f"{7:032x}", lambda one: one.get("trace") == f"{7:032x}"),
     ("q=nightly&actor=bob", lambda one: "nightly" in one.get("reason", "") and actor(one) == "bob"),
     ("q=load test&-q=nightly", lambda one: False),
+    ("q=nightly&q=bots", lambda one: "nightly" in one.get("reason", "") or "bots" in words(one)),
+    ("q=nightly test&q=nowhere", lambda one: "nightly" in one.get("reason", "")),
+    ("-q=nightly bots", lambda one: not ("nightly" in one.get("reason", "") and "bots" in words(one))),
+    ("q=-nightly&-q=bots", lambda one: "nightly" not in one.get("reason", "") and "bots" not in words(one)),
     ("-kind=http", lambda one: one["kind"] != "http"),
     ("-ip=10.0.0.0/9", lambda one: "src" not in one),
     ("-actor=alice&-actor=bob", lambda one: actor(one) not in ("alice", "bob")),
@@ -277,9 +288,50 @@ def sound(trail: Any, path: Path) -> bool:
     return state(path, index_key(trail.layout.keys)) is State.SOUND
 
 
+ANYTHING = st.one_of(
+    st.text(max_size=12),
+    st.sampled_from(
+        ["-", "\\-a", "[", "[!", "[z-a]", "*[?", "..5", "5..", "9" * 16, "٣", "::/0", "1.2.3.4/99", "nan", "inf",
+         "-15m", "1e999d", "0001-01-01T00:00:00+23:59", "9999-12-31T23:59:59-23:59", "2026-W01-1", "x" * 513, "\x00"]
+    ),
+)  # fmt: skip
+NAMES = st.sampled_from(
+    [*FIELDS, *CONTROLS, *(f"-{name}" for name in (*FIELDS, *CONTROLS)), "", "-", "--actor", "Actor"]
+)
+
+
+@given(st.lists(st.tuples(NAMES, ANYTHING), max_size=5))
+def test_no_query_is_worse_than_a_bad_one(pairs: list[tuple[str, str]]) -> None:
+    try:
+        query = parse_query(pairs, most=1000, now_ns=10**18)
+    except QueryError as error:
+        assert error.field in {name.removeprefix("-") for name, _ in pairs}
+        return
+    odd = {"http": {"status": "x"}, "src": {"ip": "x"}, "actor": 5, "target": [1], "tool": {"also": [{}]}}
+    assert query.matches(odd, 5) in (True, False)
+
+
+BIG = 1 << 200
+
+
+@pytest.mark.parametrize("order", ["asc", "desc"])
+def test_no_cursor_shows_what_its_query_does_not(filled: Any, order: str) -> None:
+    _trail, search, _records = filled
+    text = f"actor=alice&order={order}&limit=3"
+    for size, last, now_ns in itertools.product((0, 1, 500, BIG), (-1, 0, 99, 10_000, BIG), (-BIG, 0, BIG)):
+        cursor = Cursor(size, last, parse(text).digest, now_ns).encode()
+        try:
+            page = search.run(parse(f"{text}&cursor={cursor}"))
+        except QueryError as error:
+            assert error.field == "cursor" and size == BIG
+            continue
+        assert all(actor(json.loads(row.line)) == "alice" and row.seq < page.size for row in page.rows)
+
+
 @pytest.mark.parametrize(
     ("text", "field"),
     [
+        ("q=a", "q"), ("q=!!", "q"), ("q=", "q"), ("-q=-", "q"), ("status=500..400", "status"),
         ("stauts=1", "stauts"), ("status=x", "status"), ("status=5..x", "status"), ("ip=1.2.3", "ip"),
         ("limit=0", "limit"), ("limit=99999", "limit"), ("cursor=AAAA", "cursor"), ("order=up", "order"),
         ("since=yesterday", "since"), ("proof=maybe", "proof"), ("limit=1&limit=2", "limit"),

@@ -107,11 +107,14 @@ class Cursor:
 
 @attrs.frozen
 class Query:
-    """A parsed query. `since` and `until` are nanoseconds since the epoch, or None."""
+    """A parsed query. `since` and `until` are nanoseconds since the epoch, or None.
+
+    Each of `words` is what one `q` asks for, all of it; one of them must be there, and none of `without`.
+    """
 
     filters: tuple[Filter, ...] = ()
-    words: tuple[str, ...] = ()
-    without: tuple[str, ...] = ()
+    words: tuple[tuple[str, ...], ...] = ()
+    without: tuple[tuple[str, ...], ...] = ()
     since: int | None = None
     until: int | None = None
     limit: int = DEFAULT_LIMIT
@@ -131,12 +134,10 @@ class Query:
                 return False
         if self.words or self.without:
             text = text_of(record)
-            for word in self.words:
-                if not holds(text, word):
-                    return False
-            for word in self.without:
-                if holds(text, word):
-                    return False
+            if self.words and not any(_all(text, words) for words in self.words):
+                return False
+            if any(_all(text, words) for words in self.without):
+                return False
         return True
 
     @property
@@ -148,12 +149,16 @@ class Query:
         return frozenset(name for field in fields for name in members_of(field))
 
 
+def _all(text: str, words: Iterable[str]) -> bool:
+    return all(holds(text, word) for word in words)
+
+
 def parse_query(pairs: Iterable[tuple[str, str]], *, most: int, now_ns: int) -> Query:
     """Read name-value pairs. `most` bounds the limit, `now_ns` is what relative times count from. QueryError."""
     fields: dict[tuple[str, bool], list[str]] = {}
     controls: dict[str, str] = {}
-    words: list[str] = []
-    without: list[str] = []
+    words: list[tuple[str, ...]] = []
+    without: list[tuple[str, ...]] = []
     for number, (name, value) in enumerate(pairs):
         if number >= _MOST_FILTERS:
             raise QueryError(name, f"a query has at most {_MOST_FILTERS} filters")
@@ -161,12 +166,14 @@ def parse_query(pairs: Iterable[tuple[str, str]], *, most: int, now_ns: int) -> 
             raise QueryError(name, f"a value is at most {_LONGEST} characters long")
         negated = name.startswith("-")
         name = name.removeprefix("-")
+        if (name == "q" or name in FIELDS) and value.startswith("-"):
+            negated, value = not negated, value[1:]
         if name == "q":
-            found = words_of({"q": value})
-            (without if negated else words).extend(sorted(found))
+            found = tuple(sorted(words_of({"q": value.removeprefix("\\")})))
+            if not found:
+                raise QueryError(name, f"{value!r} holds no word: one has 2 to 64 letters, digits, dots or hyphens")
+            (without if negated else words).append(found)
         elif name in FIELDS:
-            if value.startswith("-"):
-                negated, value = not negated, value[1:]
             fields.setdefault((name, negated), []).append(value.removeprefix("\\"))
         elif name in CONTROLS and not negated:
             if name in controls:
@@ -174,7 +181,7 @@ def parse_query(pairs: Iterable[tuple[str, str]], *, most: int, now_ns: int) -> 
             controls[name] = value
         else:
             close = difflib.get_close_matches(name, (*FIELDS, *CONTROLS), 1)
-            hint = f"; did you mean {close[0]}?" if close else ""
+            hint = f"; did you mean {close[0]}?" if close else "."
             raise QueryError(name, f"there is no filter {name!r}{hint} There are: {', '.join((*FIELDS, *CONTROLS))}")
     filters = tuple(_filter(name, negated, values) for (name, negated), values in sorted(fields.items()))
     order = controls.get("order", "desc")
@@ -220,6 +227,8 @@ def _filter(name: str, negated: bool, values: Sequence[str]) -> Filter:
             if not low.isdecimal() or (dots and not high.isdecimal()) or len(value) > 16:
                 raise QueryError(name, f"{value!r} is no status: write 404 or 500..599")
             ranges.append((int(low), int(high) if dots else int(low)))
+            if ranges[-1][0] > ranges[-1][1]:
+                raise QueryError(name, f"the range {value!r} is empty: write the lower status first")
         return Filter(name, tuple(values), negated, ranges=tuple(ranges))
     if name == "ip":
         networks = []

@@ -129,7 +129,7 @@ class Search:
         size = cursor.size if cursor is not None else end
         low, high = 0, size
         if cursor is not None and not query.count:  # what is counted is what all pages show
-            low, high = (0, cursor.last) if query.newest_first else (cursor.last + 1, size)
+            low, high = (0, min(cursor.last, size)) if query.newest_first else (cursor.last + 1, size)
         rows: list[Row] = []
         damaged: list[int] = []
         count = 0
@@ -204,10 +204,10 @@ class Search:
                     without += (key for key, _ in found)
                 continue
             groups.append((sum(count for _, count in found), tuple(key for key, _ in found)))
-        for word in query.words:
-            hit = index.lookup("q", word)
-            groups.append((hit[1], (hit[0],)) if hit is not None else (0, ()))
-        without += (hit[0] for word in query.without if (hit := index.lookup("q", word)) is not None)
+        groups += self._worded(query, index)
+        for words in query.without:
+            if len(words) == 1 and (hit := index.lookup("q", words[0])) is not None:
+                without.append(hit[0])
         if any(not keys for _, keys in groups):
             return iter(())
         groups.sort()
@@ -220,6 +220,16 @@ class Search:
         if len(streams) == 1:
             return streams[0]
         return _distinct(heapq.merge(*streams, reverse=query.newest_first))
+
+    @staticmethod
+    def _worded(query: Query, index: SegmentIndex) -> list[tuple[int, tuple[int, ...]]]:
+        """Return groups of terms of which one each must be there: all words of a single `q`, or the rarest of each."""
+        found = [[index.lookup("q", word) or (0, 0) for word in words] for words in query.words]  # id, count
+        if len(found) == 1:
+            return [(count, (key,) if count else ()) for key, count in found[0]]
+        rarest = [min(words, key=lambda hit: hit[1]) for words in found]
+        there = [(key, count) for key, count in rarest if count]
+        return [(sum(count for _, count in there), tuple({key for key, _ in there}))] if found else []
 
     @staticmethod
     def _left(
