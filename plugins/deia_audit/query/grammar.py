@@ -161,11 +161,11 @@ def parse_query(pairs: Iterable[tuple[str, str]], *, most: int, now_ns: int) -> 
     without: list[tuple[str, ...]] = []
     for number, (name, value) in enumerate(pairs):
         if number >= _MOST_FILTERS:
-            raise QueryError(name, f"a query has at most {_MOST_FILTERS} filters")
-        if len(value) > _LONGEST:
-            raise QueryError(name, f"a value is at most {_LONGEST} characters long")
+            raise QueryError(name.removeprefix("-"), f"a query has at most {_MOST_FILTERS} filters")
         negated = name.startswith("-")
         name = name.removeprefix("-")
+        if len(value) > _LONGEST:
+            raise QueryError(name, f"a value is at most {_LONGEST} characters long")
         if (name == "q" or name in FIELDS) and value.startswith("-"):
             negated, value = not negated, value[1:]
         if name == "q":
