@@ -41,6 +41,7 @@ class RebuiltTree:
             self.size += len(leaves[at : at + _TILE_BYTES]) // HASH_SIZE
             if len(self._edge) == _TILE_BYTES:
                 self._close(None, compare=False)
+        self._keep.add(self.size // TILE_WIDTH)  # of this tile the log has only the rest: it can't be read again
 
     def add(self, part: Part) -> None:
         """Take a range that continues the log."""

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from deia_audit import tilestore
+from deia_audit.checkpoint import Checkpoint
 from deia_audit.keeper import gathering
 from deia_audit.keys import KeyFolder
 from deia_audit.layout import Layout
@@ -24,7 +25,9 @@ from deia_audit.tiles import Tile
 from deia_audit.tilestore import TileStore
 from deia_audit.verdict import Verdict
 from deia_audit.verify import verify
+from deia_hardening.clock import SYSTEM_CLOCK
 from deia_hardening.journal import JournalReader, JournalSettings
+from deia_hardening.journal.housekeeping import prune
 from deia_hardening.settings import Bytes
 
 WRITER = """
@@ -206,6 +209,24 @@ def test_a_pruned_trail_still_verifies_and_an_unannounced_loss_does_not(make_tra
     first = next(one for one in JournalReader(trail.layout.log).segments())
     first.path.unlink()
     assert verify(trail.layout).verdict is Verdict.TRUNCATED
+
+
+@pytest.mark.parametrize("first", [100, 254, 255, 256, 257, 300])
+def test_a_seal_beside_where_a_pruned_log_begins_is_no_alarm(make_trail: Callable[..., Any], first: int) -> None:
+    """Of the tile that holds the first record the log has only the rest."""
+    trail = make_trail(epoch=20)
+    trail.add(first - 3)
+    while trail.journal.durable_through < first:  # `audit seal` hands over and begins a segment
+        trail.add(1)
+    trail.journal.seal()
+    for start in range(0, 600, 60):
+        trail.add(60, start)
+    heads = [Checkpoint.parse(trail.layout.checkpoint.read_bytes())]
+    (pruned,) = prune(trail.journal, JournalSettings(retain_bytes=Bytes("4KiB")), SYSTEM_CLOCK, lambda one: False)
+    trail.add(1)
+    report = verify(trail.layout, heads=heads)
+    assert report.verdict is Verdict.OK_WITNESSED, report
+    assert report.first > first > pruned.first
 
 
 def test_a_log_that_is_written_sealed_and_compressed_meanwhile_verifies(make_trail: Callable[..., Any]) -> None:
