@@ -111,7 +111,7 @@ class AuditMiddleware:
         call.request = BodyWatch(key, limit)
         receive = watch_receive(receive, call.request)
         if level >= Level.RESPONSE or protocol in (OPENAI, MCP):
-            call.response = BodyWatch(key, limit, limit if protocol == OPENAI else 0)
+            call.response = BodyWatch(key, limit, limit if protocol in (OPENAI, MCP) else 0)
             send = watch_send(send, call.response)
         return receive, send
 
@@ -222,7 +222,7 @@ class Call:
         if answer is None or not answer.size:
             return b""
         if self.protocol == MCP:
-            return mcp_outcome(answer.first, self.context.exchange.status)
+            return mcp_outcome(answer.first, answer.last, answer.size, self.context.exchange.status)
         told = usage(answer.first, answer.last)
         first = b'"first_ms":%.3f' % ((answer.began - self.context.received) * 1000)
         return b"%b,%b" % (told, first) if told else first

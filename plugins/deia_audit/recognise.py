@@ -33,6 +33,15 @@ class _Mcp(msgspec.Struct):
     params: _McpParams | None = None
 
 
+class _Result(msgspec.Struct):
+    isError: bool = False  # noqa: N815 - as the protocol names it
+
+
+class _Answer(msgspec.Struct):
+    result: _Result | None = None
+    error: Any = None
+
+
 class _Model(msgspec.Struct):
     model: str | None = None
     conversation: Any = None
@@ -46,6 +55,8 @@ class _Chat(msgspec.Struct):
 
 _mcp = msgspec.json.Decoder(_Mcp)
 _mcp_batch = msgspec.json.Decoder(list[_Mcp])
+_answer = msgspec.json.Decoder(_Answer)
+_answer_batch = msgspec.json.Decoder(list[_Answer])
 _model = msgspec.json.Decoder(_Model)
 _chat = msgspec.json.Decoder(_Chat)
 
@@ -128,14 +139,41 @@ def _call_members(call: _Mcp, digest: Digest | None) -> list[bytes]:
     ]
 
 
-def mcp_outcome(answer: bytes, status: int) -> bytes:
-    """Return the member `outcome` as status and first bytes of an answer to a tool's call tell it.
+def mcp_outcome(first: bytes, last: bytes, size: int, status: int) -> bytes:
+    """Return the member `outcome` of an answer to a tool's call: its status, its first and its last bytes.
 
-    An error of JSON-RPC or of the tool is a failure. Quotes inside of texts are escaped, so no text can pretend one.
+    An error of JSON-RPC or of the tool, of any call of a batch, is a failure. An answer that was not seen whole is
+    looked through: a tool's `isError` stands behind its content. Quotes inside of texts are escaped, so no text can
+    pretend one.
     """
-    plain = answer.replace(b'": ', b'":')
-    failed = status >= 400 or b'"isError":true' in plain or (b'"error":{' in plain and b'"result":' not in plain)
+    whole = _messages(first) if size <= len(first) else []
+    found = [answer for text in whole for answer in _answers(text)]
+    if found:
+        failed = any(one.error is not None or (one.result is not None and one.result.isError) for one in found)
+    else:
+        begun, ended = first.replace(b'": ', b'":'), last.replace(b'": ', b'":')
+        failed = b'"isError":true' in begun or b'"isError":true' in ended
+        failed = failed or (b'"error":{' in begun and b'"result":' not in begun)
+    failed = failed or status >= 400
     return b'"outcome":"failure"' if failed else b'"outcome":"success"'
+
+
+def _messages(answer: bytes) -> list[bytes]:
+    """Return the texts of an answer: itself, or the data of its server-sent events."""
+    if answer.lstrip()[:1] in (b"{", b"["):
+        return [answer]
+    lines = answer.replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n\n")
+    return [
+        b"\n".join(line[5:].removeprefix(b" ") for line in event.split(b"\n") if line.startswith(b"data:"))
+        for event in lines
+    ]
+
+
+def _answers(text: bytes) -> list[_Answer]:
+    if text.lstrip()[:1] == b"[":
+        return _decode(_answer_batch, text) or []
+    found = _decode(_answer, text)
+    return [found] if found is not None else []
 
 
 def _decode(decoder: msgspec.json.Decoder[Any], body: bytes) -> Any:

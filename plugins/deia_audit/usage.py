@@ -24,11 +24,20 @@ def usage(first: bytes, last: bytes) -> bytes:
 
 
 def _number(data: bytes, keys: tuple[bytes, ...], *, fraction: bool) -> bytes:
-    """Return the number behind the last of `keys` in `data`, as JSON text, or b""."""
-    at, key = max((data.rfind(key), key) for key in keys)
-    if at < 0:
-        return b""
-    rest = data[at + len(key) : at + len(key) + 32].lstrip()
+    """Return the last number behind one of `keys` in `data`, as JSON text, or b"".
+
+    A key with something else behind it is no count: what a caller named its metadata comes back in some answers.
+    """
+    end = len(data)
+    while (at := max((data.rfind(key, 0, end), len(key)) for key in keys))[0] >= 0:
+        end = at[0]
+        if number := _number_at(data[end + at[1] : end + at[1] + 32], fraction=fraction):
+            return number
+    return b""
+
+
+def _number_at(rest: bytes, *, fraction: bool) -> bytes:
+    rest = rest.lstrip()
     if not rest.startswith(b":"):
         return b""
     rest = rest[1:].lstrip()

@@ -38,6 +38,7 @@ ANTHROPIC = (
         (*ANTHROPIC, {"tokens_in": 25, "tokens_out": 15}),
         (b"", b'{"prompt_tokens":1,"cost":0.0042}', {"tokens_in": 1, "cost": 0.0042}),
         (b"", CHAT % b'\\"prompt_tokens\\":999999', {"tokens_in": 19, "tokens_out": 10}),
+        (b"", RESPONSES[:-1] + b', "metadata": {"input_tokens": "9"}}', {"tokens_in": 36, "tokens_out": 87}),
         (b"", b'{"error":"no"}', {}),
         (b"", b'"prompt_tokens":' + b"9" * 40, {}),
         (b"", b'"prompt_tokens":{"x":1}', {}),
