@@ -9,6 +9,7 @@ from __future__ import annotations
 import http.client
 import ssl
 from collections.abc import Sequence
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from deia_audit.checkpoint import Checkpoint
@@ -59,6 +60,8 @@ class WitnessClient:
         if not found:
             return checkpoint
         cosigned = checkpoint.with_signatures(found)
+        if self._size(self._layout.witnessed) > checkpoint.head.size:  # another worker's, which is newer
+            return cosigned
         replace_file(self._layout.witnessed, str(cosigned).encode())
         return cosigned
 
@@ -70,6 +73,8 @@ class WitnessClient:
             status, body = self._post(url, AddCheckpoint(old, tuple(proof), checkpoint).encode())
             if status == 409:
                 told = int(body.decode("ascii").strip())
+                if checkpoint.head.size < told <= self._size(self._layout.checkpoint):
+                    return []  # another worker has submitted a newer one of this log
                 if told == old or told > checkpoint.head.size:
                     raise NoteError(f"it has seen another tree: its size is {told}, ours {checkpoint.head.size}")
                 self._known[key.name] = told
@@ -85,6 +90,14 @@ class WitnessClient:
             self._known[key.name] = checkpoint.head.size
             return good
         raise NoteError("it names another size each time")
+
+    @staticmethod
+    def _size(path: Path) -> int:
+        """Return the size that a checkpoint on disk is of, -1 where there is none."""
+        try:
+            return Checkpoint.parse(path.read_bytes()).head.size
+        except (OSError, NoteError):
+            return -1
 
     def _post(self, url: str, body: bytes) -> tuple[int, bytes]:
         parts = urlsplit(url)

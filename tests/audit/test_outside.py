@@ -241,6 +241,31 @@ def test_a_cosigned_proof_names_its_witness_to_the_outside_verifier(trail: Any, 
     assert verify_tlog_proof(str(TlogProof(3, tuple(path), checkpoint)), trail.lines()[3], keys) == 3
 
 
+def test_workers_that_submit_out_of_turn_are_no_alarm_and_take_no_cosignature_back(
+    make_trail: Callable[..., Any], tmp_path: Path
+) -> None:
+    trail = make_trail()
+    trail.add(5)
+    older = trail.sealer.checkpoint
+    trail.add(5)
+    newer = trail.sealer.checkpoint
+    log = VerifierKey.parse(trail.layout.vkey.read_text())
+    witness = Witness(tmp_path / "witness", "witness.example/w1", [log], lambda: 1_700_000_000.0)
+    post = lambda url, body: ((answer := witness.answer(body)).status, answer.body)  # noqa: E731
+    one, other = (
+        WitnessClient(trail.layout, [(witness.signer.verifier, "http://unused.example")], 1.0) for _ in range(2)
+    )
+    one._post = other._post = post  # type: ignore[method-assign]
+    one.submit(newer)
+    cosigned = trail.layout.witnessed.read_bytes()
+    other.submit(older)
+    assert not other.problems
+    assert trail.layout.witnessed.read_bytes() == cosigned
+    trail.layout.checkpoint.write_text(str(older))  # the home is an old copy: now it is one
+    other.submit(older)
+    assert "has seen another tree" in other.problems["witness.example/w1"]
+
+
 @pytest.mark.parametrize(
     ("change", "status"),
     [
