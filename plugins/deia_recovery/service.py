@@ -134,7 +134,10 @@ class DisasterRecovery(Reporting):
 
     def adopt(self) -> None:
         """Change over to the generation that was just put in force, and lease anew what was in flight. Blocks."""
-        self.engine.write(steps.release_all, grows=False, guarded=True).result(_PURGE_WAIT)
+        self._release_all(blame=False)
+
+    def _release_all(self, *, blame: bool) -> int:
+        return self.engine.write(partial(steps.release_all, blame=blame), grows=False, guarded=True).result(_PURGE_WAIT)
 
     def _confirm(self, position: int) -> None:
         self.backups.confirm(position)
@@ -155,7 +158,7 @@ class DisasterRecovery(Reporting):
         if opened is not None and before is None:
             released = 0
             if in_doubt(opened.verdict) or opened.restored:
-                released = self.engine.write(steps.release_all, grows=False, guarded=True).result(_PURGE_WAIT)
+                released = self._release_all(blame=in_doubt(opened.verdict))
             self._say(opened, released)
             load_objects(self)
         return opened
@@ -309,7 +312,8 @@ class DisasterRecovery(Reporting):
 
     async def _bot_changed(self, event: BotChanged) -> None:
         if event.state in ("ejected", "drained", "removed") and self.generation is not None:
-            await self.engine.write(lambda tx: steps.release_bot(tx, event.bot), grows=False, guarded=True)
+            release = partial(steps.release_bot, bot=event.bot, blame=event.state == "ejected")
+            await self.engine.write(release, grows=False, guarded=True)
 
     # -- telling ---------------------------------------------------------------------------------------------------
 

@@ -8,12 +8,11 @@ from pathlib import Path
 import anyio
 import attrs
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from deia_hardening.events import BotChanged
 from deia_hardening.testing import FakeClock, running
 from deia_recovery.errors import LeaseLost, StateError, StateUnavailable, UnknownTask
+from deia_recovery.stores import steps
 from deia_recovery.stores.state import State
 from deia_recovery.stores.tasks import TaskQueue
 
@@ -100,6 +99,54 @@ async def test_a_crashing_worker_uses_up_attempts_too(jobs: TaskQueue, clock: Fa
         clock.advance(31)
     assert await jobs.claim("w") is None
     assert (await jobs.stats()).dead == 1
+
+
+async def test_a_task_that_brings_the_service_down_each_time_is_a_dead_letter(state: State, jobs: TaskQueue) -> None:
+    first = await jobs.submit({}, conversation="c")
+    await jobs.submit({"n": 2}, conversation="c")
+    for attempt in (1, 2, 3):
+        assert (await jobs.claim("w")).attempt == attempt
+        await state.write(steps.release_all)
+    assert [(one.id, one.error) for one in await jobs.dead()] == [
+        (first.id, "attempt 3 of 3: the service ended while it ran")
+    ]
+    assert (await jobs.claim("w")).body == {"n": 2}
+
+
+async def test_what_was_to_be_cancelled_is_not_run_again_when_it_is_given_back(state: State, jobs: TaskQueue) -> None:
+    for give_back in (lambda task: task.release(), lambda task: state.write(lambda tx: steps.release_bot(tx, "b"))):
+        await jobs.submit({})
+        task = await jobs.claim("w", bot="b")
+        await jobs.cancel(task.id)
+        await give_back(task)
+        assert (await jobs.get(task.id)).state == "cancelled"
+        assert await jobs.claim("w") is None
+
+
+async def test_the_head_of_a_conversation_that_was_parked_goes_first_when_it_is_retried(state: State) -> None:
+    anything: TaskQueue = TaskQueue("jobs", state=state)
+    first = await anything.submit("one", conversation="c")
+    await anything.submit(2, conversation="c")
+    assert await TaskQueue("jobs", int, state=state).claim("w") is None
+    assert (await anything.get(first.id)).state == "parked"
+    assert await anything.retry(first.id) == "ready"
+    task = await anything.claim("w")
+    assert (task.body, await anything.claim("w")) == ("one", None)
+    await task.complete()
+    assert (await anything.claim("w")).body == 2
+
+
+async def test_a_task_that_was_retried_waits_for_the_one_that_runs_whoever_of_the_others_ends(jobs: TaskQueue) -> None:
+    first = await jobs.submit({"n": 1}, conversation="c")
+    await jobs.cancel(first.id)
+    await jobs.submit({"n": 2}, conversation="c")
+    last = await jobs.submit({"n": 3}, conversation="c")
+    running = await jobs.claim("w")
+    assert await jobs.retry(first.id) == "held"
+    await jobs.cancel(last.id)
+    assert await jobs.claim("w") is None
+    await running.complete()
+    assert (await jobs.claim("w")).body == {"n": 1}
 
 
 async def test_release_does_not_count_as_an_attempt(jobs: TaskQueue) -> None:
@@ -228,8 +275,6 @@ async def test_claims_go_by_the_version_split_and_pin_the_task(state: State, clo
 
 
 async def test_an_ejected_bots_leases_are_released(state: State, jobs: TaskQueue) -> None:
-    from deia_recovery.stores import steps
-
     for _ in range(3):
         await jobs.submit({})
     mine = [await jobs.claim("w", bot="b1") for _ in range(2)]
@@ -279,61 +324,6 @@ async def test_an_endless_log_is_refused(state: State) -> None:
     await task.emit(2)
     with pytest.raises(StateError, match="limit"):
         await task.emit(3)
-
-
-ACTIONS = st.lists(
-    st.tuples(
-        st.sampled_from(["submit", "claim", "complete", "fail", "wait", "cancel", "release"]),
-        st.integers(0, 3),
-        st.sampled_from([None, "c1", "c2"]),
-    ),
-    max_size=40,
-)
-
-
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(ACTIONS)
-def test_no_task_is_lost_or_held_twice_and_conversations_keep_their_order(
-    state: State, clock: FakeClock, script: list[tuple[str, int, str | None]]
-) -> None:
-    queue_number = state.engine.peek()
-    jobs: TaskQueue[int] = TaskQueue(f"q{queue_number}", int, lease=30, max_attempts=100, state=state)
-    held: list = []
-    order: dict[str, list[int]] = {"c1": [], "c2": []}
-    submitted = 0
-    ids: list[str] = []
-    for action, number, conversation in script:
-        if action == "submit":
-            ids.append(jobs.submit(submitted, priority=number, conversation=conversation).result(10).id)
-            submitted += 1
-        elif action == "claim":
-            task = jobs.try_claim("w").result(10)
-            if task is not None:
-                assert task.id not in [other.id for other in held]
-                if task.conversation:
-                    assert task.conversation not in [other.conversation for other in held]
-                    mine = order[task.conversation]
-                    if not mine or mine[-1] != task.body:
-                        assert not mine or mine[-1] < task.body
-                        mine.append(task.body)
-                held.append(task)
-        elif action == "wait":
-            clock.advance(31)
-            held.clear()
-        elif action == "cancel" and ids:
-            jobs.cancel(ids[number % len(ids)]).result(10)
-        elif held:
-            task = held.pop(number % len(held))
-            if action == "complete":
-                task.complete().result(10)
-            elif action == "fail":
-                task.fail("x").result(10)
-            elif action == "release":
-                task.release().result(10)
-            else:
-                held.append(task)
-    stats = jobs.stats().result(10)
-    assert stats.depth + stats.dead + stats.done + stats.cancelled + stats.expired + stats.parked == submitted
 
 
 async def test_a_wall_clock_set_back_stops_neither_leases_nor_delays(jobs: TaskQueue, clock: FakeClock) -> None:

@@ -116,21 +116,9 @@ def sweep(tx: Tx, queue: str) -> None:
         "SELECT id FROM task WHERE queue = ? AND state = 'delayed' AND not_before <= ? LIMIT ?", queue, now, SWEEP
     ):
         tx.update("task", (task,), {"state": "ready"})
-    expired = tx.all(
-        "SELECT id, queue, attempts, max_attempts, worker, cancel FROM task "
-        "WHERE state = 'leased' AND lease_until <= ? LIMIT ?",
-        now,
-        SWEEP,
-    )
-    for task, name, attempts, limit, worker, cancel in expired:
-        if cancel:
-            _finish(tx, task, name, "leased", "cancelled", worker, attempts, "cancelled while it ran")
-        elif attempts >= limit:
-            reason = f"the lease of attempt {attempts} of {limit} ran out"
-            _finish(tx, task, name, "leased", "dead", worker, attempts, reason)
-        else:
-            tx.update("task", (task,), {"state": "ready", "lease_until": None, "worker": "", "bot": ""})
-            _note(tx, "task.lease-expired", name, task, "leased", "ready", worker, attempts)
+    expired = tx.all(f"SELECT {_GIVEN} FROM task WHERE state = 'leased' AND lease_until <= ? LIMIT ?", now, SWEEP)  # noqa: S608
+    for row in expired:
+        _give_back(tx, row, "its lease ran out", action="task.lease-expired")
     late = tx.all(
         "SELECT id, queue, state, attempts FROM task WHERE expires <= ? AND expires IS NOT NULL AND finished IS NULL "
         "AND state <> 'leased' LIMIT ?",
@@ -281,8 +269,8 @@ def fail(tx: Tx, task: str, token: int, error: str, retry_in: int, final: bool) 
 
 def release(tx: Tx, task: str, token: int, *, count: bool) -> None:
     """Give the task back at once; the attempt counts only with `count`."""
-    queue, _state, _token, attempts, _limit, worker, *_ = held(tx, task, token)
-    _give_back(tx, task, queue, worker, attempts, count=count)
+    queue, _state, _token, attempts, limit, worker, cancel, *_ = held(tx, task, token)
+    _give_back(tx, (task, queue, worker, attempts, limit, cancel), "", count=count, blame=False)
 
 
 def let_go(tx: Tx, won: Sequence[Lease | None]) -> None:
@@ -293,36 +281,39 @@ def let_go(tx: Tx, won: Sequence[Lease | None]) -> None:
                 release(tx, lease.id, lease.token, count=False)
 
 
-def release_bot(tx: Tx, bot: str) -> int:
-    """Give back every task that `bot` holds (it was ejected). Returns how many."""
-    rows = tx.all("SELECT id, queue, worker, attempts FROM task WHERE bot = ? AND state = 'leased'", bot)
-    for task, queue, worker, attempts in rows:
-        _give_back(tx, task, queue, worker, attempts, count=True)
+def release_bot(tx: Tx, bot: str, *, blame: bool = True) -> int:
+    """Give back every task that `bot` holds; `blame` as in `release_all`: it was ejected. Returns how many."""
+    rows = tx.all(f"SELECT {_GIVEN} FROM task WHERE bot = ? AND state = 'leased'", bot)  # noqa: S608
+    for row in rows:
+        _give_back(tx, row, f"the bot {bot} was ejected", blame=blame)
     return len(rows)
 
 
-def release_all(tx: Tx) -> int:
-    """Give back every leased task: after a crash of the whole service nobody works on them any more."""
-    rows = tx.all("SELECT id, queue, worker, attempts FROM task WHERE state = 'leased'")
-    for task, queue, worker, attempts in rows:
-        _give_back(tx, task, queue, worker, attempts, count=True)
+def release_all(tx: Tx, *, blame: bool = True) -> int:
+    """Give back every leased task: after a crash of the whole service nobody works on them any more. With `blame` one
+    whose attempts are used up is a dead letter: it may be what brings the service down each time."""
+    rows = tx.all(f"SELECT {_GIVEN} FROM task WHERE state = 'leased'")  # noqa: S608
+    for row in rows:
+        _give_back(tx, row, "the service ended while it ran", blame=blame)
     return len(rows)
 
 
-def _give_back(tx: Tx, task: str, queue: str, worker: str, attempts: int, *, count: bool) -> None:
-    tx.update(
-        "task",
-        (task,),
-        {
-            "state": "ready",
-            "lease_until": None,
-            "worker": "",
-            "bot": "",
-            "token": tx.token,
-            "attempts": attempts if count else attempts - 1,
-        },
-    )
-    _note(tx, "task.released", queue, task, "leased", "ready", worker, attempts)
+_GIVEN = "id, queue, worker, attempts, max_attempts, cancel"
+
+
+def _give_back(
+    tx: Tx, row: Any, why: str, *, count: bool = True, blame: bool = True, action: str = "task.released"
+) -> None:
+    """Let others have a leased task, unless somebody asked to cancel it or its attempts are used up."""
+    task, queue, worker, attempts, limit, cancel = row
+    if cancel:
+        _finish(tx, task, queue, "leased", "cancelled", worker, attempts, "cancelled while it ran")
+    elif blame and attempts >= limit:
+        _finish(tx, task, queue, "leased", "dead", worker, attempts, f"attempt {attempts} of {limit}: {why}")
+    else:
+        left = {"lease_until": None, "worker": "", "bot": "", "token": tx.token}
+        tx.update("task", (task,), {"state": "ready", **left, "attempts": attempts if count else attempts - 1})
+        _note(tx, action, queue, task, "leased", "ready", worker, attempts)
 
 
 def cancel(tx: Tx, task: str) -> str:
@@ -349,12 +340,7 @@ def retry(tx: Tx, task: str) -> str:
     if state not in ("dead", "parked", "expired", "cancelled"):
         raise StateError(f"task {task} is {state}: only dead, parked, expired or cancelled ones can be retried")
     fresh = "ready"
-    if conversation is not None and tx.one(
-        "SELECT 1 FROM task WHERE queue = ? AND conversation = ? AND finished IS NULL AND id <> ? LIMIT 1",
-        queue,
-        conversation,
-        task,
-    ):
+    if conversation is not None and state != "parked" and _busy(tx, queue, conversation):  # parked: it is the head
         fresh = "held"
     tx.update(
         "task",
@@ -381,16 +367,19 @@ def _finish(tx: Tx, task: str, queue: str, old: str, new: str, worker: str, atte
     )
     _note(tx, f"task.{new}", queue, task, old, new, worker, attempts, reason[:500])
     conversation = tx.one("SELECT conversation FROM task WHERE id = ?", task)[0]
-    if conversation is not None:
-        following = tx.one(
-            "SELECT id, not_before, state FROM task WHERE queue = ? AND conversation = ? AND finished IS NULL "
-            "ORDER BY seq LIMIT 1",
-            queue,
-            conversation,
-        )
-        if following is not None and following[2] == "held":
+    if conversation is not None and not _busy(tx, queue, conversation):
+        following = tx.one(f"SELECT id, not_before {_UNFINISHED} ORDER BY seq LIMIT 1", queue, conversation)
+        if following is not None:
             tx.update("task", (following[0],), {"state": "delayed" if following[1] > tx.now else "ready"})
     return new
+
+
+_UNFINISHED = "FROM task WHERE queue = ? AND conversation = ? AND finished IS NULL"
+
+
+def _busy(tx: Tx, queue: str, conversation: str) -> bool:
+    """Whether one of the conversation's tasks stands before those that are held."""
+    return tx.one(f"SELECT 1 {_UNFINISHED} AND state <> 'held' LIMIT 1", queue, conversation) is not None
 
 
 def purge(tx: Tx, queue: str, before: int, limit: int) -> int:

@@ -164,6 +164,8 @@ class TaskQueue(Generic[T]):
         which version may claim it (default: the conversation, else the task's id). Raises StateUnavailable (507)
         when the disk takes nothing; it is never kept in memory only.
         """
+        if max_attempts is not None and max_attempts < 1:
+            raise ValueError("max_attempts must be at least 1")
         if key is not None:
             check_key(key)
         if conversation is not None:
