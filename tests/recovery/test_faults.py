@@ -238,6 +238,26 @@ def failures(tmp_path: Path, calls: tuple[str, ...], limit: int) -> None:
     assert refused
 
 
+@pytest.mark.blocking
+@pytest.mark.parametrize("name", ["state.db-shm", "position"])
+def test_memory_that_is_not_mapped_is_never_silent(tmp_path: Path, name: str) -> None:
+    """SQLite's shared index, and the page with the newest position."""
+    faults.need("strace")
+    root = tmp_path / "root"
+
+    def work(acknowledge: Callable[[str], None]) -> None:
+        shutil.rmtree(root, ignore_errors=True)
+        acknowledge(f"root {root}")
+        live(root / "state", 12, acknowledge)
+
+    found = faults.each_failure(
+        work, calls=("mmap",), errors=("ENOMEM", "EAGAIN"), files=[root / "state" / "g000001" / name]
+    )
+    refused = [judged(failure) for failure in found]
+    assert refused
+    assert any(refused) or name == "position"
+
+
 def judged(failure: faults.Failure) -> bool:
     """Whether anything was refused; what was acknowledged is there, and who acknowledged nothing said why."""
     where = f"{failure.call} {failure.error} {failure.nth}: {failure.stdout[-300:]} {failure.stderr[-600:]}"

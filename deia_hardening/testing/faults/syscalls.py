@@ -96,14 +96,16 @@ def count_calls(
     *,
     calls: Sequence[str] = DEFAULT_CALLS,
     below: Path | None = None,
+    files: Sequence[Path] = (),
     timeout: float = 120.0,
     env: Mapping[str, str] | None = None,
 ) -> dict[str, list[int]]:
     """Which numbers the calls below `below` have: from 1, in each thread by itself, as strace counts.
 
     Left out are the numbers that another thread reaches earlier with a call that is about no file below `below`.
+    Where `files` are given only calls about one of them are counted.
     """
-    done, log = _strace(program, ["-e", f"trace={','.join(calls)}"], timeout, env)
+    done, log = _strace(program, [*_about(files), "-e", f"trace={','.join(calls)}"], timeout, env)
     if done.returncode != 0:
         raise RuntimeError(f"the child fails without any injection: {done.stderr[-2000:]}")
     seen: Counter[tuple[str, str]] = Counter()
@@ -116,6 +118,10 @@ def count_calls(
         seen[thread, call] += 1
         first.setdefault((call, seen[thread, call]), _touches(line, below))
     return {call: sorted(nth for (name, nth), ours in first.items() if ours and name == call) for call in calls}
+
+
+def _about(files: Sequence[Path]) -> list[str]:
+    return [part for file in files for part in ("-P", str(file))]
 
 
 def _touches(line: str, below: Path | None) -> bool:
@@ -134,6 +140,7 @@ def each_failure(
     calls: Sequence[str] = DEFAULT_CALLS,
     errors: Sequence[str] = ("EIO", "ENOSPC", "EINTR"),
     below: Path | None = None,
+    files: Sequence[Path] = (),
     limit: int = 10,
     timeout: float = 120.0,
     env: Mapping[str, str] | None = None,
@@ -143,17 +150,17 @@ def each_failure(
     `program`: an argv, or `work(acknowledge)` for a forked child of this process, which is traced from there on: the
     interpreter's own start and imports cost nothing and don't take the numbers. It must begin in the same state each
     time: let it make its own fresh folder below `below`. A run in which the number fell on a call outside `below`
-    (threads do not repeat exactly) is left out. An error `SHORT` makes a write say that it took one byte, without
-    writing it; only sensible for a child that checks.
+    (threads do not repeat exactly) is left out. With `files` strace itself counts and fails only calls about these:
+    the way for `mmap`, without which the interpreter starts no thread and waits for it for ever. An error `SHORT` makes
+    a write say that it took one byte, without writing it; only sensible for a child that checks.
     """
-    numbers = count_calls(program, calls=calls, below=below, timeout=timeout, env=env)
+    numbers = count_calls(program, calls=calls, below=below, files=files, timeout=timeout, env=env)
+    trace = [*_about(files), "-e", f"trace={','.join(calls)}"]
     for call in calls:
         for nth in numbers[call][:limit]:
             for error in errors:
                 how = "retval=1" if error == "SHORT" else f"error={error}"
-                done, log = _strace(
-                    program, ["-e", f"trace={','.join(calls)}", "-e", f"inject={call}:{how}:when={nth}"], timeout, env
-                )
+                done, log = _strace(program, [*trace, "-e", f"inject={call}:{how}:when={nth}"], timeout, env)
                 hit = [line for line in log.splitlines() if "(INJECTED)" in line]
                 if not hit or not _touches(hit[0], below):
                     continue  # threads took another turn this time, and another file's call was failed
