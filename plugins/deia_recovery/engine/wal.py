@@ -48,8 +48,18 @@ class WalState:
 
 
 def _sum(data: bytes, s1: int, s2: int, order: str) -> tuple[int, int]:
-    words = struct.unpack(f"{order}{len(data) // 4}I", data)
-    for a, b in zip(words[::2], words[1::2], strict=True):
+    words = iter(struct.unpack(f"{order}{len(data) // 4}I", data))
+    if len(data) % 32 == 0:  # eight at a time with one mask: half the time, and a start after a crash sums a whole log
+        for a, b, c, d, e, f, g, h in zip(*[words] * 8, strict=True):
+            s1 += a + s2
+            s2 += b + s1
+            s1 += c + s2
+            s2 += d + s1
+            s1 += e + s2
+            s2 += f + s1
+            s1 = (s1 + g + s2) & _MASK
+            s2 = (s2 + h + s1) & _MASK
+    for a, b in zip(words, words, strict=True):
         s1 = (s1 + a + s2) & _MASK
         s2 = (s2 + b + s1) & _MASK
     return s1, s2
