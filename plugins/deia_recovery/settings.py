@@ -62,7 +62,8 @@ class InboxRoute:
     )
     verify: str = setting(
         "",
-        "how the sender is proven: 'hmac-sha256:<header>' over the raw body, 'token:<header>', 'slack' or 'none'",
+        "how the sender is proven: 'hmac-sha256:<header>' over the raw body in hex or base64, "
+        "'token:<header>', 'slack' or 'none'",
         file_only=True,
     )
     secret: Secret | None = setting(None, "the shared secret for 'verify'", secret=True)

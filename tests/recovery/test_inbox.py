@@ -227,6 +227,31 @@ def test_slack_signatures_as_documented() -> None:
     assert sender.passes({"content-type": "application/x-www-form-urlencoded"}, b"command=/x")
 
 
+def test_what_the_senders_publish_as_examples_is_believed() -> None:
+    """Slack, "Verifying requests from Slack"; GitHub, "Validating webhook deliveries"; RFC 4231, 4.3, in base64."""
+    command = (
+        b"token=xyzz0WbapA4vBCDEFasx0q6G&team_id=T1DC2JH3J&team_domain=testteamnow&channel_id=G8PSS9T3V&channel_name="
+        b"foobar&user_id=U2CERLKJA&user_name=roadrunner&command=%2Fwebhook-collect&text=&response_url=https%3A%2F%2F"
+        b"hooks.slack.com%2Fcommands%2FT1DC2JH3J%2F397700885554%2F96rGlfmibIGlgcZRskXaIFfN&trigger_id=398738663015."
+        b"47445629121.803a0bc887a14d10d2c447fce8b6703c"
+    )
+    signed = {
+        "x-slack-request-timestamp": "1531420618",
+        "x-slack-signature": "v0=a2114d57b48eac39b9ad189dd8316235a7b4a8d21a10bd27519666489c69b503",
+    }
+    hello = {"x-hub-signature-256": "sha256=757107ea0eb2509fc211221cce984b8a37570b6d7586c22c46f4379c8b043e17"}
+    jefe = {"x-line-signature": "W9zBRr9gdU5qBCQmCJV1x1oAPwidJzmDnexYuWTsOEM="}
+    for verify, secret, headers, body in (
+        ("slack", "8f742231b10e8888abcd99yyyzzz85a5", signed, command),
+        ("hmac-sha256:X-Hub-Signature-256", "It's a Secret to Everybody", hello, b"Hello, World!"),
+        ("hmac-sha256:X-Line-Signature", "Jefe", jefe, b"what do ya want for nothing?"),
+    ):
+        sender = sender_for(InboxRoute(path="/a", verify=verify, secret=secret))
+        assert sender.refusal(headers, body, 1531420620.0) == ""
+        assert sender.refusal(headers, body + b"\n", 1531420620.0)
+        assert sender.refusal({}, body, 1531420620.0)
+
+
 @given(st.binary(max_size=200), st.dictionaries(st.text(max_size=20), st.text(max_size=50), max_size=4))
 def test_no_delivery_makes_a_sender_fail(body: bytes, headers: dict[str, str]) -> None:
     for route in (

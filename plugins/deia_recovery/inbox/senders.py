@@ -1,11 +1,13 @@
 """Who sent a webhook, and which delivery it is. Pure: headers, raw body and time in, a verdict out.
 
 Slack: "Verifying requests from Slack" (v0 signature over timestamp and raw body). Telegram: `secret_token` of
-setWebhook, in X-Telegram-Bot-Api-Secret-Token. Others: an HMAC-SHA256 of the raw body, or a shared token.
+setWebhook, in X-Telegram-Bot-Api-Secret-Token. Others: an HMAC-SHA256 of the raw body (GitHub in
+hex, LINE and Shopify in base64), or a shared token.
 """
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import hmac
 from collections.abc import Callable, Mapping
@@ -74,9 +76,10 @@ def _refusal(verify: str, secret: str, window: float) -> Callable[[Headers, byte
     if kind == "hmac-sha256":
 
         def check(headers: Headers, body: bytes, now: float) -> str:
-            wanted = hmac.new(secret.encode(), body, hashlib.sha256).hexdigest()
-            given = headers.get(header, "").removeprefix("sha256=").strip().lower()
-            return "" if _same(given, wanted) else f"the signature in {header} does not fit the body"
+            wanted = hmac.new(secret.encode(), body, hashlib.sha256).digest()
+            given = headers.get(header, "").removeprefix("sha256=").strip()
+            fits = _same(given.lower(), wanted.hex()) or _same(given, base64.b64encode(wanted).decode())
+            return "" if fits else f"the signature in {header} does not fit the body"
 
         return check
     raise ValueError(f"'verify: {verify}' is unknown: slack, token:<header>, hmac-sha256:<header> or none")
