@@ -16,7 +16,10 @@ from deia_hardening.journal.terminal import escape_for_terminal, escape_stored
 
 PIPED_WIDTH = 160
 MOST_COLUMNS = 10
-TIMES = ("at", "since", "until", "created", "expires", "last_used", "scrubbed")
+TIMES = (
+    "at", "since", "until", "created", "expires", "last_used", "scrubbed", "taken", "verified", "rehearsed",
+    "proven_restore",
+)  # fmt: skip
 """Outputs of these names are times, in Unix seconds."""
 FIRST_COLUMNS = ("seq", "time", "actor", "action", "target", "outcome", "http", "change", "reason", "kind")
 
@@ -83,7 +86,7 @@ def _table(title: str, items: Sequence[Mapping[str, Any]]) -> None:
     columns = _columns(items)
     table = Table(title=safe(title.replace("_", " ")), title_justify="left", box=None, pad_edge=False)
     for column in columns:
-        table.add_column(safe(column.replace("_", " ")), overflow="fold")
+        table.add_column(safe(column.replace("_", " ")), overflow="fold", no_wrap=column == "id")  # it is copied
     for item in items:
         table.add_row(*(_cell(item.get(column, ""), column) for column in columns))
     out.print(table)

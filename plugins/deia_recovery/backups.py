@@ -26,10 +26,11 @@ from deia_recovery.backup.shipping import Shipper
 from deia_recovery.backup.snapshot import FileJob, Job, Result
 from deia_recovery.backup.vault import Vault
 from deia_recovery.engine.files import make_folder, write_whole
-from deia_recovery.engine.generation import Generation, build
+from deia_recovery.engine.generation import Generation, build, read_current
 from deia_recovery.errors import BackupError, StateError, StateUnavailable
 from deia_recovery.events import ProofDone, SnapshotTaken
 from deia_recovery.objects import keep_objects
+from deia_recovery.opening import StateHome, verified
 
 if TYPE_CHECKING:
     from deia_recovery.service import DisasterRecovery
@@ -290,13 +291,29 @@ class Backups(Reinstating):
         """Check the next stretch of the live database. Returns what does not verify."""
         self._recovery.engine.ensure()
         self._scrub_at, problems = self._recovery.engine.checkpoints.scrub(self._scrub_at, pages)
-        found = [f"{one.file} page {one.page}: {one.detail}" for one in problems]
+        found = [str(one) for one in problems]
         if self._scrub_at == 1:
             self._prove(scrubbed=self._recovery.host.clock.wall())
         if found:
             self._failed("scrub", found[0])
             self._recovery.host.events.emit(ProofDone(what="scrub", outcome="failure", reason=found[0]))
         return found
+
+    def scrub_all(self) -> list[str]:
+        """Check the whole live state; with no service up the log too, and its end against what was shipped."""
+        home = StateHome(self._recovery.root)
+        if self._recovery.offline:
+            if not home.exists():
+                raise BackupError(f"there is no state in {home.root}")
+            with home.alone() as alone:
+                generation = read_current(home.root) if alone else None
+                if generation is not None:
+                    found = [str(one) for one in verified(home.root, generation).problems]
+                    if not found:
+                        self._prove(scrubbed=self._recovery.host.clock.wall())
+                    return found
+        self._scrub_at = 1
+        return self.scrub(1 << 30)
 
     # -- keeping -----------------------------------------------------------------------------------------------
 

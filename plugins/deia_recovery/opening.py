@@ -123,7 +123,7 @@ class StateHome:
                 read_meta(database)
                 return Opened(generation, verdict, live, notes=notes)
             first = live.problems[0]
-            reason = f"{first.file} page {first.page}: {first.detail} ({len(live.problems)} such findings)"
+            reason = f"{first} ({len(live.problems)} such findings)"
             position = _readable_position(database)
         elif newest_number(self.root) and not reason:
             reason = f"{self.root / 'current'} is missing, though generations of the state are there"

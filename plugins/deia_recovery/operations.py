@@ -62,6 +62,14 @@ class Report:
 
 
 @attrs.frozen
+class Scrubbed:
+    """What of the live state is not as it was written; nothing: ok."""
+
+    result: dict[str, list[str]]
+    ok: bool
+
+
+@attrs.frozen
 class Verified:
     """Problems by snapshot; all empty: every chunk opens."""
 
@@ -119,11 +127,16 @@ def operations(service: Callable[[], AbstractAsyncContextManager[DisasterRecover
 
     async def scrub(given: NoInput, call: Call) -> AsyncIterator[Any]:
         yield Progress("the live database is compared with its digests")
-        yield Report({"problems": await do(lambda r: r.backups.scrub(1 << 30))})
+        problems = await do(lambda r: r.backups.scrub_all())
+        yield Scrubbed({"problems": problems}, not problems)
 
     async def restore(given: RestoreInput, call: Call) -> AsyncIterator[Any]:
         until = parse_time(given.at) if given.at else None
-        yield Progress("writers are drained and the next generation is built")
+        yield Progress(
+            "the backups are looked through; nothing is changed"
+            if given.dry_run
+            else "writers are drained and the next generation is built"
+        )
         asked = Asked(given.snapshot or None, until, given.what, given.dry_run, given.take_over)
         yield Report(
             await do(lambda r: r.backups.restore_offline(asked) if r.offline else r.backups.restore_now(asked))
@@ -180,10 +193,11 @@ def operations(service: Callable[[], AbstractAsyncContextManager[DisasterRecover
         ),
         Operation(
             name="recovery.scrub",
+            offline=True,
             summary="Compare the whole live database with its digests",
             role=Role.OPERATOR,
             handler=scrub,
-            output=Report,
+            output=Scrubbed,
         ),
         Operation(
             name="recovery.restore",

@@ -6,6 +6,7 @@ import contextlib
 from typing import TYPE_CHECKING, Any
 
 from deia_recovery.backup.shipping import read_shipped
+from deia_recovery.engine.generation import read_current
 from deia_recovery.errors import StateError
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ class Reporting:
         if self.engine.low_on_space:
             found.append("disk space is low: new entries and tasks get 507")
         found.extend(f"{what}: {why}" for what, why in sorted(self.backups.problems.items()))
-        found.extend(f"{one.file} page {one.page} {one.detail}" for one in self.engine.checkpoints.problems[:3])
+        found.extend(str(one) for one in self.engine.checkpoints.problems[:3])
         if self.replayer.waiting:
             found.append(self.replayer.waiting)
         if self.problem:
@@ -88,6 +89,10 @@ class Reporting:
         """Everything that `recovery status` shows. Blocks."""
         opened = self.opened
         generation = self.generation
+        position: int | None = None
+        with contextlib.suppress(StateError):
+            generation = generation or read_current(self.root)
+            position = None if opened is None else self.engine.position()
         shipped = read_shipped(self.root)
         proofs = self.backups.proofs()
         return {
@@ -96,7 +101,7 @@ class Reporting:
             "restored_at_start": bool(opened and opened.restored),
             "generation": None if generation is None else generation.number,
             "store": None if generation is None else generation.store,
-            "position": self.engine.peek(),
+            "position": position,
             "shipped": None if shipped is None else shipped.position,
             "snapshots": self._count(),
             "proven_restore": proofs.last_rehearsal or None,

@@ -197,7 +197,7 @@ class DisasterRecovery(Reporting):
         }
         if opened.live is not None:
             entry["verified_pages"] = opened.live.pages
-            entry["problems"] = [f"{p.file} page {p.page}: {p.detail}" for p in opened.live.problems[:10]]
+            entry["problems"] = [str(one) for one in opened.live.problems[:10]]
         if opened.notes:
             entry["notes"] = list(opened.notes)
         self.journal(entry)

@@ -67,6 +67,19 @@ async def lived(home: Path) -> dict[str, int]:
         return dict(await numbers.items())
 
 
+async def test_the_state_itself_is_proven_with_no_service_up(home: Path) -> None:
+    await lived(home)
+    assert run(home, "scrub") == {"result": {"problems": []}, "ok": True}
+    status = run(home, "status")["result"]
+    assert (status["generation"], status["position"]) == (1, None)
+    assert status["scrubbed"]
+    database = home / "state" / "recovery" / "g000001" / "state.db"
+    content = bytearray(database.read_bytes())
+    content[-100] ^= 1
+    database.write_bytes(content)
+    assert "state.db page " in run(home, "scrub", ok=False)
+
+
 async def state_of(home: Path, **more: Any) -> tuple[dict[str, int], Any]:
     async with running(app, settings(home, **more)) as up:
         found = dict(await numbers.items())

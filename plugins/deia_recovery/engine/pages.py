@@ -42,6 +42,9 @@ class PageProblem:
     page: int
     detail: str
 
+    def __str__(self) -> str:
+        return f"{self.file} page {self.page}: {self.detail}"
+
 
 @attrs.frozen
 class LiveVerdict:
