@@ -59,6 +59,9 @@ class Layer:
     wrap: Callable[[ASGIApp], ASGIApp]
     failed: Callable[[RequestContext], None] | None = None
     """Called on the serving loop when a call of the app raised, with `context.error`; it must not raise or block."""
+    paths: tuple[str, ...] = ()
+    """Where all that this layer does has to do with few paths: texts of which each of them holds one. Requests whose
+    path holds none are not led through it."""
 
 
 class HealthState(enum.StrEnum):

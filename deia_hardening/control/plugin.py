@@ -28,6 +28,7 @@ from deia_hardening.control.settings import ControlSettings
 from deia_hardening.control.socket import HomeSocket, socket_of
 from deia_hardening.errors import NotStarted
 from deia_hardening.plugin import (
+    ASGIApp,
     Authenticator,
     Health,
     HealthState,
@@ -75,7 +76,10 @@ class ControlPlugin(Plugin[ControlSettings]):
             await self.host.blocking(load_tls, settings)
 
     def layers(self, settings: ControlSettings) -> Sequence[Layer]:
-        return (Layer(Position.CONTROL, lambda app: OnApp(app, self.host, self._api, self._home, settings)),)
+        def wrap(app: ASGIApp) -> ASGIApp:
+            return OnApp(app, self.host, self._api, self._home, settings)
+
+        return (Layer(Position.CONTROL, wrap, paths=(f"{settings.prefix}/",)),)
 
     def operations(self) -> Sequence[Operation]:
         return self._tokens.operations()

@@ -65,7 +65,10 @@ class AuditPlugin(Plugin[AuditSettings]):
         def intend(app: ASGIApp) -> ASGIApp:
             return IntentMiddleware(app, self.logger, settings)
 
-        layers = [Layer(Position.OBSERVE, record, self.logger.failed), Layer(Position.CONTROL, serve)]
+        layers = [
+            Layer(Position.OBSERVE, record, self.logger.failed),
+            Layer(Position.CONTROL, serve, paths=(settings.path,)),
+        ]
         if settings.guarantee == "intent":
             layers.append(Layer(Position.ROUTE, intend))
         return layers

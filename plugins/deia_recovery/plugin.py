@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import ClassVar
 
 from deia_hardening.errors import NotEnabled
-from deia_hardening.plugin import Health, HealthState, Host, Layer, Operation, Plugin, Position, TaskSink
+from deia_hardening.plugin import ASGIApp, Health, HealthState, Host, Layer, Operation, Plugin, Position, TaskSink
 from deia_recovery.backup.retention import clock_jumped
 from deia_recovery.errors import join_starlette
 from deia_recovery.inbox.middleware import InboxMiddleware
-from deia_recovery.inbox.replay import Replayer
+from deia_recovery.inbox.replay import STATUS, Replayer
 from deia_recovery.inbox.senders import sender_for
 from deia_recovery.operations import operations
 from deia_recovery.schedule import Every, due
@@ -45,7 +45,11 @@ class RecoveryPlugin(Plugin[RecoverySettings]):
     def layers(self, settings: RecoverySettings) -> Sequence[Layer]:
         self._given = settings
         senders = {route.path: sender_for(route) for route in settings.inbox}
-        return [Layer(Position.STATE, lambda app: InboxMiddleware(app, senders, self._replayer))]
+
+        def wrap(app: ASGIApp) -> ASGIApp:
+            return InboxMiddleware(app, senders, self._replayer)
+
+        return [Layer(Position.STATE, wrap, paths=(STATUS, *senders))]
 
     def _replayer(self) -> Replayer | None:
         return None if self._recovery is None else self._recovery.replayer
