@@ -97,6 +97,9 @@ def _only() -> Core:
 
 def live_services() -> Services | None:
     """The services of the only started app, or None."""
+    core = _latest()
+    if core is not None and core.offers and len(_cores) == 1:
+        return core.services
     cores = [core for core in live if core.offers]
     return cores[0].services if len(cores) == 1 else None
 

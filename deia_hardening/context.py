@@ -26,6 +26,7 @@ SCOPE_KEY = "deia_hardening"
 """The key under which the ASGI scope shows the innermost `RequestContext`."""
 
 _monotonic = time.monotonic
+_FULL = Mode.FULL  # a look at an enum's member costs as much as three comparisons
 _DOWN = "the service is going down"
 _RESTART = 1012
 """The close code of a WebSocket whose time is over (IANA's registry: the service restarts; come back later)."""
@@ -38,39 +39,49 @@ class Exchange:
     the message (`OSError`: the client has left), `complete` is taken back and `disconnected` set.
     """
 
-    status: int = 0
-    """Status of the response; 101 for an accepted WebSocket; 0 before."""
-    started: float = 0.0
-    """When the response (or the accepted WebSocket) started."""
-    first_byte: float = 0.0
-    """When the first body bytes (or the first WebSocket message) went out."""
-    ended: float = 0.0
-    """When the last body message went out, or the client left, or the call ended without one."""
-    complete: bool = False
-    """Whether the response was sent to its end (a WebSocket: closed by either side)."""
-    bytes_out: int = 0
-    bytes_in: int = 0
-    disconnected: bool = False
-    close_code: int = 0
-    """The close code of a WebSocket, whoever closed it."""
-    start: Message | None = None
-    """The response's start message as the app sent it (headers); read it, never change it."""
-    context: RequestContext | None = None
-    """Whose it is, until the call is over: so that a callback can be the same for all requests."""
-    lasting: bool = False
-    """Whether it is known for a stream (`lasts`)."""
+    # Slots, and each of them set: a default that stands on the class is looked up at ten times the cost.
+    __slots__ = (
+        "_enders", "_receive", "_send", "_socket", "_starters", "_trailers", "_waiting", "bytes_in", "bytes_out",
+        "close_code", "complete", "context", "disconnected", "dismissed", "ended", "first_byte", "lasting", "start",
+        "started", "status",
+    )  # fmt: skip
 
-    _trailers: bool = False
-    _waiting: bool = False  # the next receive() waits for the client to leave, or for a WebSocket's next message
-    _socket: bool = False
-    dismissed: str = ""
+    status: int
+    """Status of the response; 101 for an accepted WebSocket; 0 before."""
+    started: float
+    """When the response (or the accepted WebSocket) started."""
+    first_byte: float
+    """When the first body bytes (or the first WebSocket message) went out."""
+    ended: float
+    """When the last body message went out, or the client left, or the call ended without one."""
+    complete: bool
+    """Whether the response was sent to its end (a WebSocket: closed by either side)."""
+    bytes_out: int
+    bytes_in: int
+    disconnected: bool
+    close_code: int
+    """The close code of a WebSocket, whoever closed it."""
+    start: Message | None
+    """The response's start message as the app sent it (headers); read it, never change it."""
+    context: RequestContext | None
+    """Whose it is, until the call is over: so that a callback can be the same for all requests."""
+    lasting: bool
+    """Whether it is known for a stream (`lasts`)."""
+    dismissed: str
     """Why its time is over (`dismiss`), "" while it is not."""
-    _starters: list[Callable[[Exchange], None]] | None = None
-    _enders: list[Callable[[Exchange], None]] | None = None
+    _waiting: bool  # the next receive() waits for the client to leave, or for a WebSocket's next message
+    _starters: list[Callable[[Exchange], None]] | None
+    _enders: list[Callable[[Exchange], None]] | None
 
     def __init__(self, receive: Receive, send: Send) -> None:
         self._receive = receive
         self._send = send
+        self.context = self.start = self._starters = self._enders = None
+        self.status = self.bytes_out = self.bytes_in = self.close_code = 0
+        self.started = self.first_byte = self.ended = 0.0
+        self.complete = self.disconnected = self.lasting = False
+        self._trailers = self._waiting = self._socket = False
+        self.dismissed = ""
 
     def on_start(self, callback: Callable[[Exchange], None]) -> None:
         """Call `callback(exchange)` when the response starts: at once, on the serving loop. It must not raise.
@@ -102,14 +113,15 @@ class Exchange:
         kind = message["type"]
         if kind == "http.response.body":
             body = message.get("body")
+            now = 0.0
             if body:
                 if not self.bytes_out:
-                    self.first_byte = _monotonic()
+                    self.first_byte = now = _monotonic()
                 self.bytes_out += len(body)
             if not message.get("more_body"):
                 if not self._trailers:
                     self.complete = True
-                    self.end()
+                    self.end(now)
             elif streams.ended or self.dismissed:
                 raise OSError(f"this stream's time is over: {self.dismissed or _DOWN}")
         elif kind == "http.response.start":
@@ -226,10 +238,10 @@ class Exchange:
         self.disconnected = True
         self.complete = False
 
-    def end(self) -> None:
-        """Mark the request as over. Called by the core; calling it again changes nothing."""
+    def end(self, now: float = 0.0) -> None:
+        """Mark the request as over, now. Called by the core; calling it again changes nothing."""
         if not self.ended:
-            self.ended = _monotonic()
+            self.ended = now or _monotonic()
             self._starters = None
             enders = self._enders
             if enders is not None:
@@ -279,28 +291,30 @@ class RequestContext:
         notes: what plugins leave for each other and for the record; keys are `plugin.name`.
     """
 
-    mode: Mode = Mode.FULL
-    version: str = ""
-    bot: str = ""
-    deadline: float | None = None
-    actor: Actor = ANONYMOUS
-    parent: RequestContext | None = None
-    error: BaseException | None = None
-    trusted: bool = False
-
-    _id: str | Named | None = None
-    _reason: str | None = None
-    _route: str | None = None
-    _features: dict[str, Any] | None = None
-    _notes: dict[str, Any] | None = None
-    _claims: dict[str, str] | None = None
-    _returners: list[Callable[[], None]] | None = None
+    __slots__ = (
+        "_claims", "_features", "_id", "_notes", "_reason", "_returners", "_route", "actor", "bot", "deadline", "error",
+        "exchange", "headers", "mode", "parent", "received", "revision", "scope", "trusted", "version",
+    )  # fmt: skip
 
     def __init__(self, scope: Scope, revision: Revision, exchange: Exchange) -> None:
         self.scope = scope
         self.headers = scope.get("headers") or ()
         self.revision = revision
         self.exchange = exchange
+        self.mode: Mode = _FULL
+        self.version = self.bot = ""
+        self.actor: Actor = ANONYMOUS
+        self.trusted = False
+        self.deadline: float | None = None
+        self.parent: RequestContext | None = None
+        self.error: BaseException | None = None
+        self._id: str | Named | None = None
+        self._reason: str | None = None
+        self._route: str | None = None
+        self._features: dict[Any, Any] | None = None
+        self._notes: dict[str, Any] | None = None
+        self._claims: dict[str, str] | None = None
+        self._returners: list[Callable[[], None]] | None = None
         self.received = _monotonic()
 
     @property
@@ -382,7 +396,7 @@ class RequestContext:
         return found
 
     @property
-    def features(self) -> dict[str, Any]:
+    def features(self) -> dict[Any, Any]:
         """The flags that this request has read so far; each stays as first read."""
         features = self._features
         if features is None:

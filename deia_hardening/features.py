@@ -9,16 +9,18 @@ from __future__ import annotations
 
 from typing import Any, TypeVar
 
+from deia_hardening.access import live_services
 from deia_hardening.context import RequestContext, context_variable
-from deia_hardening.services import FeatureMask, FeatureSource, Services
+from deia_hardening.services import Services
 
 V = TypeVar("V")
+_UNREAD: Any = object()
 
 
 def evaluate(services: Services, context: RequestContext | None, name: str, default: Any, key: str | None) -> Any:
     """The value of flag `name` for `key`, masks applied; `default` when nobody knows it."""
     value = default
-    source = services.get(FeatureSource)
+    source = services.source
     if source is not None:
         attributes: dict[str, Any] = {}
         if context is not None:
@@ -29,7 +31,7 @@ def evaluate(services: Services, context: RequestContext | None, name: str, defa
         value = source.evaluate(name, default, key, attributes)
         if type(value) is not type(default) and default is not None:
             value = _number_like(default, value)
-    for mask in services.all(FeatureMask):
+    for mask in services.masks:
         if mask.masked(name):
             return False if isinstance(default, bool) else default
     return value
@@ -47,17 +49,16 @@ def _number_like(default: Any, value: Any) -> Any:
 def _read(name: str, default: Any, key: str | None) -> Any:
     context = context_variable.get()
     if context is None:
-        from deia_hardening.access import live_services
-
         services = live_services()
         return default if services is None else evaluate(services, None, name, default, key)
-    frozen = context.features
-    mark = name if key is None else (name, key)
-    try:
-        return frozen[mark]  # type: ignore[index]
-    except KeyError:
-        value = frozen[mark] = evaluate(context.revision.services, context, name, default, key)  # type: ignore[index]
-        return value
+    frozen = context._features
+    if frozen is None:
+        frozen = context._features = {}
+    mark: Any = name if key is None else (name, key)
+    value = frozen.get(mark, _UNREAD)
+    if value is _UNREAD:
+        value = frozen[mark] = evaluate(context.revision.services, context, name, default, key)
+    return value
 
 
 def feature(name: str, *, default: bool, key: str | None = None) -> bool:

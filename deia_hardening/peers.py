@@ -171,8 +171,7 @@ def build_identify(settings: RequestsSettings) -> Identify | None:
 
     def identify(context: RequestContext) -> None:
         scope = context.scope
-        peer = peer_of(scope)
-        if networks and is_trusted(peer, networks):
+        if networks and is_trusted(peer := peer_of(scope), networks):
             context.trusted = True
             address = client_address(scope, networks)
             if address != peer:

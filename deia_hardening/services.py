@@ -24,6 +24,9 @@ class Services:
         self._table: dict[type, tuple[Any, ...]] = {}
         self.table: dict[type, Any] = {}
         """The newest provider of each type."""
+        self.source: FeatureSource | None = None
+        self.masks: tuple[FeatureMask, ...] = ()
+        """Where flags come from, and what turns them off: looked at by each that is read."""
         self._revisions: weakref.WeakSet[Any] = weakref.WeakSet()
 
     def provide(self, kind: type[T], service: T) -> Callable[[], None]:
@@ -56,15 +59,21 @@ class Services:
 
     def _show(self, kind: type, service: Any) -> None:
         self.table[kind] = service
+        self._flags()
         for revision in self._revisions:
             if kind not in revision.settings:
                 revision.found[kind] = service
 
     def _hide(self, kind: type) -> None:
         self.table.pop(kind, None)
+        self._flags()
         for revision in self._revisions:
             if kind not in revision.settings:
                 revision.found.pop(kind, None)
+
+    def _flags(self) -> None:
+        self.source = self.table.get(FeatureSource)
+        self.masks = self._table.get(FeatureMask, ())
 
     def get(self, kind: type[T], default: Any = None) -> T:
         """The newest provider of `kind`, else `default`."""

@@ -56,7 +56,9 @@ class RunningFlags:
         context = context_variable.get()
         if context is None:
             return self.flag_set
-        features = context.features
+        features = context._features
+        if features is None:
+            features = context.features
         flags: FlagSet | None = features.get(_FROZEN)
         if flags is None:
             flags = features[_FROZEN] = self.flag_set
