@@ -11,10 +11,12 @@ import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from deia_config.notify import Notifier, notifier
+
 logger = logging.getLogger("deia_config")
 
 _JOIN = 5.0
-"""Seconds to wait for the thread's end, which takes one `watch_step`."""
+"""Seconds to wait for the thread's end: at once, or one `watch_step`."""
 
 
 class Watch:
@@ -22,22 +24,21 @@ class Watch:
 
     def __init__(self, paths: Sequence[Path], step: float, hint: Callable[[], None]) -> None:
         self._paths = [str(path) for path in paths]
-        self._step = max(1, int(step * 1000))
+        self._step = step
         self._hint = hint
-        self._stop = threading.Event()
+        self._stopped = False
+        self._notifier: Notifier | None = None
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()  # a start may still be on its way when the stop comes
         self.problem = ""
 
     def start(self) -> None:
         """Begin; where it can't, `problem` says why and the content check has to do."""
-        from watchfiles._rust_notify import RustNotify  # 3 MB that only a watching process loads
-
         with self._lock:
-            if self._stop.is_set():
+            if self._stopped:
                 return
             try:
-                notify = RustNotify(self._paths, False, False, 0, False, True)
+                notify = self._notifier = notifier(self._paths, self._step)
             except Exception as error:  # OSError, FileNotFoundError or the library's own
                 self.problem = f"the system gives no notifications ({error}): contents are compared instead"
                 logger.warning("%s", self.problem)
@@ -45,27 +46,23 @@ class Watch:
             self._thread = threading.Thread(target=self._gather, args=(notify,), name="deia-config-watch", daemon=True)
             self._thread.start()
 
-    def _gather(self, notify: object) -> None:
-        watch = notify.watch  # type: ignore[attr-defined]
+    def _gather(self, notify: Notifier) -> None:
         try:
-            while not self._stop.is_set():
-                found = watch(self._step, self._step, 0, self._stop)
-                if found == "stop" or found == "signal":
-                    return
+            while notify.wait():
                 self._hint()
         except Exception as error:
             self.problem = f"watching ended ({error}): contents are compared instead"
             logger.warning("%s", self.problem)
         finally:
-            close = getattr(notify, "close", None)
-            if close is not None:
-                close()
+            notify.close()
 
     def stop(self) -> None:
         """End the thread."""
-        self._stop.set()
         with self._lock:
+            self._stopped = True
             thread, self._thread = self._thread, None
+            if self._notifier is not None:
+                self._notifier.stop()
         if thread is not None:
             thread.join(timeout=_JOIN)
 

@@ -11,7 +11,7 @@ from typing import Any
 import attrs
 import pytest
 
-from deia_config import follow
+from deia_config import follow, watch
 from deia_config.settling import Wait
 from deia_hardening.events import RevisionApplied
 from deia_hardening.runtime import runtime
@@ -85,12 +85,10 @@ async def test_a_single_file_is_followed(start: Any, folder: Path) -> None:
 
 
 async def test_contents_are_compared_where_nothing_notifies(start: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from watchfiles import _rust_notify
-
     def unavailable(*args: Any) -> Any:
         raise OSError(28, "inotify watch limit reached")
 
-    monkeypatch.setattr(_rust_notify, "RustNotify", unavailable)
+    monkeypatch.setattr(watch, "notifier", unavailable)
     text = ONE.replace("config: {}", "config: {content_check: 50ms}")
     async with start(text) as service:
         service.save(text.replace("max_bots: 1", "max_bots: 2"))
