@@ -30,6 +30,9 @@ RECENT = 1000
 KEYS = 4096
 """Judged keys that are kept with whom they stand for: most callers come again."""
 
+_AT_ONCE = 32
+"""Outcomes that are taken in at once: a failure, which is judged in its request, waits for no more than those."""
+
 P99_SAMPLES = 300
 """Answers of the old version after which its p99 is frozen: its standard error is then some 0.6 percentage points."""
 
@@ -70,6 +73,8 @@ class Watcher:
         self._window: deque[tuple[float, int, bool]] = deque()
         self.frozen_p99 = 0.0
         self._keys: dict[tuple[str, bool], int] = {}
+        self._exposed: set[tuple[str, bool]] = set()
+        """Callers whose keys the judge has counted: at most `KEYS`."""
         self._recent: tuple[deque[float], deque[float]] = (deque(maxlen=RECENT), deque(maxlen=RECENT))
         self.counts = Counts()
 
@@ -124,7 +129,8 @@ class Watcher:
         queue = self._queue
         while queue:
             with self._lock:
-                self._take(queue.popleft(), now)
+                for _ in range(min(len(queue), _AT_ONCE)):
+                    self._take(queue.popleft(), now)
         with self._lock:
             return self._judge.verdict()
 
@@ -134,11 +140,17 @@ class Watcher:
         if not new and waited >= 0 and not self.frozen_p99:
             self._learn_p99(waited)
         slow = 0 < self.frozen_p99 < waited
-        key = self.key_of(who, network)
         if 0 < weight < 1:
-            return self._judge.record(key=key, new=new, weight=weight, failed=bad, slow=slow)
+            if not (bad or slow):
+                exposed = self._exposed
+                if (who, network) in exposed:  # a good answer says nothing of a key that is counted: most are
+                    return False
+                if len(exposed) >= KEYS:
+                    exposed.clear()
+                exposed.add((who, network))
+            return self._judge.record(key=self.key_of(who, network), new=new, weight=weight, failed=bad, slow=slow)
         if new:
-            self._window.append((now, key, bad))
+            self._window.append((now, self.key_of(who, network), bad))
         return False
 
     def _count(self, outcome: Outcome) -> None:
@@ -153,9 +165,9 @@ class Watcher:
         if waited >= 0:
             self._recent[new].append(waited)
             if new:
-                counts.new_waited += (waited - counts.new_waited) / max(1, counts.new - counts.new_failed)
+                counts.new_waited += (waited - counts.new_waited) / ((counts.new - counts.new_failed) or 1)
             else:
-                counts.old_waited += (waited - counts.old_waited) / max(1, counts.old - counts.old_failed)
+                counts.old_waited += (waited - counts.old_waited) / ((counts.old - counts.old_failed) or 1)
 
     def _learn_p99(self, waited: float) -> None:
         waits = self._old_waits
