@@ -51,13 +51,18 @@ class Nothing(BaseHTTPMiddleware):
 
 
 async def bot(request: Request) -> JSONResponse:
+    return JSONResponse({"bot": request.path_params["bot"], "new": False})
+
+
+async def flagged(request: Request) -> JSONResponse:
+    """The same with a flag: in the bare app there is none to read."""
     return JSONResponse({"bot": request.path_params["bot"], "new": feature("new-scaling", default=False)})
 
 
-def bare(middleware: int = 0) -> Starlette:
-    routes = [Route(f"/api/r{n}", bot) for n in range(20)]
-    routes.append(Route("/api/bots/{bot}/task", bot, methods=["GET", "POST"]))
-    routes.append(Route("/api/pool/{bot}", bot))
+def bare(middleware: int = 0, handler: Callable[[Request], Any] = bot) -> Starlette:
+    routes = [Route(f"/api/r{n}", handler) for n in range(20)]
+    routes.append(Route("/api/bots/{bot}/task", handler, methods=["GET", "POST"]))
+    routes.append(Route("/api/pool/{bot}", handler))
     return Starlette(routes=routes, middleware=[Middleware(Nothing)] * middleware)
 
 
@@ -69,7 +74,7 @@ def who(scope: Any) -> Actor | None:
     return None
 
 
-candidate = bare()
+candidate = bare(handler=flagged)
 
 
 async def bot_app(scope: Any, receive: Any, send: Any) -> None:
@@ -85,7 +90,7 @@ def at_work(home: Path) -> Any:
     (home / "flags" / "flags.json").write_text(json.dumps({"flags": {"new-scaling": flag}}))
     bots = [{"id": f"b{n}", "upstream": f"inproc:{__name__}:bot_app"} for n in range(3)]
     return harden(
-        bare(),
+        bare(handler=flagged),
         {
             "home": str(home),
             "audit": {},
