@@ -11,7 +11,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 import anyio
-from anyio.abc import ByteStream
+from anyio.abc import ByteStream, TaskGroup
 from websockets.client import ClientProtocol
 from websockets.exceptions import InvalidStatus, ProtocolError
 from websockets.frames import Frame, Opcode
@@ -60,6 +60,8 @@ class _Bridge:
         self._left = anyio.Event()  # the client is gone
         self._ended = anyio.Event()  # the upstream has said all it says
         self._early: list[Frame] = []
+        self._outgoing: list[bytes] = []
+        self._group: TaskGroup
         self._broken: BaseException | None = None
 
     async def run(self) -> None:
@@ -150,9 +152,12 @@ class _Bridge:
         await self._send({"type": "websocket.accept", "subprotocol": protocol.subprotocol, "headers": headers})
         raised: BaseException | None = None
         async with anyio.create_task_group() as group:
+            self._group = group
             group.start_soon(self._client_to_upstream, protocol, group.cancel_scope)
             try:
                 await self._upstream_to_client(protocol)
+                with anyio.move_on_after(self._settings.close_timeout):
+                    await self._flush(protocol)  # the answer to its close
             except Exception as error:
                 raised = error
             group.cancel_scope.cancel()
@@ -162,21 +167,20 @@ class _Bridge:
             raise self._broken
 
     async def _upstream_to_client(self, protocol: ClientProtocol) -> None:
-        parts: list[bytes] = []
+        parts = bytearray()  # of a message in several frames, however small they are
         kind = Opcode.TEXT
         while (frames := await self._more(protocol)) is not None:
             for frame in frames:
                 if frame.opcode in (Opcode.TEXT, Opcode.BINARY):
                     kind = frame.opcode
-                    parts = [bytes(frame.data)]
-                elif frame.opcode is Opcode.CONT:
-                    parts.append(bytes(frame.data))
-                else:
+                elif frame.opcode is not Opcode.CONT:
                     continue  # pings were answered by the protocol
+                if parts or not frame.fin:
+                    parts += frame.data
                 if not frame.fin:
                     continue
-                data = parts[0] if len(parts) == 1 else b"".join(parts)
-                parts = []
+                data = bytes(parts or frame.data)
+                parts.clear()
                 if kind is Opcode.BINARY:
                     await self._send({"type": "websocket.send", "bytes": data})
                     continue
@@ -184,7 +188,7 @@ class _Bridge:
                     await self._send({"type": "websocket.send", "text": data.decode()})
                 except UnicodeDecodeError:
                     protocol.fail(1007, "text that is not UTF-8")
-                    await self._flush(protocol)
+                    self._answer(protocol)
         self._ended.set()
         if self._left.is_set():
             return
@@ -211,8 +215,13 @@ class _Bridge:
             protocol.receive_eof()
         else:
             protocol.receive_data(data)
-        await self._flush(protocol)
+        self._answer(protocol)
         return frames
+
+    def _answer(self, protocol: ClientProtocol) -> None:
+        """Have pongs and the like sent, beside: who reads nothing while it writes must not stop us from reading."""
+        if self._collect(protocol):
+            self._group.start_soon(self._flush, protocol)
 
     async def _client_to_upstream(self, protocol: ClientProtocol, scope: anyio.CancelScope) -> None:
         try:
@@ -252,12 +261,22 @@ class _Bridge:
             await self._flush(protocol)
             await self._ended.wait()
 
+    def _collect(self, protocol: ClientProtocol) -> bool:
+        """Take what the protocol wants to say. Whether anything waits to be sent, and nobody is sending."""
+        self._outgoing += protocol.data_to_send()
+        return bool(self._outgoing) and not self._sending.locked()
+
     async def _flush(self, protocol: ClientProtocol) -> None:
+        """Send all there is, also what is added meanwhile."""
         async with self._sending:
-            data = b"".join(protocol.data_to_send())
-            if data:
+            self._collect(protocol)
+            while self._outgoing:
+                data = b"".join(self._outgoing)
+                self._outgoing.clear()
                 try:
-                    await self._stream.send(data)
+                    if data:  # an empty piece is the protocol's sign for the end
+                        await self._stream.send(data)
                 except _BROKEN:
                     if protocol.state is State.CONNECTING:
                         raise
+                self._collect(protocol)

@@ -287,8 +287,67 @@ def test_a_break_after_the_accept_is_aborted(talk, raw_server, read_head, client
     assert isinstance(talk(upstream, client, conversation).error, Aborted)
 
 
+def test_a_message_in_pieces_is_one_and_a_ping_within_it_is_answered(talk, raw_server, read_head, client):
+    from websockets.frames import Opcode
+    from websockets.server import ServerProtocol
+
+    heard: list[Any] = []
+
+    def script(connection, number):
+        protocol = ServerProtocol()
+        protocol.receive_data(read_head(connection))
+        (request,) = protocol.events_received()
+        protocol.send_response(protocol.accept(request))
+        for piece, fin in ((b"", False), (b"he", False), (b"", False), (b"llo", True)):
+            if piece == b"" and not heard:
+                protocol.send_text(piece, fin)
+                protocol.send_ping(b"there?")
+                heard.append("asked")
+            else:
+                protocol.send_continuation(piece, fin)
+        protocol.send_text(b"whole")
+        protocol.send_close(4000, "done")
+        connection.sendall(b"".join(protocol.data_to_send()))
+        while data := connection.recv(65536):
+            protocol.receive_data(data)
+            heard.extend(frame.opcode for frame in protocol.events_received())
+
+    server = raw_server(script)
+    upstream = open_upstream(f"unix:{server.path}")
+
+    async def conversation(c: Client) -> None:
+        await c.connect()
+        said = [await c.hear() for _ in range(3)]
+        assert [message.get("text") for message in said] == ["hello", "whole", None]
+        assert (said[2]["code"], said[2]["reason"]) == (4000, "done")
+
+    assert talk(upstream, client, conversation).error is None
+    server.close()
+    assert heard == ["asked", Opcode.PONG, Opcode.CLOSE]
+
+
 def test_a_handshake_field_with_a_line_end_is_refused(talk, server, client):
     async def conversation(c: Client) -> None:
         assert (await c.connect())["code"] == 1008
 
     assert talk(server, lambda: client(headers=[(b"x-a", b"1\r\nx-b: 2")]), conversation).error is None
+
+
+def test_both_sides_may_write_more_than_buffers_hold(talk, server, client):
+    """An echo that reads nothing while it writes, and a client that reads all the while: it goes on."""
+    count, piece = 150, b"x" * 200_000
+
+    async def conversation(c: Client) -> None:
+        await c.connect()
+
+        async def speak() -> None:
+            for _ in range(count):
+                await c.say(type="websocket.receive", bytes=piece)
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(speak)
+            for _ in range(count):
+                assert (await c.hear())["bytes"] == piece
+        await c.say(type="websocket.disconnect", code=1000, reason="")
+
+    assert talk(server, lambda: client(), conversation).error is None
