@@ -8,7 +8,6 @@ full, so no client can make them grow.
 
 from __future__ import annotations
 
-import itertools
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -18,6 +17,7 @@ from typing import Any, Final, Self
 import msgspec
 
 from deia_audit.escape import quote, quote_header, quoted
+from deia_audit.ids import HEX3, ids
 from deia_hardening.context import ANONYMOUS, SYSTEM, Actor, Mode, Named, RequestContext
 from deia_hardening.journal import Late, encode_event
 from deia_hardening.journal.lines import HARD_LIMIT
@@ -33,37 +33,6 @@ READS: Final = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
 _REFUSALS: Final = frozenset({401, 403, 405, 407, 429, 503})
 _usual: Final = itemgetter("path", "method", "client", "query_string", "path_params", "route")
 """What a scope holds after the routing of most requests, in one call."""
-
-HEX3: Final = tuple(f"{number:03x}" for number in range(4096))
-
-
-class Ids:
-    """UUIDv7 as text, 0.3 µs: the time, a process-wide counter and 36 random bits of this process. Thread-safe.
-
-    The counter's low 12 bits stand where they order what came in one millisecond; the rest changes every 4096. So an
-    id is settled by a number and a time, and may be written out later, more than once.
-    """
-
-    def __init__(self) -> None:
-        self.number: Callable[[], int] = itertools.count(int.from_bytes(os.urandom(4), "big")).__next__
-        self._random = f"-{0x8 | os.urandom(1)[0] & 0x3:x}{os.urandom(2).hex()[:3]}-{os.urandom(3).hex()}"
-
-    def parts(self, millisecond: int, high: int) -> tuple[str, str]:
-        """Return what stands before and behind the three digits of a number's low 12 bits; `high` are its others."""
-        text = f"{millisecond:012x}"
-        return f"{text[:8]}-{text[8:]}-7", f"{self._random}{high & 0xFFFFFF:06x}"
-
-    def text(self, number: int, ns: int) -> str:
-        """Return the id of a number that was taken at a time (nanoseconds since the epoch)."""
-        before, behind = self.parts(ns // 1_000_000, number >> 12)
-        return before + HEX3[number & 0xFFF] + behind
-
-    def next(self) -> str:
-        """Return a new id."""
-        return self.text(self.number(), time.time_ns())
-
-
-ids = Ids()
 
 
 def _boot() -> str:
@@ -85,8 +54,7 @@ _tail = _worker_part()
 
 
 def _after_fork() -> None:
-    global ids, _tail
-    ids = Ids()
+    global _tail
     _tail = _worker_part()
 
 
@@ -386,7 +354,10 @@ class Assembler:
                 else:
                     when = record.received
                 actor = record.actor
-                whole: tuple[Any, ...] = (str(client[0]) if client else "", agent, record.mode, record.version)
+                address = client[0] if client else ""
+                if address.__class__ is not str:
+                    address = str(address)
+                whole: tuple[Any, ...] = (address, agent, record.mode, record.version)
                 if actor is not ANONYMOUS:
                     whole += _shown(actor)
                 who = everybody.get(whole) or self.who(whole, record)
