@@ -29,7 +29,6 @@ from deia_audit.tilestore import TileNodes, TileStore
 from deia_audit.tree import inclusion_proof
 from deia_hardening.journal import Segment
 from deia_hardening.journal.lines import parse_time
-from deia_hardening.journal.reader import SegmentText
 
 _TILES_KEPT = 2048
 """Tiles of 16 KiB that stay in memory for inclusion proofs: 32 MiB at most."""
@@ -163,29 +162,27 @@ class Search:
             if start >= high or stop <= low or start >= stop:
                 continue
             lowest, highest = max(low, start) - start, min(high, stop) - start
-            text: SegmentText | None = None  # opened for what is offered, not before
-            for number, offset in self._offered(query, segment, lowest, highest):
-                if text is None:
-                    text = self._sources.text(segment)
-                line = line_at(text, offset)
+            for number, line in self._offered(query, segment, lowest, highest):
                 seq = start + number
                 if self._sound(seq, line):
                     yield seq, line
                 else:
                     damaged.append(seq)
 
-    def _offered(self, query: Query, segment: Segment, low: int, high: int) -> Iterator[tuple[int, int]]:
-        """Yield what may fit in a segment, in order: what its index offers, and all that no index covers."""
+    def _offered(self, query: Query, segment: Segment, low: int, high: int) -> Iterator[tuple[int, bytes]]:
+        """Yield number and line of what may fit in a segment, in order: what its index offers, all that none covers."""
+        text = self._sources.text
         found: Iterator[tuple[int, int]] = iter(())
         index, rest = self._sources.of(segment)
         if index is not None:
             first = max(low, index.after(query.since)) if query.since is not None else low
             found = self._numbers(query, index, first, min(high, rest.first) if rest is not None else high)
+        lines = ((number, line_at(text(segment), offset)) for number, offset in found)
         if rest is None:
-            return found
+            return lines
         first = max(low, rest.after(query.since)) if query.since is not None else low
-        others = rest.offered(first, high, newest_first=query.newest_first)
-        return chain(others, found) if query.newest_first else chain(found, others)
+        others = rest.offered(text(segment), first, high, newest_first=query.newest_first)
+        return chain(others, lines) if query.newest_first else chain(lines, others)
 
     def _numbers(self, query: Query, index: SegmentIndex, low: int, high: int) -> Iterator[tuple[int, int]]:
         """Yield what the index offers, in order: the rarest group of terms drives, the others must hold too."""

@@ -24,7 +24,7 @@ Elsewhere = Callable[[Segment, Path, Path], bool]
 """Builds the index of a segment, in a folder, under the key in another; whether it did."""
 _SETTLED_NS = 100_000_000
 """Nanoseconds after which a folder's time of change is believed: file systems stamp in steps of some milliseconds."""
-_UNINDEXED_KEPT = 4
+_UNINDEXED_KEPT = 16
 """Segments without an index whose lines' places are remembered, 8 bytes each."""
 _FIRST_READ = 1536
 

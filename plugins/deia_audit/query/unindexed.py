@@ -14,11 +14,12 @@ import attrs
 
 from deia_audit.query.index import SLACK_NS, IndexWriter, SegmentIndex, lines_of, memory_index
 from deia_hardening.journal import Segment
-from deia_hardening.journal.lines import parse_prefix, parse_time
+from deia_hardening.journal.lines import LONGEST_LINE, parse_prefix, parse_time
 from deia_hardening.journal.reader import SegmentText
 
 AT_ONCE = 512
 """Records that one query adds to the live segment's index: 20 ms. The rest is left to `advance`."""
+_READ = 1 << 18
 _TIMED = 256
 """Every so many records the time is noted, for `since`."""
 
@@ -49,11 +50,24 @@ class Lines:
         self.first += len(taken)
         return taken
 
-    def offered(self, low: int, high: int, *, newest_first: bool) -> Iterator[tuple[int, int]]:
-        """Yield number and offset of every line in `[low, high)`."""
+    def offered(self, text: SegmentText, low: int, high: int, *, newest_first: bool) -> Iterator[tuple[int, bytes]]:
+        """Yield number and line of every record in `[low, high)`; an empty line where none ends or it can't be read.
+
+        Many are read at once: each read gives the interpreter to a busy serving loop, which keeps it for milliseconds.
+        """
         numbers = range(max(low, self.first), min(high, self.stop))
+        data, start = b"", 0
         for number in reversed(numbers) if newest_first else numbers:
-            yield number, self._offsets[number - self.first]
+            offset = self._offsets[number - self.first]
+            end = data.find(b"\n", offset - start) if offset >= start else -1
+            if end < 0:
+                start = max(0, offset - _READ) if newest_first else offset
+                try:
+                    data = text.read(start, offset - start + LONGEST_LINE if newest_first else _READ + LONGEST_LINE)
+                except (OSError, ValueError):
+                    data = b""
+                end = data.find(b"\n", offset - start)
+            yield number, data[offset - start : end] if end >= 0 else b""
 
     def after(self, ns: int) -> int:
         """Return the first number that may be at or after a time, with slack for clocks that were set back."""
