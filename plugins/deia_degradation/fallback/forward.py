@@ -315,8 +315,8 @@ class Forward:
             name in (b"content-length", b"transfer-encoding") and value != b"0" for name, value in self.scope["headers"]
         ):
             return  # a GET with a body that is still being read
-        if len(self.tried) > max(1, self.pool.retry.policy.attempts):
-            return  # it has been asked of as many as a request may be
+        if self.next is not None or len(self.tried) > max(1, self.pool.retry.policy.attempts):
+            return  # another is asked next, or it has been asked of as many as a request may be
         now = monotonic()
         member = self.pool.choose(now, exclude=self.tried)
         if member is None:
