@@ -41,9 +41,9 @@ class Exchange:
 
     # Slots, and each of them set: a default that stands on the class is looked up at ten times the cost.
     __slots__ = (
-        "_enders", "_receive", "_send", "_socket", "_starters", "_trailers", "_waiting", "bytes_in", "bytes_out",
-        "close_code", "complete", "context", "disconnected", "dismissed", "ended", "first_byte", "lasting", "start",
-        "started", "status",
+        "__weakref__", "_enders", "_receive", "_send", "_socket", "_starters", "_trailers", "_waiting", "bytes_in",
+        "bytes_out", "close_code", "complete", "context", "disconnected", "dismissed", "ended", "first_byte", "lasting",
+        "start", "started", "status",
     )  # fmt: skip
 
     status: int
@@ -107,6 +107,19 @@ class Exchange:
             self._enders = [callback]
         else:
             self._enders.append(callback)
+
+    def on_both(self, started: Callable[[Exchange], None], ended: Callable[[Exchange], None]) -> None:
+        """`on_start(started)` and `on_end(ended)`, at the price of one."""
+        if self.status or self.ended or self._starters is not None:
+            self.on_start(started)
+            self.on_end(ended)
+            return
+        self._starters = [started]
+        enders = self._enders
+        if enders is None:
+            self._enders = [ended]
+        else:
+            enders.append(ended)
 
     def send(self, message: Message) -> Awaitable[None]:
         # A plain function that returns the server's own awaitable: one coroutine less per message (0.15 µs).
@@ -292,8 +305,9 @@ class RequestContext:
     """
 
     __slots__ = (
-        "_claims", "_features", "_id", "_notes", "_reason", "_returners", "_route", "actor", "bot", "deadline", "error",
-        "exchange", "headers", "mode", "parent", "received", "revision", "scope", "trusted", "version",
+        "__weakref__", "_claims", "_features", "_id", "_notes", "_reason", "_returners", "_route", "actor", "bot",
+        "deadline", "error", "exchange", "headers", "mode", "parent", "received", "revision", "scope", "trusted",
+        "version",
     )  # fmt: skip
 
     def __init__(self, scope: Scope, revision: Revision, exchange: Exchange) -> None:

@@ -16,11 +16,12 @@ from deia_hardening.store.base import (
     WatchExpired,
     Write,
 )
-from deia_hardening.store.epoch import HomePage, PageState
+from deia_hardening.store.epoch import PAGE_WORD, HomePage, PageState
 from deia_hardening.store.face import SharedStore, open_backend, open_store
 from deia_hardening.store.settings import StoreSettings
 
 __all__ = [
+    "PAGE_WORD",
     "Backend",
     "Change",
     "Entry",

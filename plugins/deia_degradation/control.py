@@ -22,7 +22,7 @@ from deia_degradation.schedule import active, next_change
 from deia_degradation.settings import DegradationSettings
 from deia_hardening.events import ModeChanged
 from deia_hardening.plugin import SYSTEM, Actor, Host, Mode
-from deia_hardening.store import PageState
+from deia_hardening.store import PAGE_WORD, PageState
 
 if TYPE_CHECKING:
     from deia_hardening.store import HomePage
@@ -41,6 +41,8 @@ _RETRY, _RETRY_LONGEST = 0.1, 5.0
 
 class _NoPage:
     """Stands in for the home's page before the start."""
+
+    words = (0,) * (PAGE_WORD + 1)
 
     def version(self) -> int:
         return 0

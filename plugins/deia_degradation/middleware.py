@@ -36,6 +36,7 @@ from deia_hardening.plugin import (
     Scope,
     Send,
 )
+from deia_hardening.store import PAGE_WORD
 
 if TYPE_CHECKING:
     from deia_degradation.service import DegradationManager
@@ -92,7 +93,7 @@ class Admission:
         context: RequestContext = scope[SCOPE_KEY]
         now = context.received
         control = self.control
-        if now >= control.due or control.version() != control.page_version:
+        if now >= control.due or control.page.words[PAGE_WORD] != control.page_version:
             self.manager.look(scope)
         slot = self._default
         if self._special or control.mode is not _FULL or scope["type"] == "websocket":
@@ -113,9 +114,7 @@ class Admission:
             return self._later(self.manager.threads.here(), scope, receive, send, context, slot.rule)
         if not gate.enter():
             return self._later(gate, scope, receive, send, context, slot.rule)
-        exchange = context.exchange
-        exchange.on_start(slot.begun)
-        exchange.on_end(slot.over)
+        context.exchange.on_both(slot.begun, slot.over)
         return self.app(scope, receive, send)
 
     def _judge(self, scope: Scope, receive: Receive, send: Send, context: RequestContext) -> Slot | Awaitable[None]:

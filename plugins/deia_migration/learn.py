@@ -8,15 +8,20 @@ from deia_hardening.plugin import Exchange, Message, Send
 from deia_migration.choose import Chooser
 from deia_migration.sources import SessionSource
 
+_OTHERS = 64
+"""Names that are kept at most: an app may make them up."""
+
 
 class HeaderLearner:
     """Looks at the headers of a version's answers; one object serves all requests of a version at one weight."""
 
-    __slots__ = ("_chooser", "_names", "_number", "_weight")
+    __slots__ = ("_chooser", "_names", "_number", "_others", "_weight")
 
     def __init__(self, chooser: Chooser, number: int, weight: float) -> None:
         self._chooser = chooser
         self._names = chooser.header_names
+        self._others: set[bytes] = set()
+        """Names of headers, as apps write them, that hold no session."""
         self._number = number
         self._weight = weight
 
@@ -24,11 +29,15 @@ class HeaderLearner:
         message = exchange.start
         if message is None:
             return
-        names = self._names
+        names, others = self._names, self._others
         for name, _ in message.get("headers", ()):
-            if name in names or name.lower() in names:
+            if name in others:
+                continue
+            if name.lower() in names:
                 self._learn(message["headers"])
                 return
+            if len(others) < _OTHERS:
+                others.add(name)
 
     def _learn(self, headers: Any) -> None:
         for source in self._chooser.learners:

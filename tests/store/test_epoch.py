@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deia_hardening.store.epoch import _COPY, _WORD, SIZE, HomePage, PageState, merge
+from deia_hardening.store.epoch import _COPY, PAGE_WORD, SIZE, HomePage, PageState, merge
 
 
 def descriptors() -> int:
@@ -77,7 +77,7 @@ def test_damage_shows_the_last_good_fields_and_the_next_write_heals(tmp_path: Pa
     assert other.state().get("mode") == "FULL"
     assert page._mapping is not None
     page._mapping.view[_COPY[0] : SIZE] = os.urandom(SIZE - _COPY[0])
-    page._mapping.words[_WORD] = word
+    page._mapping.words[PAGE_WORD] = word
     assert other.state().get("mode") == "FULL"
     page.publish([("mode", b'"DEGRADED"', 2)])
     assert other.state().get("mode") == "DEGRADED"
