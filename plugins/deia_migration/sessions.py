@@ -11,11 +11,12 @@ import fcntl
 import mmap
 import os
 import threading
-from hashlib import sha256
 from pathlib import Path
 from struct import Struct
 
 import attrs
+
+from deia_hardening.sharding import sha256
 
 _first8 = Struct(">Q").unpack_from
 _MAGIC = b"DEIASES1"

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import math
 import random
-from hashlib import sha256, sha512
+from hashlib import sha512
 from itertools import count
 from struct import Struct
+
+from deia_hardening.sharding import sha256
 
 _first8 = Struct(">Q").unpack_from
 _SCALE = 2.0**-53
