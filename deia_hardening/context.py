@@ -26,7 +26,6 @@ SCOPE_KEY = "deia_hardening"
 """The key under which the ASGI scope shows the innermost `RequestContext`."""
 
 _monotonic = time.monotonic
-_FULL = Mode.FULL  # a look at an enum's member costs as much as three comparisons
 _DOWN = "the service is going down"
 _RESTART = 1012
 """The close code of a WebSocket whose time is over (IANA's registry: the service restarts; come back later)."""
@@ -39,49 +38,39 @@ class Exchange:
     the message (`OSError`: the client has left), `complete` is taken back and `disconnected` set.
     """
 
-    # Slots, and each of them set: a default that stands on the class is looked up at ten times the cost.
-    __slots__ = (
-        "__weakref__", "_enders", "_receive", "_send", "_socket", "_starters", "_trailers", "_waiting", "bytes_in",
-        "bytes_out", "close_code", "complete", "context", "disconnected", "dismissed", "ended", "first_byte", "lasting",
-        "start", "started", "status",
-    )  # fmt: skip
-
-    status: int
+    status: int = 0
     """Status of the response; 101 for an accepted WebSocket; 0 before."""
-    started: float
+    started: float = 0.0
     """When the response (or the accepted WebSocket) started."""
-    first_byte: float
+    first_byte: float = 0.0
     """When the first body bytes (or the first WebSocket message) went out."""
-    ended: float
+    ended: float = 0.0
     """When the last body message went out, or the client left, or the call ended without one."""
-    complete: bool
+    complete: bool = False
     """Whether the response was sent to its end (a WebSocket: closed by either side)."""
-    bytes_out: int
-    bytes_in: int
-    disconnected: bool
-    close_code: int
+    bytes_out: int = 0
+    bytes_in: int = 0
+    disconnected: bool = False
+    close_code: int = 0
     """The close code of a WebSocket, whoever closed it."""
-    start: Message | None
+    start: Message | None = None
     """The response's start message as the app sent it (headers); read it, never change it."""
-    context: RequestContext | None
+    context: RequestContext | None = None
     """Whose it is, until the call is over: so that a callback can be the same for all requests."""
-    lasting: bool
+    lasting: bool = False
     """Whether it is known for a stream (`lasts`)."""
-    dismissed: str
+
+    _trailers: bool = False
+    _waiting: bool = False  # the next receive() waits for the client to leave, or for a WebSocket's next message
+    _socket: bool = False
+    dismissed: str = ""
     """Why its time is over (`dismiss`), "" while it is not."""
-    _waiting: bool  # the next receive() waits for the client to leave, or for a WebSocket's next message
-    _starters: list[Callable[[Exchange], None]] | None
-    _enders: list[Callable[[Exchange], None]] | None
+    _starters: list[Callable[[Exchange], None]] | None = None
+    _enders: list[Callable[[Exchange], None]] | None = None
 
     def __init__(self, receive: Receive, send: Send) -> None:
         self._receive = receive
         self._send = send
-        self.context = self.start = self._starters = self._enders = None
-        self.status = self.bytes_out = self.bytes_in = self.close_code = 0
-        self.started = self.first_byte = self.ended = 0.0
-        self.complete = self.disconnected = self.lasting = False
-        self._trailers = self._waiting = self._socket = False
-        self.dismissed = ""
 
     def on_start(self, callback: Callable[[Exchange], None]) -> None:
         """Call `callback(exchange)` when the response starts: at once, on the serving loop. It must not raise.
@@ -304,31 +293,28 @@ class RequestContext:
         notes: what plugins leave for each other and for the record; keys are `plugin.name`.
     """
 
-    __slots__ = (
-        "__weakref__", "_claims", "_features", "_id", "_notes", "_reason", "_returners", "_route", "actor", "bot",
-        "deadline", "error", "exchange", "headers", "mode", "parent", "received", "revision", "scope", "trusted",
-        "version",
-    )  # fmt: skip
+    mode: Mode = Mode.FULL
+    version: str = ""
+    bot: str = ""
+    deadline: float | None = None
+    actor: Actor = ANONYMOUS
+    parent: RequestContext | None = None
+    error: BaseException | None = None
+    trusted: bool = False
+
+    _id: str | Named | None = None
+    _reason: str | None = None
+    _route: str | None = None
+    _features: dict[Any, Any] | None = None
+    _notes: dict[str, Any] | None = None
+    _claims: dict[str, str] | None = None
+    _returners: list[Callable[[], None]] | None = None
 
     def __init__(self, scope: Scope, revision: Revision, exchange: Exchange) -> None:
         self.scope = scope
         self.headers = scope.get("headers") or ()
         self.revision = revision
         self.exchange = exchange
-        self.mode: Mode = _FULL
-        self.version = self.bot = ""
-        self.actor: Actor = ANONYMOUS
-        self.trusted = False
-        self.deadline: float | None = None
-        self.parent: RequestContext | None = None
-        self.error: BaseException | None = None
-        self._id: str | Named | None = None
-        self._reason: str | None = None
-        self._route: str | None = None
-        self._features: dict[Any, Any] | None = None
-        self._notes: dict[str, Any] | None = None
-        self._claims: dict[str, str] | None = None
-        self._returners: list[Callable[[], None]] | None = None
         self.received = _monotonic()
 
     @property
