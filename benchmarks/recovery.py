@@ -245,6 +245,7 @@ def writes(folder: Path, seconds: float) -> None:
         count, took, times = plain_commits(connection, 64, seconds)
         show("SQLite FULL, 64 rows per commit", count, took, times)
         p50, p99 = percentile(times, 0.5), percentile(times, 0.99)
+        itself = count / took / (64 / p50)
         groups = engine.groups
         count, took, times = asyncio.run(ours_async(registry, 64, seconds))
         note = f"{count / (engine.groups - groups):.0f} per commit"
@@ -254,6 +255,7 @@ def writes(folder: Path, seconds: float) -> None:
         most = show("the least a loop can do, 64 writers", *asyncio.run(bare(folder, 64, seconds)))
     print(f"  -> 1 writer: {mine / one:.0%} of SQLite FULL (thread: {threaded / one:.0%}); target 100%")
     print(f"  -> 64 writers: {many / (64 / p50):.0%} of 64 / p50 of a 64-row commit; target 80%")
+    print(f"  -> that commit, one after the other with nobody waiting, reaches {itself:.0%} of it")
     print(f"  -> of what such a loop can do at all: {mine / least:.0%} with 1 writer, {many / most:.0%} with 64")
     print(f"  -> p99 {percentile(times, 0.99) / p99:.1f} times that commit's p99; target 3")
     engine.close()
