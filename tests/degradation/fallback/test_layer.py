@@ -248,7 +248,7 @@ async def test_a_client_that_leaves_is_nobodys_failure(fleet):
 
     bots.all(until_gone)
     async with bots.open() as app:
-        await app.get("/ask")
+        await ASGIRecorder(app.app, http_scope(path="/ask"), {"type": "http.request"}).run()
         assert bots.asked == 1
         assert sum(status.failed for status in app.pool.status(0.0)) == 0
         assert sum(status.in_flight for status in app.pool.status(0.0)) == 0
