@@ -3,8 +3,8 @@
 CPython gives the interpreter away when a thread blocks, or 5 ms after another asked for it. A saturated event loop
 blocks for a microsecond per turn: too short for a waiting thread to wake up, but each turn wakes it in vain, at 10 to
 20 µs on two processors. So whoever works in the background says here when it will next want to run, and the requests
-let it: at the end of a request that finds somebody due, the loop waits until that work rests again, a millisecond
-at most, and two for one piece of work: a stalled disk holds no loop. On a loop that is not saturated
+let it: at the end of a request that finds somebody due, the loop waits until that work rests again, half a
+millisecond at most, and two for one piece of work: a stalled disk holds no loop. On a loop that is not saturated
 nobody is ever due for long, and nothing here happens.
 """
 
@@ -18,8 +18,8 @@ from queue import Empty, SimpleQueue
 from time import monotonic as _monotonic
 from typing import Any
 
-SLICE = 0.001
-"""Seconds that one request stands aside at most: what a journal's writer needs for a batch of a saturated loop."""
+SLICE = 0.0005
+"""Seconds that one request stands aside at most."""
 SHARE = 0.5
 """After each slice, long work waits as long as it was given in all, times this: it gets less and less of the time."""
 PAUSE = 0.002
@@ -27,7 +27,7 @@ PAUSE = 0.002
 NOBODY = 0.005
 """Seconds after which a part begins though no request stood aside: then no loop is busy, for `QUIET` at least."""
 QUIET = 0.1
-MOST = 2 * SLICE
+MOST = 4 * SLICE
 """Seconds that a piece of work is given in all; then it must do without. What takes longer may be a stalled disk."""
 
 
