@@ -165,7 +165,7 @@ class RecoverySettings:
     )
     cache: Bytes = setting(Bytes("64MiB"), "memory for registry values, per process", ge=0, restart=True)
     log_limit: Bytes = setting(
-        Bytes("32MiB"), "size at which SQLite's log is moved into the database", ge=1 << 16, restart=True
+        Bytes("16MiB"), "size at which SQLite's log is moved into the database", ge=1 << 16, restart=True
     )
     reserve: Bytes = setting(
         Bytes("32MiB"),
