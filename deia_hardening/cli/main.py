@@ -141,6 +141,10 @@ def main(arguments: list[str] | None = None) -> Any:
 
     tokens = sys.argv[1:] if arguments is None else arguments
     try:
+        Path.cwd()
+    except OSError as error:
+        fail([f"the folder that this runs in can't be used ({error.strerror}); change to one that exists"])
+    try:
         add_verbs(app, tokens)
         return app(tokens)
     except SettingsError as error:

@@ -99,6 +99,14 @@ def test_a_wrong_command_line_is_2(shell: Shell) -> None:
         assert asked.returncode == 2 and "Traceback" not in asked.stderr, asked
 
 
+def test_in_a_folder_that_is_gone_it_says_so(tmp_path: Path) -> None:
+    (folder := tmp_path / "gone").mkdir()
+    command = f"rmdir '{folder}'; exec '{sys.executable}' -m deia_hardening.cli status"
+    asked = subprocess.run(["sh", "-c", command], cwd=folder, capture_output=True, text=True, timeout=60, check=False)
+    assert asked.returncode == 1
+    assert "change to one that exists" in asked.stderr and "Traceback" not in asked.stderr
+
+
 def test_settings_that_are_wrong_are_told_with_their_place(shell: Shell, tmp_path: Path) -> None:
     (tmp_path / "bad.yaml").write_text("audit:\n  gurantee: batch\n")
     asked = shell("check", "--config", str(tmp_path))
