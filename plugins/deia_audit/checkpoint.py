@@ -18,6 +18,7 @@ from deia_audit.notes import (
     Signer,
     VerifierKey,
     b64,
+    decimal,
     parse_note,
     sign_note,
     unb64,
@@ -46,12 +47,10 @@ class TreeHead:
         if len(lines) < 4 or lines[-1] or not all(lines[:-1]):
             raise NoteError("a checkpoint is at least three non-empty lines: origin, size, root")
         origin, size, root, *extensions = lines[:-1]
-        if not size.isascii() or not size.isdecimal() or str(int(size)) != size or len(size) > 19:
-            raise NoteError("a checkpoint's size is a decimal number without leading zeroes")
         decoded = unb64(root)
         if len(decoded) != 32:
             raise NoteError("a checkpoint's root is 32 bytes")
-        return cls(origin, int(size), decoded, tuple(extensions))
+        return cls(origin, decimal(size), decoded, tuple(extensions))
 
 
 @attrs.frozen(slots=True)

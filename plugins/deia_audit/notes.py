@@ -41,6 +41,13 @@ def unb64(text: str) -> bytes:
     return data
 
 
+def decimal(text: str) -> int:
+    """Return a number as these formats write it: ASCII digits, no leading zeroes, below 10^19. Raises NoteError."""
+    if not text.isascii() or not text.isdecimal() or len(text) > 19 or (text[0] == "0" and text != "0"):
+        raise NoteError(f"not a decimal number without leading zeroes: {text[:80]!r}")
+    return int(text)
+
+
 def check_name(name: str) -> str:
     """Return `name` if it can name a key: not empty, no spaces, no plus. Raises NoteError."""
     if not name or "+" in name or any(char.isspace() or ord(char) < 0x20 for char in name):

@@ -296,7 +296,7 @@ class Handlers:
     async def witness(self, value: WitnessInput, call: Call) -> AsyncIterator[Progress | WitnessOutput]:
         _local(call)
         host, _, port = value.listen.rpartition(":")
-        if not port.isdecimal():
+        if not port.isdecimal() or len(port) > 5 or int(port) > 65_535:
             raise Problem(400, "listen is written host:port")
         logs, folder = parse_keys(value.logs), Path(value.folder)
         try:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import attrs
 
 from deia_audit.checkpoint import Checkpoint, open_checkpoint
-from deia_audit.notes import NoteError, VerifierKey, b64, unb64
+from deia_audit.notes import NoteError, VerifierKey, b64, decimal, unb64
 from deia_audit.tree import ProofError, leaf_hash, verify_inclusion
 
 HEADER = "c2sp.org/tlog-proof@v1"
@@ -52,13 +52,11 @@ class TlogProof:
             extra = unb64(lines.pop(0).removeprefix("extra "))
         if not lines or not lines[0].startswith("index "):
             raise NoteError("a proof names the entry's index")
-        number = lines.pop(0).removeprefix("index ")
-        if not number.isascii() or not number.isdecimal() or str(int(number)) != number:
-            raise NoteError("a proof's index is a decimal number without leading zeroes")
+        index = decimal(lines.pop(0).removeprefix("index "))
         path = tuple(unb64(line) for line in lines)
         if len(path) > MAX_PATH or any(len(step) != 32 for step in path):
             raise NoteError(f"a proof's path is at most {MAX_PATH} hashes of 32 bytes")
-        return cls(int(number), path, Checkpoint.parse(rest), extra)
+        return cls(index, path, Checkpoint.parse(rest), extra)
 
 
 def check_proof(

@@ -13,7 +13,7 @@ from hashlib import sha256
 import attrs
 import msgspec
 
-from deia_audit.notes import ED25519, Note, NoteError, Signer, VerifierKey, b64, parse_note, sign_note, unb64
+from deia_audit.notes import ED25519, Note, NoteError, Signer, VerifierKey, b64, decimal, parse_note, sign_note, unb64
 
 OPENING = "deia-audit-opening/v1"
 SEAL = "deia-audit-seal/v1"
@@ -42,7 +42,10 @@ def epoch_of(name: str, origin: str) -> int | None:
     """Return the epoch that a key name belongs to, or None for another key."""
     prefix = f"{origin}/epoch/"
     number = name.removeprefix(prefix)
-    return int(number) if name.startswith(prefix) and number.isascii() and number.isdecimal() else None
+    try:
+        return decimal(number) if name.startswith(prefix) else None
+    except NoteError:
+        return None
 
 
 @attrs.frozen(slots=True)
@@ -87,9 +90,9 @@ class Opening:
         previous = None
         if len(lines) == 6:
             parts = _after(lines[4], "previous ").split(" ", 2)
-            if len(parts) != 3 or not parts[0].isascii() or not parts[0].isdecimal():
+            if len(parts) != 3:
                 raise NoteError("the head of the previous log is written: size, root, origin")
-            previous = PreviousHead(parts[2], int(parts[0]), unb64(parts[1]))
+            previous = PreviousHead(parts[2], decimal(parts[0]), unb64(parts[1]))
         if len(note.verify([log_key, first])) != 2:
             raise NoteError("the opening is not signed by both of its keys")
         if log_key.name != origin or first.name != epoch_name(origin, 0):
@@ -132,13 +135,10 @@ class Seal:
         lines = note.text.split("\n")
         if len(lines) != 7 or lines[0] != SEAL or lines[-1]:
             raise NoteError("not a seal of an audit log")
-        try:
-            epoch, size = int(_after(lines[2], "epoch ")), int(lines[3])
-        except ValueError:
-            raise NoteError("a seal's epoch and size are numbers") from None
+        epoch, size = decimal(_after(lines[2], "epoch ")), decimal(lines[3])
         root = unb64(lines[4])
-        if epoch < 0 or size < 0 or len(root) != 32:
-            raise NoteError("a seal's numbers are out of range")
+        if len(root) != 32:
+            raise NoteError("a seal's root is 32 bytes")
         return cls(lines[1], epoch, size, root, VerifierKey.parse(_after(lines[5], "next "))), note
 
 

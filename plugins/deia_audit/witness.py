@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 import attrs
 
 from deia_audit.checkpoint import Checkpoint, TreeHead
-from deia_audit.notes import NoteError, Signer, VerifierKey, b64, unb64
+from deia_audit.notes import NoteError, Signer, VerifierKey, b64, decimal, unb64
 from deia_audit.tree import EMPTY_ROOT, ProofError, verify_consistency
 
 MAX_PROOF_LINES = 63
@@ -40,17 +40,15 @@ class AddCheckpoint:
             raise NoteError("the request is UTF-8 text") from None
         top, blank, rest = text.partition("\n\n")
         first, *lines = top.split("\n")
-        number = first.removeprefix("old ")
-        if not blank or not first.startswith("old ") or not number.isascii() or not number.isdecimal():
+        if not blank or not first.startswith("old "):
             raise NoteError("the request begins with: old <size>")
-        if str(int(number)) != number or len(number) > 19:
-            raise NoteError("the old size is a decimal number without leading zeroes")
+        old = decimal(first.removeprefix("old "))
         if len(lines) > MAX_PROOF_LINES:
             raise NoteError(f"a consistency proof has at most {MAX_PROOF_LINES} lines")
         proof = tuple(unb64(line) for line in lines)
         if any(len(step) != 32 for step in proof):
             raise NoteError("a consistency proof is lines of 32-byte hashes")
-        return cls(int(number), proof, Checkpoint.parse(rest))
+        return cls(old, proof, Checkpoint.parse(rest))
 
 
 @attrs.frozen(slots=True)

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 from deia_audit.checkpoint import Checkpoint
 from deia_audit.files import replace_file
 from deia_audit.layout import Layout
-from deia_audit.notes import COSIGNATURE_V1, NoteError, Signature, VerifierKey, parse_signature_line
+from deia_audit.notes import COSIGNATURE_V1, NoteError, Signature, VerifierKey, decimal, parse_signature_line
 from deia_audit.tilestore import TileNodes, TileStore
 from deia_audit.tree import consistency_proof
 from deia_audit.witness import AddCheckpoint
@@ -72,7 +72,7 @@ class WitnessClient:
             proof = consistency_proof(nodes, old, checkpoint.head.size)
             status, body = self._post(url, AddCheckpoint(old, tuple(proof), checkpoint).encode())
             if status == 409:
-                told = int(body.decode("ascii").strip())
+                told = decimal(body.decode("ascii").strip())
                 if checkpoint.head.size < told <= self._size(self._layout.checkpoint):
                     return []  # another worker has submitted a newer one of this log
                 if told == old or told > checkpoint.head.size:

@@ -1,16 +1,18 @@
 """Serves a witness over HTTP/1.1 (C2SP tlog-witness, add-checkpoint), for logs of others.
 
 One asyncio server; the head of each log is durable before its cosignature leaves, checked and replaced under one
-lock. Requests are bounded in size and time.
+lock. Requests are parsed by llhttp (httptools), bounded in size and time.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from http import HTTPStatus
 from pathlib import Path
 
+import httptools
 import msgspec
 
 from deia_audit.checkpoint import TreeHead
@@ -23,6 +25,8 @@ KEY = "witness.key"
 _MOST_BODY = 256 * 1024
 _MOST_HEAD = 16 * 1024
 _PATIENCE = 30.0
+_PIECE = 64 * 1024
+_LINGER = 1.0  # seconds that a refused client may take to hang up
 
 
 class Witness:
@@ -78,7 +82,7 @@ class WitnessServer:
         self.port = 0
 
     async def start(self, host: str, port: int) -> None:
-        self._server = await asyncio.start_server(self._serve, host, port, limit=_MOST_HEAD)
+        self._server = await asyncio.start_server(self._serve, host, port)
         self.port = self._server.sockets[0].getsockname()[1]
 
     @property
@@ -90,36 +94,39 @@ class WitnessServer:
             self._server.close()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        sent = _Sent(writer)
         try:
             while True:
                 async with asyncio.timeout(_PATIENCE):
-                    keep = await self._one(reader, writer)
+                    keep = await self._one(sent, reader, writer)
                     await writer.drain()
                 if not keep:
                     return
-        except (TimeoutError, ConnectionError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
+        except (TimeoutError, ConnectionError):
             return
         finally:
             writer.close()
 
-    async def _one(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
-        head = await reader.readuntil(b"\r\n\r\n")
-        first, *lines = head.decode("latin-1").split("\r\n")[:-2]
-        parts = first.split(" ")
-        headers = {name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
-        length = headers.get("content-length", "")
-        if len(parts) != 3 or "transfer-encoding" in headers:
-            return self._reply(writer, WitnessAnswer(400, b"a request with a Content-Length is expected\n"), keep=False)
-        if parts[1].rpartition("/")[2] != "add-checkpoint":
-            return self._reply(writer, WitnessAnswer(404, b"there is only add-checkpoint here\n"), keep=False)
-        if parts[0] != "POST":
-            return self._reply(writer, WitnessAnswer(405, b"add-checkpoint is a POST\n"), keep=False)
-        if not length.isascii() or not length.isdecimal() or int(length) > _MOST_BODY:
-            return self._reply(writer, WitnessAnswer(413, b"the request is too large or has no length\n"), keep=False)
-        body = await reader.readexactly(int(length))
+    async def _one(self, sent: _Sent, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+        while not sent.requests:
+            if sent.refusal is not None:
+                self._reply(writer, sent.refusal, keep=False)
+                writer.write_eof()
+                async with asyncio.timeout(_LINGER):  # closing with bytes unread would take the answer back
+                    while await reader.read(_PIECE):
+                        pass
+                return False
+            if not (data := await reader.read(_PIECE)):
+                return False
+            sent.feed(data)
+        method, path, body, keep = sent.requests.popleft()
+        if path.rpartition("/")[2] != "add-checkpoint":
+            return self._reply(writer, WitnessAnswer(404, b"there is only add-checkpoint here\n"), keep=keep)
+        if method != "POST":
+            return self._reply(writer, WitnessAnswer(405, b"add-checkpoint is a POST\n"), keep=keep)
         async with self._lock:
             answer = await self._blocking(self._witness.answer, body)
-        return self._reply(writer, answer, keep=headers.get("connection", "").lower() != "close")
+        return self._reply(writer, answer, keep=keep)
 
     @staticmethod
     def _reply(writer: asyncio.StreamWriter, answer: WitnessAnswer, *, keep: bool) -> bool:
@@ -130,3 +137,61 @@ class WitnessServer:
         )
         writer.write(head.encode() + answer.body)
         return keep
+
+
+class _Sent:
+    """What a client sends on one connection, taken apart by llhttp: the requests that are whole, or why not."""
+
+    def __init__(self, writer: asyncio.StreamWriter) -> None:
+        self.requests: deque[tuple[str, str, bytes, bool]] = deque()
+        """Method, path, body, and whether the connection stays."""
+        self.refusal: WitnessAnswer | None = None
+        self._writer = writer
+        self._parser = httptools.HttpRequestParser(self)
+        self._read = 0
+        self.on_message_begin()
+
+    def feed(self, data: bytes) -> None:
+        self._read += len(data)
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserCallbackError:
+            self.refusal = WitnessAnswer(413, b"the request is too large\n")
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade):
+            self.refusal = WitnessAnswer(400, b"this is no request of HTTP/1.1\n")
+        if not self._begun and self._read > _MOST_HEAD and self.refusal is None:
+            self.refusal = WitnessAnswer(431, b"the head of the request is too large\n")
+
+    # httptools calls these
+
+    def on_message_begin(self) -> None:
+        self._url, self._body, self._begun = b"", bytearray(), False
+        self._expects, self._length = False, 0
+
+    def on_url(self, url: bytes) -> None:
+        self._url += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        name = name.lower()
+        if name == b"expect":
+            self._expects = value.lower() == b"100-continue"
+        elif name == b"content-length":
+            self._length = int(value) if len(value) < 10 else _MOST_BODY + 1
+
+    def on_headers_complete(self) -> None:
+        self._begun = True
+        if self._length > _MOST_BODY:
+            raise ValueError("too large")
+        if self._expects:
+            self._writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    def on_body(self, body: bytes) -> None:
+        self._body += body
+        if len(self._body) > _MOST_BODY:
+            raise ValueError("too large")
+
+    def on_message_complete(self) -> None:
+        path = self._url.decode("latin-1").partition("?")[0]
+        keep = self._parser.should_keep_alive()
+        self.requests.append((self._parser.get_method().decode("latin-1"), path, bytes(self._body), keep))
+        self._begun, self._read = False, 0

@@ -14,11 +14,13 @@ from deia_audit.notes import (
     NoteError,
     Signer,
     VerifierKey,
+    b64,
     parse_note,
     parse_signature_line,
     sign_note,
 )
 from deia_audit.proof import TlogProof, check_proof
+from deia_audit.seal import SEAL, Seal, epoch_of
 from deia_audit.tree import LeafList, ProofError, consistency_proof, inclusion_proof, leaf_hash, tree_root
 from deia_audit.witness import AddCheckpoint, decide
 
@@ -153,3 +155,21 @@ def test_the_witness_follows_the_log_and_refuses_what_does_not_extend_it() -> No
 def test_what_is_no_add_checkpoint_is_refused(body: bytes) -> None:
     with pytest.raises(NoteError):
         AddCheckpoint.parse(body)
+
+
+HUGE = "9" * 5000
+"""More digits than Python makes a number of."""
+
+
+@pytest.mark.parametrize("number", [HUGE, "9" * 20, "٣", "²", "01", "", "+1", "-1", "1_0"])
+def test_what_is_no_number_of_these_formats_is_refused_in_each(number: str) -> None:
+    note = str(sign_checkpoint(TreeHead("log.example/a", 7, b"r" * 32), [signer()]))
+    with pytest.raises(NoteError):
+        Checkpoint.parse(note.replace("\n7\n", f"\n{number}\n"))
+    with pytest.raises(NoteError):
+        AddCheckpoint.parse(f"old {number}\n\n{note}".encode())
+    with pytest.raises(NoteError):
+        TlogProof.parse(f"c2sp.org/tlog-proof@v1\nindex {number}\n\n{note}")
+    with pytest.raises(NoteError):
+        Seal.parse(sign_note(f"{SEAL}\nlog.example/a\nepoch {number}\n7\n{b64(bytes(32))}\nnext x\n", [signer()]))
+    assert epoch_of(f"log.example/a/epoch/{number}", "log.example/a") is None

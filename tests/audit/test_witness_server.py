@@ -1,0 +1,74 @@
+"""A witness answers any log's client: whole, in pieces, chunked, several on one connection, and never with silence."""
+
+from __future__ import annotations
+
+import re
+import socket
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from deia_audit.checkpoint import TreeHead, sign_checkpoint
+from deia_audit.notes import Signer
+from deia_audit.tree import EMPTY_ROOT
+from deia_audit.witness_server import Witness, WitnessServer
+from deia_hardening.runtime import runtime
+
+LOG = Signer("log.example/a", Ed25519PrivateKey.from_private_bytes(bytes([1]) * 32))
+BODY = b"old 0\n\n" + str(sign_checkpoint(TreeHead(LOG.name, 0, EMPTY_ROOT), [LOG])).encode()
+LINE = b"POST /w1/add-checkpoint HTTP/1.1\r\nHost: witness.example\r\n"
+PLAIN = LINE + b"Content-Length: %d\r\n\r\n" % len(BODY) + BODY
+PIECES = b"".join(b"%x\r\n%b\r\n" % (len(BODY[at : at + 50]), BODY[at : at + 50]) for at in range(0, len(BODY), 50))
+CHUNKED = LINE + b"Transfer-Encoding: chunked\r\n\r\n" + PIECES + b"0\r\n\r\n"
+HUGE = BODY.replace(b"old 0", b"old " + b"9" * 5000)
+
+
+@pytest.fixture
+def port(tmp_path: Path) -> Iterator[int]:
+    witness = Witness(tmp_path, "witness.example/w1", [LOG.verifier], lambda: 1_700_000_000.0)
+
+    async def start() -> WitnessServer:
+        server = WitnessServer(witness, runtime().blocking)
+        await server.start("127.0.0.1", 0)
+        return server
+
+    server = runtime().submit(start).result()
+    yield server.port
+    runtime().submit(server.close).result()
+
+
+def ask(port: int, *pieces: bytes) -> bytes:
+    """Send pieces, each in a segment of its own, then no more; return all that comes until the other end closes."""
+    with closing(socket.create_connection(("127.0.0.1", port), timeout=30)) as client:
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for piece in pieces:
+            client.sendall(piece)
+        client.shutdown(socket.SHUT_WR)
+        return b"".join(iter(lambda: client.recv(65536), b""))
+
+
+@pytest.mark.parametrize(
+    ("pieces", "statuses"),
+    [
+        ((PLAIN,), [200]),
+        ((PLAIN[:20], PLAIN[20:100], PLAIN[100:]), [200]),
+        ((CHUNKED,), [200]),
+        ((PLAIN + CHUNKED, PLAIN), [200, 200, 200]),
+        ((LINE + b"Expect: 100-continue\r\nContent-Length: %d\r\n\r\n" % len(BODY), BODY), [100, 200]),
+        ((LINE + b"Content-Length: %d\r\n\r\n" % len(HUGE) + HUGE,), [400]),
+        ((LINE + b"Content-Length: 3\r\n\r\nabc", PLAIN), [400, 200]),
+        ((LINE.replace(b"POST", b"GET") + b"\r\n", PLAIN), [405, 200]),
+        ((LINE.replace(b"add-", b"sub-") + b"Content-Length: 0\r\n\r\n",), [404]),
+        ((LINE + b"Content-Length: 300000\r\n\r\n",), [413]),
+        ((LINE + b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n",), [400]),
+        ((LINE + b"X: ", b"x" * 20_000), [431]),
+        ((b"\x16\x03\x01 no HTTP",), [400]),
+    ],
+)  # fmt: skip
+def test_a_witness_answers_each_request_of_a_connection(
+    port: int, pieces: tuple[bytes, ...], statuses: list[int]
+) -> None:
+    assert [int(status) for status in re.findall(rb"HTTP/1\.1 (\d+) ", ask(port, *pieces))] == statuses
