@@ -6,7 +6,7 @@ were shortened or dropped, `escaped` is true where text or a type had to be repl
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Collection, Mapping, Sequence, Set
 from typing import Any
 
 import msgspec
@@ -45,8 +45,9 @@ def encode_event(event: Mapping[str, object], *, field_bytes: int = 1024, record
     dropped, both marked; keys that a line has of its own (`seq`, `time`, `prev`, `synced`) get a trailing `_`.
     Any thread; about 1 µs for a flat event of 400 bytes.
     """
-    if RESERVED.isdisjoint(event):
+    if isinstance(event, dict) and RESERVED.isdisjoint(event):  # another mapping has no JSON form that msgspec knows
         try:
+            "".join(event)  # raises for a key that is no text: its JSON form may be called like a line's own
             body = _encode(event)[1:-1]
         except Exception:
             body = b""
@@ -58,8 +59,11 @@ def encode_event(event: Mapping[str, object], *, field_bytes: int = 1024, record
 class _Trim:
     """A copy of an event that surely encodes, with what was changed on the way."""
 
-    def __init__(self, field_bytes: int) -> None:
+    def __init__(self, field_bytes: int, record_bytes: int) -> None:
         self.limit = field_bytes
+        self.most = record_bytes // 2  # items of a field, of two bytes each at least: one with more is dropped anyway
+        self.given = self.room = 0
+        self.left = 8 * self.most  # of all fields: a value that holds itself twice would else not end
         self.cut: list[str] = []
         self.escaped = False
 
@@ -78,6 +82,14 @@ class _Trim:
         if len(self.cut) < 16:
             self.cut.append(path[:80])
 
+    def full(self, number: int, path: str) -> bool:
+        """Whether no item number `number` is taken any more."""
+        if number < _ITEMS and self.room > 0:
+            self.room -= 1
+            return False
+        self.mark(path)
+        return True
+
     def value(self, value: Any, path: str, depth: int = 0) -> Any:
         if value is None or value is True or value is False:
             return value
@@ -93,8 +105,7 @@ class _Trim:
         if isinstance(value, (Sequence, Set)) and not isinstance(value, (bytes, bytearray, memoryview)):
             items = []
             for number, item in enumerate(value):
-                if number >= _ITEMS:
-                    self.mark(path)
+                if self.full(number, path):
                     break
                 items.append(self.value(item, f"{path}.{number}", depth + 1))
             return items
@@ -103,11 +114,25 @@ class _Trim:
     def mapping(self, value: Mapping[Any, Any], path: str, depth: int) -> dict[str, Any]:
         result: dict[str, Any] = {}
         for number, (key, item) in enumerate(value.items()):
-            if number >= _ITEMS:
-                self.mark(path)
+            if depth == 0:
+                self.left -= self.given - self.room
+                self.given = self.room = min(self.most, self.left)
+                if number >= _ITEMS:
+                    self.mark(path)
+                    break
+            elif self.full(number, path):
                 break
             name = self.text(key if isinstance(key, str) else _replace(key) if _odd(key) else str(key), path)
-            result[name] = self.value(item, f"{path}.{name}" if path else name, depth + 1)
+            if depth == 0 and name in RESERVED:
+                name += "_"
+            if name in result:
+                name = _unlike(name, result)
+            where = f"{path}.{name}" if path else name
+            try:
+                result[name] = self.value(item, where, depth + 1)
+            except Exception:  # it raises when it is read
+                self.escaped = True
+                result[name] = self.text(_replace(item), where)
         return result
 
     def _encodable(self, value: object, path: str) -> Any:
@@ -121,49 +146,59 @@ class _Trim:
         return self.text(_replace(value), path)
 
 
+def _unlike(name: str, taken: Collection[str]) -> str:
+    """A name beside `name` that is not among `taken`."""
+    number = len(taken)
+    while f"{name}_{number}" in taken:
+        number += 1
+    return f"{name}_{number}"
+
+
 def _odd(key: object) -> bool:
     return not isinstance(key, (int, float, bool, type(None)))
 
 
 def _encode_slowly(event: Mapping[str, object], field_bytes: int, record_bytes: int) -> bytes:
     limit = min(record_bytes, HARD_LIMIT)
-    trim = _Trim(field_bytes)
+    trim = _Trim(field_bytes, limit)
     try:
         plain = trim.mapping(event, "", 0)
     except Exception as error:  # a mapping that raises when it is read
         return clean_body(_encode({"unreadable": _replace(error)})[1:-1])
-    members: list[tuple[str, bytes]] = []
+    members: list[tuple[str, bytes, bytes]] = []
     for key, value in plain.items():
         try:
             encoded = _encode(value)
         except Exception:
             trim.escaped = True
             encoded = _encode(trim.text(_replace(value), key))
-        members.append((f"{key}_" if key in RESERVED else key, clean_body(encoded)))
+        members.append((key, clean_body(_encode(key)) + b":", clean_body(encoded)))
     room = limit - 512  # for `cut` and `escaped`
-    sizes = [len(key) + len(value) + 8 for key, value in members]
+    sizes = [len(name) + len(value) + 1 for _, name, value in members]
     total = sum(sizes)
     for index in sorted(range(len(members)), key=sizes.__getitem__, reverse=True):
         if total <= room:
             break
-        key, value = members[index]
+        key, name, value = members[index]
         trim.cut.insert(0, key[:80])
         stub = _encode(f"[{len(value)} bytes dropped]")
-        total -= sizes[index] - len(stub) - len(key) - 8
-        members[index] = (key, stub)
-    parts = [clean_body(_encode(key)) + b":" + value for key, value in members]
-    if total > room:  # a crowd of small fields
+        total += len(stub) - len(value)
+        members[index] = key, name, stub
+    if total > room:  # a crowd of small fields, or names that are too long
         kept, size = 0, 0
-        while kept < len(parts) and size + len(parts[kept]) + 1 <= room:
-            size += len(parts[kept]) + 1
+        while kept < len(members) and size + len(members[kept][1]) + len(members[kept][2]) + 1 <= room:
+            size += len(members[kept][1]) + len(members[kept][2]) + 1
             kept += 1
-        trim.cut.insert(0, f"{len(parts) - kept} fields")
-        del parts[kept:]
-    if trim.cut:
-        parts.append(b'"cut":' + _marks(trim.cut))
-    if trim.escaped:
-        parts.append(b'"escaped":true')
-    return b",".join(parts)
+        trim.cut.insert(0, f"{len(members) - kept} fields")
+        del members[kept:]
+    parts = {key: name + value for key, name, value in members}
+    for mark, marked in ("cut", _marks(trim.cut) if trim.cut else b""), ("escaped", b"true" if trim.escaped else b""):
+        if marked:
+            if (own := parts.pop(mark, None)) is not None:  # the event's own member gives way
+                other = _unlike(mark, parts)
+                parts[other] = b'"%b"' % other.encode() + own[len(mark) + 2 :]
+            parts[mark] = b'"%b":%b' % (mark.encode(), marked)
+    return b",".join(parts.values())
 
 
 def _marks(cut: list[str]) -> bytes:

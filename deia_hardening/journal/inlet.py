@@ -230,7 +230,10 @@ class Inlet:
         """`body` as it may stand in a line: on one, of a length that readers take, and steering no terminal."""
         if not 0 < len(body) <= self._largest or b"\n" in body:
             return self._oversized(body)
-        return body if body.isascii() else clean_body(body)
+        if body.isascii():
+            return body
+        cleaned = clean_body(body)  # an escape takes more bytes than what it stands for
+        return cleaned if len(cleaned) <= self._largest else self._oversized(cleaned)
 
     def _encoded(self, batch: list[Receipt]) -> None:
         """Have the bytes made of what was queued without."""

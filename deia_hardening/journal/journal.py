@@ -85,7 +85,7 @@ class Journal(Inlet):
             with self._lock:
                 kick = self._pending() and self._level >= IDLE
             if kick:
-                self._rouse()
+                self._rouse(here=False)
 
     def _flush(self) -> bool:
         """All that is queued now, in turns; the role is held."""
@@ -234,7 +234,8 @@ class Journal(Inlet):
 
     # -- the thread
 
-    def _rouse(self) -> None:
+    def _rouse(self, *, here: bool = True) -> None:
+        """Have the thread look at the queue, or write on this one where there is none to be had (if it may: `here`)."""
         inline = False
         with self._lock:
             level = self._level
@@ -248,13 +249,15 @@ class Journal(Inlet):
                     try:
                         # not threading.Thread: its start() waits for the new thread to run, up to 5 ms under load
                         _thread.start_new_thread(self._work, (self._generation,))
-                    except RuntimeError:  # the interpreter is shutting down
+                        processes.at_the_end_of_a_child()
+                    except RuntimeError as error:  # at the interpreter's exit, or there are too many threads just now
                         self._level = NO_THREAD
-                        inline = self._exiting = True
+                        inline = True
+                        self._exiting = "shutdown" in str(error)
             elif level != BUSY:
                 self._level = BUSY
                 self._semaphore.release()
-        if inline:
+        if inline and here:
             self.drain()
 
     def _written_soon(self) -> None:
@@ -272,6 +275,8 @@ class Journal(Inlet):
         """Sleep until woken (True) or `timeout` seconds passed. The level says what may wake."""
         semaphore = self._semaphore
         with self._lock:
+            if self._exiting:
+                return True
             self._level = level  # first: whoever appends a late record reads it without the lock, afterwards
             if self._urgent or (level >= LED and (self._pending() or self._closed)):
                 self._level = BUSY
@@ -285,7 +290,8 @@ class Journal(Inlet):
             if self._level == BUSY:  # woken just now
                 semaphore.acquire()
                 return True
-            self._level = BUSY
+            if self._level != NO_THREAD:  # else it is the exit
+                self._level = BUSY
         return False
 
     def _wake(self) -> None:
@@ -363,7 +369,8 @@ class Journal(Inlet):
         with self._writer.role:
             with self._lock:
                 self._level = NO_THREAD
-                if (self._pending() or self._gap is not None or self._waiters) and not self._closed:
+                left = self._pending() or self._gap is not None or bool(self._waiters)
+                if left and not self._closed and not self._exiting:
                     self._level = BUSY
                     return True
             self._live.close()
@@ -393,10 +400,12 @@ class Journal(Inlet):
             self._semaphore.acquire()
 
     def at_exit(self) -> None:
-        """Write what is queued, here; from now on nothing starts a thread."""
-        self._exiting = True
-        if self._pending() or self._writer.unsynced_bytes or self._gap is not None:
-            self.drain(_EXIT_TIMEOUT)
+        """Write what is queued, here; from now on every thread writes what it appends, and none is started."""
+        with self._lock:
+            self._exiting = True
+            self._level = NO_THREAD
+            self._generation = object()
+        self.drain(_EXIT_TIMEOUT)  # also where nothing is queued: the thread may hold the last batch
 
 
 def open_journal(path: str | Path, settings: JournalSettings | None = None, *, clock: Clock = SYSTEM_CLOCK) -> Journal:

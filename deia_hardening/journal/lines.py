@@ -33,6 +33,9 @@ _PREFIX = re.compile(
     rb'\{"seq":(0|[1-9][0-9]{0,18}),"time":"([0-9:.TZ-]{27})","prev":"([0-9a-f]{64})"(?:,"synced":([0-9]{1,19}))?[,}]'
 )
 _EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
+_FIRST, _LAST = -62_135_596_800, 253_402_300_799
+NO_SECOND = 1 << 62
+"""In place of the second whose text is kept, while none is."""
 
 
 def leaf_hash(line: bytes) -> bytes:
@@ -48,20 +51,21 @@ def leaf_hex(line: bytes) -> bytes:
 class TimeFormat:
     """Nanoseconds since the epoch as `2026-11-23T05:05:38.123456Z`; keeps the last second's text.
 
+    What lies before the year 1 or after 9999 becomes the nearest that does not.
     Not thread-safe: one per writer. 0.2 µs, where `datetime.isoformat` costs 0.9.
     """
 
     __slots__ = ("_prefix", "_second")
 
     def __init__(self) -> None:
-        self._second = -1
+        self._second = NO_SECOND
         self._prefix = b""
 
     def __call__(self, ns: int) -> bytes:
         second, rest = divmod(ns, 1_000_000_000)
         if second != self._second:
-            moment = _EPOCH + datetime.timedelta(seconds=second)
-            self._prefix = f"{moment:%Y-%m-%dT%H:%M:%S}.".encode()
+            moment = _EPOCH + datetime.timedelta(seconds=min(max(second, _FIRST), _LAST))
+            self._prefix = f"{moment.isoformat()[:19]}.".encode()
             self._second = second
         return b"%b%06dZ" % (self._prefix, rest // 1000)
 

@@ -23,7 +23,7 @@ from deia_hardening.journal.disk import NO_ROOM
 from deia_hardening.journal.errors import JournalError
 from deia_hardening.journal.inlet import Gap, Inlet, Late, Receipt
 from deia_hardening.journal.latch import Waiting, wake_all
-from deia_hardening.journal.lines import Header, TimeFormat, format_time
+from deia_hardening.journal.lines import NO_SECOND, Header, TimeFormat, format_time
 from deia_hardening.journal.listeners import Batch, Listeners
 from deia_hardening.journal.live import LiveFile, SyncFailed
 from deia_hardening.journal.position import Position
@@ -186,7 +186,7 @@ class Writer:
         leaves: list[bytes] = []
         begun = _leaf.copy  # costs less than a new one, and the line is not copied for the zero before it
         times = self._times
-        second, text = -1, b""
+        second, text = NO_SECOND, b""
         for ns, body in entries:
             rest = ns - second * _SECOND
             if not 0 <= rest < _SECOND:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import collections
 import datetime
 import decimal
+import enum
+import json
+import types
 import uuid
+from collections.abc import Mapping
 from typing import Any
 
-import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -18,7 +22,15 @@ from deia_hardening.journal.lines import HARD_LIMIT
 
 def decoded(body: bytes) -> dict[str, Any]:
     assert b"\n" not in body
-    return msgspec.json.decode(b"{" + body + b"}", type=dict)
+    members = json.loads(b"{" + body + b"}", object_pairs_hook=once_each)
+    assert isinstance(members, dict)
+    return members
+
+
+def once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    names = [name for name, _ in pairs]
+    assert len(names) == len(set(names)), names
+    return dict(pairs)
 
 
 def test_a_plain_event_is_untouched() -> None:
@@ -63,6 +75,45 @@ def test_reserved_names_get_an_underscore() -> None:
     }  # fmt: skip
 
 
+class Own(enum.Enum):
+    SEQ = "seq"
+    SYNCED = "synced"
+
+
+@pytest.mark.parametrize("key", [Own.SEQ, Own.SYNCED], ids=str)
+def test_a_key_of_another_type_does_not_become_a_lines_own_member(key: Own) -> None:
+    event: Any = {key: 9, "a": 1}
+    assert not set(decoded(encode_event(event))) & {"seq", "synced"}
+
+
+@pytest.mark.parametrize(
+    "event",
+    [{"seq": 1, "seq_": 2}, {"seq_": 2, "seq": 1}, {1: "a", "1": "b"}, {"x" * 1025: 1, "x" * 1026: 2},
+     {"m": {"x" * 1025: 1, "x" * 1026: 2}}, {"\ud800": 1, "\\ud800": 2}],
+    ids=lambda event: next(iter(event), ""),
+)  # fmt: skip
+def test_no_member_stands_twice_and_none_is_lost(event: Any) -> None:
+    found = decoded(encode_event(event))
+    assert len((found.get("m") or found).keys() - {"cut", "escaped"}) == 2
+
+
+def test_a_mark_is_the_journals_own_and_the_events_member_of_that_name_stays_beside_it() -> None:
+    found = decoded(encode_event({"cut": "mine", "escaped": "too", "long": "x" * 5000, "odd": "\ud800"}))
+    assert found["cut"] == ["long"]
+    assert found["escaped"] is True
+    assert {"mine", "too"} <= {value for value in found.values() if isinstance(value, str)}
+
+
+@pytest.mark.parametrize(
+    "event",
+    [types.MappingProxyType({"a": 1}), collections.UserDict(a=1), collections.ChainMap({"a": 1}),
+     collections.OrderedDict(a=1), collections.Counter(a=1)],
+    ids=lambda event: type(event).__name__,
+)  # fmt: skip
+def test_any_kind_of_mapping_is_an_event(event: Mapping[str, object]) -> None:
+    assert decoded(encode_event(event)) == {"a": 1}
+
+
 class Rude:
     def __str__(self) -> str:
         raise RuntimeError("no")
@@ -84,6 +135,34 @@ def test_endless_nesting_ends() -> None:
     loop: dict[str, Any] = {}
     loop["again"] = loop
     assert decoded(encode_event(loop))["cut"]
+
+
+class Unreadable(collections.UserDict[str, int]):
+    def items(self) -> Any:
+        raise RuntimeError("no")
+
+
+def test_a_value_that_cannot_be_read_takes_no_other_with_it() -> None:
+    found = decoded(encode_event({"a": Unreadable(), "deep": {"b": Unreadable(), "c": "kept"}, "long": "x" * 2000}))
+    assert found["deep"]["c"] == "kept"
+    assert found["escaped"] is True
+    assert {"a", "long"} <= found.keys()
+
+
+def test_a_value_that_holds_itself_twice_ends() -> None:
+    loop: list[Any] = []
+    loop += [loop, loop]
+    event = {f"field-{number}": loop for number in range(100)}
+    found = decoded(encode_event({**event, "last": "kept"}))
+    assert found["last"] == "kept"
+    assert found["cut"]
+
+
+@pytest.mark.parametrize("character", ["\0", "\x85", '"', "\u202e", "ä"], ids=ascii)
+def test_names_that_grow_by_their_escapes_are_bounded(character: str) -> None:
+    body = encode_event({character * 1000 + str(number): number for number in range(40)})
+    assert len(body) <= 16384
+    assert decoded(body)["cut"]
 
 
 def test_controls_are_stored_as_escapes() -> None:
@@ -117,7 +196,8 @@ def test_every_event_is_bounded_json(event: dict[str, Any], limit: int) -> None:
 def test_bodies_that_break_the_rules_are_kept_as_text(opened, events) -> None:
     journal = opened()
     bodies = [
-        b"", b"not json", b'"a":1\n', b'"a":"' + b"x" * (HARD_LIMIT + 1) + b'"', b"\xff\xfe", b'"u":"\xff"',
+        b"", b"not json", b'"a":1\n', b'"c":"' + "\x85".encode() * 30_000 + b'"',
+        b'"a":"' + b"x" * (HARD_LIMIT + 1) + b'"', b"\xff\xfe", b'"u":"\xff"',
         b'"many":[' + b",".join([b'"' + b"y" * 900 + b'"'] * 100) + b"]",
     ]  # fmt: skip
     receipts = [journal.append_body(body) for body in bodies]

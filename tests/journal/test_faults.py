@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import threading
 from pathlib import Path
 
@@ -262,28 +260,6 @@ def test_a_forks_child_writes_with_a_descriptor_of_its_own(opened, path: Path) -
     assert pending.wait(10)
     assert sorted(map(str, numbers(path))) == ["0", "1", "2", "child's", "parent's"]
     assert JournalReader(path).verify().ok
-
-
-EXIT = """
-import sys, threading
-from deia_hardening.journal import open_journal, JournalSettings
-journal = open_journal(sys.argv[1], JournalSettings(sync_interval=60, write_interval=10, idle_close=60))
-import atexit
-atexit.register(lambda: journal.append({"n": "at exit"}))
-class Late:
-    def __del__(self):
-        journal.append({"n": "at the very end"})
-late = Late()
-sys.modules["kept"] = late
-for number in range(1000):
-    journal.append({"n": number})
-"""
-
-
-def test_the_interpreters_exit_writes_what_is_queued(path: Path) -> None:
-    done = subprocess.run([sys.executable, "-c", EXIT, str(path)], capture_output=True, text=True, timeout=60)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert numbers(path)[:1001] == [*range(1000), "at exit"]
 
 
 @pytest.mark.fault
