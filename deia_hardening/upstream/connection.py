@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from deia_hardening.types import Message
     from deia_hardening.upstream.pool import Pool
 
+_READ = 64 * 1024
 _PEEK = socket.MSG_PEEK | socket.MSG_DONTWAIT
 
 
@@ -64,8 +65,8 @@ class Connection(ResponseReader, asyncio.Protocol):
         except Malformed as error:
             self.fail(error)
             return
-        if self.deadline:
-            self._heard()
+        if not self.done and (self.uploaded or self.deadline):
+            self.count()
         if self.buffered > self._limit and not self._reading_paused:
             self._pause_reading()
         waiter = self.waiter
@@ -81,10 +82,28 @@ class Connection(ResponseReader, asyncio.Protocol):
 
     def connection_lost(self, error: BaseException | None) -> None:
         self.lost = True
+        if error is not None and not self.done and self.error is None:
+            self._last_words()
         if (error is not None or not self.eof()) and not self.done and self.error is None:
             self.error = error or EOFError("closed before the end of its answer")
         self.pool.lost(self)
         self._wake()
+
+    def _last_words(self) -> None:
+        """Read what came before the other side broke off: who refuses an upload answers, and closes under it."""
+        if self.sock is None:
+            return
+        try:
+            while not self.done and self.buffered <= self._limit:
+                data = self.sock.recv(_READ, socket.MSG_DONTWAIT)
+                if not data:
+                    self.eof()
+                    return
+                self.feed(data)
+        except OSError:
+            pass
+        except Malformed as error:
+            self.error = error
 
     def pause_writing(self) -> None:
         self.sending_paused = True
@@ -130,11 +149,13 @@ class Connection(ResponseReader, asyncio.Protocol):
             if not self.lost:
                 self.transport.resume_reading()
                 if self.uploaded:
-                    self._heard()
+                    self.count()
 
-    def _heard(self) -> None:
-        idle = self.pool.idle_timeout
-        self.deadline = self.pool.loop.time() + idle if idle and self.started and not self.done else 0.0
+    def count(self) -> None:
+        """From now on the other side's silence counts, but not while it is the client that is slow."""
+        pool = self.pool
+        limit = pool.idle_timeout if self.started else pool.first_byte_timeout
+        self.deadline = pool.loop.time() + limit if limit and not self.done and not self._reading_paused else 0.0
 
     def _pause_reading(self) -> None:
         if not self.done:

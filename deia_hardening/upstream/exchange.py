@@ -225,7 +225,7 @@ class Exchange:
                     left -= len(body)
                     if left < 0 or (not more and left):
                         raise ClientLeft  # not as long as it said: cut, as a client that left
-                if connection.lost:
+                if connection.lost or connection.transport.is_closing():
                     return
                 if body:
                     connection.write(chunk(body) if chunked else body)
@@ -239,8 +239,7 @@ class Exchange:
             if chunked:
                 connection.write(b"0\r\n\r\n")
             connection.uploaded = True
-            if limit and not connection.started:
-                connection.deadline = loop.time() + limit
+            connection.count()
             if await until_left(receive):
                 raise ClientLeft
         except asyncio.CancelledError:

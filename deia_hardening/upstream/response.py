@@ -34,6 +34,7 @@ _NO_TRAILER = frozenset(
 )
 _HARMLESS_OPTIONS = frozenset((b"keep-alive", b"close", b""))
 _LINK_STATUS = 103
+_EMPTY = frozenset((204, 304))
 _seconds = re.compile(rb"timeout\s*=\s*([0-9]{1,6})").search
 
 
@@ -122,8 +123,8 @@ class ResponseReader:
             if isinstance(error.__context__, Malformed):
                 raise error.__context__ from None
             raise Malformed(f"the answer is malformed: {str(error)[:120]}") from None
-        if not self.started and self._seen > self._max_head:
-            raise Malformed(f"its head is longer than {self._max_head} bytes", "too_large")
+        if not self.started:
+            self._bound(self._seen, "head is")
 
     def eof(self) -> bool:
         """The connection ended. Returns whether that is the proper end of this answer."""
@@ -134,6 +135,10 @@ class ResponseReader:
             self._finish()
             return True
         return False
+
+    def _bound(self, size: int, what: str) -> None:
+        if size > self._max_head:
+            raise Malformed(f"its {what} longer than {self._max_head} bytes", "too_large")
 
     def _ended(self) -> bool:
         return self.done
@@ -181,8 +186,7 @@ class ResponseReader:
 
     def _on_trailer(self, name: bytes, value: bytes) -> None:
         self._seen += len(name) + len(value) + 4
-        if self._seen > self._max_head:
-            raise Malformed(f"its trailers are longer than {self._max_head} bytes", "too_large")
+        self._bound(self._seen, "trailers are")
         if self._trailers is not None and name not in _NO_TRAILER:
             self._trailers.append((name, value))
 
@@ -195,6 +199,8 @@ class ResponseReader:
             headers = [field for field in headers if field[0] not in gone]
         if len(headers) > self._max_headers:
             raise Malformed(f"it has more than {self._max_headers} header fields", "too_large")
+        if self._seen > self._max_head:  # of what came so far, which may be body too
+            self._bound(sum(len(name) + len(value) + 4 for name, value in headers), "head is")
         if status < 200:
             self._informational(status, headers)
             return
@@ -204,6 +210,8 @@ class ResponseReader:
             version = parser.get_http_version()
             if version != "1.1" and (version != "1.0" or self._chunked):
                 raise Malformed("a version of HTTP that was not spoken to it")
+        if status in _EMPTY:  # the length of what is not sent: a server that counts would wait for it
+            headers = [field for field in headers if field[0] != b"content-length"]
         start: dict[str, Any] = {"type": "http.response.start", "status": status, "headers": headers}
         if self._chunked and self._want_trailers and any(name == b"trailer" for name, _ in headers):
             start["trailers"] = True

@@ -60,7 +60,9 @@ class UpstreamSettings:
         Seconds("2s"), "until connected, waiting for a free place in the pool included", ge=0
     )
     first_byte_timeout: Seconds = setting(
-        Seconds("60s"), "from the end of the request to the first byte of the answer; also for a stalled upload", ge=0
+        Seconds("60s"),
+        "longest silence between the end of the request and the whole head of its answer; also of a stalled upload",
+        ge=0,
     )
     expect_timeout: Seconds = setting(
         Seconds("1s"), "how long a body waits for `100 Continue`, where the client asked for one", ge=0

@@ -162,6 +162,39 @@ def test_a_silent_upstream_ends_at_the_time_limit(run, raw_server, read_head, ca
     run(main)
 
 
+@pytest.mark.parametrize("said", [b"HTTP/1.1 200 OK\r\nx-", b"HTTP/1.1 102 Processing\r\n\r\n"])
+def test_a_head_that_does_not_end_is_silence_too(run, raw_server, read_head, call, said):
+    def script(connection: socket.socket, number: int) -> None:
+        read_head(connection)
+        connection.sendall(said)
+        connection.recv(1)
+
+    server = raw_server(script)
+
+    async def main():
+        result = await call(unix(server, first_byte_timeout=Seconds(0.05)))
+        assert isinstance(result.error, FailedBeforeStart)
+        assert result.error.cause == "first_byte_timeout"
+
+    run(main)
+
+
+def test_an_answer_that_falls_silent_ends_however_long_its_first_byte_may_take(run, raw_server, read_head, call):
+    def script(connection: socket.socket, number: int) -> None:
+        read_head(connection)
+        connection.sendall(b"HTTP/1.1 200 OK\r\n\r\nstart")
+        connection.recv(1)
+
+    server = raw_server(script)
+
+    async def main():
+        result = await call(unix(server, first_byte_timeout=Seconds(0), idle_timeout=Seconds(0.05)))
+        assert isinstance(result.error, Aborted)
+        assert result.error.cause == "idle_timeout"
+
+    run(main)
+
+
 def test_a_client_that_leaves_takes_the_upstreams_connection_with_it(run, raw_server, read_head, call):
     closed = __import__("threading").Event()
 

@@ -45,6 +45,20 @@ def test_what_came_before_a_broken_chunk_is_passed_on():
     assert [event.get("body") for event in reader.events] == [None, b"ab"]
 
 
+@pytest.mark.parametrize("at_once", [100, 100_000])
+def test_a_head_beyond_its_bound_is_refused_however_it_comes_and_a_body_is_no_head(at_once):
+    long = OK + b"x: " + b"a" * 5000 + b"\r\n\r\n"
+    reader = ResponseReader(4096, 32)
+    reader.begin()
+    with pytest.raises(Malformed, match="its head is longer than 4096 bytes"):
+        for start in range(0, len(long), at_once):
+            reader.feed(long[start : start + at_once])
+    reader = ResponseReader(4096, 32)
+    reader.begin()
+    reader.feed(OK + b"content-length: 9000\r\n\r\n" + b"b" * 9000)
+    assert reader.done
+
+
 @pytest.mark.parametrize(
     ("wire", "version_ok"),
     [
