@@ -8,8 +8,9 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import stat
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from deia_hardening.turns import turns
@@ -113,3 +114,25 @@ def make_folders(folder: Path, mode: int = 0o755) -> None:
     for one in reversed(missing):
         one.mkdir(mode=mode, exist_ok=True)
         sync_folder(one.parent)
+
+
+def no_files(folder: Path, prefix: str = "", deep: int = 8) -> Iterator[Path]:
+    """Yield what stands below a folder, under names with `prefix`, and is neither file nor folder.
+
+    Reading a pipe waits for ever, and some devices never end.
+    """
+    try:
+        entries = [entry for entry in os.scandir(folder) if entry.name.startswith(prefix)]
+    except OSError:
+        return  # who reads it will say so
+    for entry in entries:
+        if entry.is_file(follow_symlinks=False):
+            continue
+        try:
+            mode = entry.stat().st_mode
+        except OSError:
+            continue
+        if stat.S_ISDIR(mode):
+            yield from no_files(Path(entry.path), deep=deep - 1) if deep else ()
+        elif not stat.S_ISREG(mode):
+            yield Path(entry.path)

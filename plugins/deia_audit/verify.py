@@ -14,8 +14,9 @@ from pathlib import Path
 import attrs
 
 from deia_audit.checkpoint import Checkpoint, open_checkpoint
+from deia_audit.files import no_files
 from deia_audit.keys import LOG_KEY, KeyFileError, KeyFolder, epoch_file
-from deia_audit.layout import Layout
+from deia_audit.layout import LOG_NAME, Layout
 from deia_audit.notes import NoteError, VerifierKey
 from deia_audit.query.soundness import State, index_key, made_under, state
 from deia_audit.readlog import Found, LogReading, event_of
@@ -69,6 +70,9 @@ def verify(
     whether the private keys are whole, which a copy of only the logs does not have. `through` stops at that many
     records, for a log that is being written. `processes` hash at the same time (default: one a core).
     """
+    strange = _strange(layout, check_keys)
+    if strange is not None:
+        return strange
     for left in reversed(range(_TRIES)):
         verification = _Verification(layout, heads, witness_keys, log_key, check_keys, through, processes)
         report = verification.run()
@@ -354,6 +358,19 @@ class _InBackground:
     def result(self) -> list[Path]:
         self._thread.join()
         return self._found
+
+
+def _strange(layout: Layout, check_keys: bool) -> Report | None:
+    """Return what there is to say of what is no file where one belongs; nothing may try to read it."""
+    if layout.log.is_dir():
+        return Report(verdict=Verdict.ALTERED, detail=f"{layout.log} is a folder, where the live segment was")
+    for path in (*no_files(layout.log.parent, LOG_NAME), *(no_files(layout.keys) if check_keys else ())):
+        sealing = path.is_relative_to(layout.keys) or path.parent == layout.evidence
+        return Report(
+            verdict=Verdict.UNSEALED if sealing else Verdict.ALTERED,
+            detail=f"{path} is a pipe, a socket or a device, where a file was",
+        )
+    return None
 
 
 def _seal_in(line: bytes) -> Seal | None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import random
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -100,3 +102,21 @@ def test_a_file_that_is_gone_is_found(home: Path, how: str) -> None:
             assert not report.verdict.ok, (path, report)
             assert report.verdict is not Verdict.TORN_TAIL, (path, report)
         path.write_bytes(data)
+
+
+@pytest.mark.parametrize("what", ["pipe", "endless", "folder"])
+def test_what_is_no_file_is_named_and_never_waited_for(home: Path, tmp_path: Path, what: str) -> None:
+    shutil.copytree(home, tmp_path / "copy")
+    for path, allowed in list(files(tmp_path / "copy")):
+        aside = path.rename(tmp_path / "aside")
+        if what == "pipe":
+            os.mkfifo(path)
+        elif what == "endless":
+            path.symlink_to("/dev/zero")
+        else:
+            path.mkdir()
+        report = verify(Layout.of(tmp_path / "copy"))
+        assert report.verdict in allowed, (path, report)
+        path.rmdir() if what == "folder" else path.unlink()
+        aside.rename(path)
+    assert verify(Layout.of(tmp_path / "copy")).verdict is Verdict.OK_LOCAL_ONLY
