@@ -109,6 +109,7 @@ class AuditMiddleware:
         key = self.logger.body_key(call.context.actor) if level >= Level.REQUEST else None
         call.protocol = protocol
         call.request = BodyWatch(key, limit)
+        call.request.packed(scope["headers"])
         receive = watch_receive(receive, call.request)
         if level >= Level.RESPONSE or protocol in (OPENAI, MCP):
             call.response = BodyWatch(key, limit, limit if protocol in (OPENAI, MCP) else 0)
@@ -198,7 +199,8 @@ class Call:
             logger.look()
             if self.protocol is not None:
                 digest = logger.digest_for(self.context.actor)
-                extra += recognise(self.protocol, self.request.first, scope["headers"], self._used(), digest)
+                answered = self.response.first if self.response is not None else b""
+                extra += recognise(self.protocol, self.request.first, scope["headers"], self._used(), digest, answered)
             encrypt = logger.encryption_for(self.context.actor) if settings.body_text else None
             if level >= Level.REQUEST:
                 extra += b',"request_body":{%b}' % self.request.members(text=settings.body_text, encrypt=encrypt)
@@ -222,7 +224,10 @@ class Call:
         if answer is None or not answer.size:
             return b""
         if self.protocol == MCP:
-            return mcp_outcome(answer.first, answer.last, answer.size, self.context.exchange.status)
+            status = self.context.exchange.status
+            if answer.stopped and status < 400:
+                return b""
+            return mcp_outcome(answer.first, answer.last, answer.seen, status)
         told = usage(answer.first, answer.last)
         first = b'"first_ms":%.3f' % ((answer.began - self.context.received) * 1000)
         return b"%b,%b" % (told, first) if told else first

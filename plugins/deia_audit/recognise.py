@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from typing import Any, Final
+from urllib.parse import parse_qs
 
 import msgspec
 
+from deia_audit.cutjson import closed
 from deia_audit.escape import quoted
 
 MCP: Final = "mcp"
@@ -18,6 +20,10 @@ CHAT: Final = "chat"
 _NAME_LIMIT = 128
 _MOST_CALLS = 16
 """Calls of a JSON-RPC batch that are named one by one."""
+_MOST_FIELDS = 64
+_EVENT_HEADERS: Final = frozenset((b"x-github-event", b"x-gitlab-event"))
+_DISCORD: Final = {1: "ping", 2: "application_command", 3: "message_component", 4: "autocomplete", 5: "modal_submit"}
+"""The kinds of a Discord interaction, which tells them by number."""
 Digest = Callable[[bytes], str]
 
 
@@ -45,12 +51,22 @@ class _Answer(msgspec.Struct):
 class _Model(msgspec.Struct):
     model: str | None = None
     conversation: Any = None
-    stream: bool | None = None
+
+
+class _ModelAnswer(msgspec.Struct):
+    model: str | None = None
+    message: _Model | None = None
+    response: _Model | None = None
+
+
+class _ChatEvent(msgspec.Struct):
+    type: Any = None
 
 
 class _Chat(msgspec.Struct):
     type: Any = None
-    event: dict[str, Any] | None = None
+    event: _ChatEvent | None = None
+    events: list[_ChatEvent] = []
 
 
 _mcp = msgspec.json.Decoder(_Mcp)
@@ -58,6 +74,7 @@ _mcp_batch = msgspec.json.Decoder(list[_Mcp])
 _answer = msgspec.json.Decoder(_Answer)
 _answer_batch = msgspec.json.Decoder(list[_Answer])
 _model = msgspec.json.Decoder(_Model)
+_model_answer = msgspec.json.Decoder(_ModelAnswer)
 _chat = msgspec.json.Decoder(_Chat)
 
 
@@ -77,35 +94,63 @@ def mcp_headers(headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
 
 
 def recognise(
-    kind: str, body: bytes, headers: Iterable[tuple[bytes, bytes]], used: bytes = b"", digest: Digest | None = None
+    kind: str,
+    body: bytes,
+    headers: Iterable[tuple[bytes, bytes]],
+    used: bytes = b"",
+    digest: Digest | None = None,
+    answer: bytes = b"",
 ) -> bytes:
     """Return the record's further members for a call of a known protocol, or nothing.
 
-    `body` is the request's first bytes; cut JSON is looked through as far as it goes. `used` are ready members that
-    the answer told of the call, `digest` makes the keyed digest of a tool's arguments.
+    `body` is the request's first bytes, `answer` those of what came back; cut JSON is read as far as it goes. `used`
+    are ready members that the answer told of the call, `digest` makes the keyed digest of a tool's arguments.
     """
     if kind == MCP:
         return _recognise_mcp(body, mcp_headers(headers), digest, used)
     if kind == OPENAI:
-        found = _decode(_model, body)
-        model = found.model if found is not None else _text_member(body, b"model")
-        conversation = found.conversation if found is not None else None
+        found = _decode_cut(_model, body) or _Model()
+        conversation = found.conversation
         if isinstance(conversation, dict):
             conversation = conversation.get("id")
         named = conversation if isinstance(conversation, str) else None
+        model = found.model or _model_answered(answer)
         return _object(b"model", [_member(b"name", model), _member(b"conversation", named), used])
-    name = _chat_event(body)
+    name = _chat_event(body, headers)
     return b"," + _member(b"event", name) if name else b""
 
 
-def _chat_event(body: bytes) -> str | None:
-    """Name a chat platform's event: Slack's inner or outer `type`, the kind of a Telegram update."""
-    event = _decode(_chat, body)
+def _model_answered(answer: bytes) -> str | None:
+    """Name the model as an answer does: a client that sends a long prompt first names it behind what is looked at."""
+    for text in _messages(answer):
+        found = _decode_cut(_model_answer, text)
+        for one in (found, found and found.message, found and found.response):
+            if one and one.model:
+                return str(one.model)
+    return None
+
+
+def _chat_event(body: bytes, headers: Iterable[tuple[bytes, bytes]]) -> str | None:
+    """Name a chat platform's event: by its header, its inner or outer `type`, the kind of a Telegram update."""
+    for name, value in headers:
+        if name in _EVENT_HEADERS:
+            return value[:_NAME_LIMIT].decode("latin-1")
+    if body[:8] == b"payload=" or (body[:1] not in (b"{", b"[") and b"command=" in body):  # Slack's forms
+        try:
+            form = parse_qs(body.decode("latin-1"), max_num_fields=_MOST_FIELDS)
+        except ValueError:
+            return None
+        if "command" in form:
+            return form["command"][0]
+        body = form.get("payload", [""])[0].encode()
+    event = _decode_cut(_chat, body)
     if event is not None:
-        inner = event.event.get("type") if event.event is not None else None
-        for name in (inner, event.type):
-            if isinstance(name, str):
-                return name
+        inner = event.event or (event.events[0] if event.events else None)
+        for kind in (inner and inner.type, event.type):
+            if isinstance(kind, str):
+                return kind
+        if type(event.type) is int:
+            return _DISCORD.get(event.type)
     start, mark, rest = body.partition(b'"update_id"')
     if not mark or start.strip() != b"{":
         return None
@@ -116,14 +161,21 @@ def _chat_event(body: bytes) -> str | None:
 
 
 def _recognise_mcp(body: bytes, told: dict[str, str], digest: Digest | None, outcome: bytes) -> bytes:
-    calls = _decode(_mcp_batch, body) if body.lstrip()[:1] == b"[" else None
-    call = calls[0] if calls else _decode(_mcp, body)
-    if call is None:
-        call = _Mcp(told.get("method") or _text_member(body, b"method"))
-        call.params = _McpParams(told.get("name") or _text_member(body, b"name"))
-    others = [b"{%b}" % b",".join(filter(None, _call_members(one, digest))) for one in (calls or [])[1:_MOST_CALLS]]
+    batch = body.lstrip()[:1] == b"["
+    decoder = _mcp_batch if batch else _mcp
+    read = _decode(decoder, body)
+    whole = read is not None
+    if not whole:
+        read = _decode(decoder, closed(body))
+        digest = None  # of arguments that may be cut
+    calls: list[_Mcp] = (read or []) if batch else [read or _Mcp()]
+    call = calls[0] if calls else _Mcp()
+    call.method = call.method or told.get("method")
+    params = call.params = call.params or _McpParams()
+    params.name = params.name or params.uri or told.get("name")
+    others = [b"{%b}" % b",".join(filter(None, _call_members(one, digest))) for one in calls[1:_MOST_CALLS]]
     also = b'"also":[%b]' % b",".join(others) if others else b""
-    more = b'"calls":%d' % len(calls) if others and calls is not None else b""
+    more = b'"calls":%d' % len(calls) if others and whole else b""
     session = _member(b"conversation", told.get("session"))
     return _object(b"tool", [*_call_members(call, digest), session, more, also, outcome])
 
@@ -183,16 +235,7 @@ def _decode(decoder: msgspec.json.Decoder[Any], body: bytes) -> Any:
         return None
 
 
-def _text_member(body: bytes, name: bytes) -> str | None:
-    """Find `"name": "text"` at the outermost or next level of JSON that was cut; None when it is not plain."""
-    at = body.find(b'"%b"' % name)
-    if at < 0:
-        return None
-    rest = body[at + len(name) + 2 : at + len(name) + 2 + 2 * _NAME_LIMIT].lstrip()
-    if not rest.startswith(b":"):
-        return None
-    rest = rest[1:].lstrip()
-    end = rest.find(b'"', 1)
-    if not rest.startswith(b'"') or end < 0 or b"\\" in rest[:end]:
-        return None
-    return rest[1:end].decode("utf-8", "replace")
+def _decode_cut(decoder: msgspec.json.Decoder[Any], body: bytes) -> Any:
+    """Decode JSON that may be cut."""
+    found = _decode(decoder, body)
+    return found if found is not None else _decode(decoder, closed(body))

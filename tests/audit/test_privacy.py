@@ -175,7 +175,8 @@ def test_digests_of_what_people_send_end_with_their_keys(tmp_path: Path) -> None
         (CHAT, b'{"type":"url_verification","challenge":"x"}', {"event": "url_verification"}),
         (CHAT, b'{"update_id":7, "callback_query":{"id":"1"}}', {"event": "callback_query"}),
         (CHAT, b'{"update_id":7,"message":{"text":"cut', {"event": "message"}),
-        (CHAT, b'{"type":2,"data":{}}', {}),
+        (CHAT, b'{"type":2,"data":{}}', {"event": "application_command"}),
+        (CHAT, b'{"type":77,"data":{}}', {}),
         (CHAT, b"", {}),
     ],
 )  # fmt: skip
