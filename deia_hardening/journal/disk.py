@@ -15,6 +15,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from deia_hardening.locks import lock, unlock
+
 NO_ROOM = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
 FILE_MODE = 0o600
 FOLDER_MODE = 0o700
@@ -136,9 +138,9 @@ class FolderLock:
             make_folder(self._folder)
             descriptor = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
+                lock(descriptor)
             except BaseException:
-                os.close(descriptor)
+                unlock(descriptor)
                 raise
             self._descriptor = descriptor
         self._depth += 1
@@ -147,12 +149,9 @@ class FolderLock:
         finally:
             self._depth -= 1
             if self._depth == 0:
-                os.close(self._descriptor)  # which unlocks
+                unlock(self._descriptor)
                 self._descriptor = -1
 
     def forget(self) -> None:
-        """In a fork's child: give back the descriptor, without unlocking the parent's lock."""
-        if self._descriptor >= 0:
-            with contextlib.suppress(OSError):
-                os.close(self._descriptor)
+        """In a fork's child: as never held. Its copy of the descriptor is closed."""
         self._descriptor, self._depth = -1, 0

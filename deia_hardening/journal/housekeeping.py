@@ -23,6 +23,7 @@ from deia_hardening.journal.disk import FILE_MODE, FolderLock, sync_folder
 from deia_hardening.journal.lines import LONGEST_HEADER, Header, parse_header
 from deia_hardening.journal.segments import Segment, list_sealed, to_prune
 from deia_hardening.journal.settings import JournalSettings
+from deia_hardening.locks import lock, unlock
 
 _KEPT_ASIDE = 64
 _NICE = 10
@@ -152,7 +153,7 @@ def compress(segment: Segment, stop: Callable[[], bool] = lambda: False) -> bool
             working.unlink(missing_ok=True)
             raise
     finally:
-        os.close(claim)
+        unlock(claim)
     return True
 
 
@@ -160,11 +161,11 @@ def _claim(working: Path) -> int:
     """A descriptor of the empty file `working`, locked for as long as it is open; -1 when another process has it."""
     descriptor = os.open(working, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, FILE_MODE)
     with contextlib.suppress(OSError):
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if os.path.samestat(os.fstat(descriptor), os.stat(working)):
             os.ftruncate(descriptor, 0)
             return descriptor
-    os.close(descriptor)
+    unlock(descriptor)
     return -1
 
 

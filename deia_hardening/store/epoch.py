@@ -10,7 +10,6 @@ it is written after the commit and before the acknowledgement, and rebuilt from 
 from __future__ import annotations
 
 import ctypes
-import fcntl
 import mmap
 import os
 import struct
@@ -26,6 +25,8 @@ from typing import Any, Final, NewType
 
 import attrs
 import msgspec
+
+from deia_hardening.locks import lock, unlock
 
 Area = NewType("Area", int)
 
@@ -201,12 +202,12 @@ class HomePage:
                 self._map()
             descriptor = _open_or_make(self._path)
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
+                lock(descriptor)
                 if self._mapping is not None and os.fstat(descriptor).st_ino == self._mapping.inode:
                     yield self._mapping
                     return
             finally:
-                os.close(descriptor)
+                unlock(descriptor)
             self._mapping = None  # the file was replaced or deleted under us: map the one that is there
         raise OSError(f"{self._path} is replaced by somebody all the time")
 
