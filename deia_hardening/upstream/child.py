@@ -35,6 +35,11 @@ from deia_hardening.upstream.settings import ProcessSettings
 _PROGRAM = Path(__file__).with_name("child_main.py")
 _MAX_BUFFER = 4 << 20
 _LINE = 500
+_OUTPUT = 64 * 1024
+_LAST_READS = 16  # as much as a pipe holds by default in all
+_FLOOD_SHARE = (
+    10  # a child that writes more than is read waits: at most one in so many seconds of the loop are its own
+)
 _TELLING = 5.0  # seconds in which a child is still told what became of its records, before it is left to another
 _logger = logging.getLogger("deia_hardening.child")
 _plain = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160))} | {9: "\t"}
@@ -164,7 +169,7 @@ class Child:
         os.set_blocking(output, False)
         self._control, self._output = control, output
         self._loop.add_reader(control, self._hear)
-        self._loop.add_reader(output, self._read_output)
+        self._loop.add_reader(output, self._on_output)
 
     def _popen(self, control: socket.socket, output: int) -> subprocess.Popen[bytes]:
         settings = self.order.settings
@@ -201,8 +206,13 @@ class Child:
 
     def _on_exit(self) -> None:
         if self._process is not None:
+            if self._pidfd >= 0:  # not reaped yet: the number of its group is nobody else's
+                with contextlib.suppress(OSError):
+                    os.killpg(self.pid, signal.SIGTERM)
             self.returncode = self._process.wait()
-        self._read_output()
+        for _ in range(_LAST_READS):
+            if not self._read_output():
+                break
         self._close()
         self.exited.set()
 
@@ -282,23 +292,34 @@ class Child:
             self._loop.remove_writer(control)
             control.close()
 
-    def _read_output(self) -> None:
+    def _on_output(self) -> None:
+        began = self._loop.time()
+        if self._read_output():
+            self._loop.remove_reader(self._output)
+            self._loop.call_later(_FLOOD_SHARE * (self._loop.time() - began), self._on_more_output)
+
+    def _on_more_output(self) -> None:
+        if self._output >= 0:
+            self._loop.add_reader(self._output, self._on_output)
+
+    def _read_output(self) -> bool:
+        """Read once. Whether there may be more at once."""
         if self._output < 0:
-            return
-        while True:
-            try:
-                data = os.read(self._output, 65536)
-            except (BlockingIOError, InterruptedError):
-                return
-            if not data:
-                self._loop.remove_reader(self._output)
-                return
-            *lines, rest = (self._text + data).split(b"\n")
-            self._text = rest[-_LINE:]
-            for line in lines:
-                text = line[:_LINE].decode("utf-8", "replace").translate(_plain)
-                self.tail.append(text)
-                _logger.info("%s[%d]: %s", self.order.name, self.pid, text)
+            return False
+        try:
+            data = os.read(self._output, _OUTPUT)
+        except (BlockingIOError, InterruptedError):
+            return False
+        if not data:
+            self._loop.remove_reader(self._output)
+            return False
+        *lines, rest = (self._text + data).split(b"\n")
+        self._text = rest[-_LINE:]
+        for line in lines:
+            text = line[:_LINE].decode("utf-8", "replace").translate(_plain)
+            self.tail.append(text)
+            _logger.info("%s[%d]: %s", self.order.name, self.pid, text)
+        return len(data) == _OUTPUT
 
     async def end(self, patience: float) -> None:
         """Ask it to end, by the pipe; after `patience` seconds kill it. Returns when it is gone."""
@@ -311,7 +332,9 @@ class Child:
                 await self.exited.wait()
         except TimeoutError:
             with contextlib.suppress(ProcessLookupError):
-                if self._pidfd >= 0:
+                if self._process is not None and self._pidfd >= 0:
+                    os.killpg(self.pid, signal.SIGKILL)
+                elif self._pidfd >= 0:
                     signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
                 elif self._process is not None:
                     self._process.send_signal(signal.SIGKILL)

@@ -8,12 +8,15 @@ parent's signature.
 
 from __future__ import annotations
 
+import atexit
 import base64
 import binascii
+import contextlib
 import hmac
 import importlib
 import json
 import os
+import signal
 import socket
 import sys
 import threading
@@ -30,6 +33,7 @@ _MAX_WAITING = 4 << 20  # bytes that wait for the parent to read; what comes bey
 _state: dict[str, Any] = {}
 _subscribers: dict[str, list[Callable[[dict[str, Any]], None]]] = {}
 _pipe: socket.socket | None = None
+_alone = False
 _send_lock = threading.Lock()
 _waiting: list[bytes] = []
 _waiting_bytes = 0
@@ -165,7 +169,8 @@ async def _refuse(kind: str, receive: Any, send: Any) -> None:
 
 def _listen(lines: Any, stop: Callable[[], None]) -> None:
     """The pipe's thread: takes the parent's word until the pipe ends."""
-    global _state
+    global _state, _alone
+    told = False
     try:
         for line in lines:
             try:
@@ -176,6 +181,7 @@ def _listen(lines: Any, stop: Callable[[], None]) -> None:
             if kind == "state":
                 _state = message
             elif kind == "stop":
+                told = True
                 break
             for callback in list(_subscribers.get(kind, ())):
                 try:
@@ -184,6 +190,7 @@ def _listen(lines: Any, stop: Callable[[], None]) -> None:
                     traceback.print_exc()
     except (OSError, ValueError):
         pass
+    _alone = not told
     stop()
 
 
@@ -197,9 +204,25 @@ def _load(target: str) -> Any:
     return found
 
 
+def _end_others() -> None:
+    """Ask what the app has started to end with it, where the parent, who does that, is gone."""
+    if not _alone or os.getpgrp() != os.getsid(0):  # not the group that a parent made for it
+        return
+    with contextlib.suppress(ValueError):  # not the main thread: then this ends a moment later anyway
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    with contextlib.suppress(OSError):
+        os.killpg(0, signal.SIGTERM)
+
+
+def _leave(status: int) -> None:
+    _end_others()
+    os._exit(status)
+
+
 def main() -> int:
     """Serve until told to end. The exit status is 0 for an order to end, 1 for a failed start."""
     global _pipe
+    atexit.register(_end_others)  # the first to be registered is the last to run
     _pipe = socket.socket(fileno=int(os.environ["DEIA_CONTROL_FD"]))
     _pipe.set_inheritable(False)
     sys.modules["_deia_child"] = sys.modules[__name__]
@@ -215,11 +238,11 @@ def main() -> int:
         ending.set()
         if server is not None:
             server.should_exit = True
-        timer = threading.Timer(grace, os._exit, (1,))  # an app that does not end is ended
+        timer = threading.Timer(grace, _leave, (1,))  # an app that does not end is ended
         timer.daemon = True
         timer.start()
         if server is None:
-            os._exit(0)  # still importing
+            _leave(0)  # still importing
 
     threading.Thread(target=_listen, args=(lines, stop), name="deia-parent", daemon=True).start()
     try:

@@ -18,6 +18,7 @@ from typing import Any
 
 import attrs
 
+from deia_hardening.errors import HardeningError
 from deia_hardening.outer import Word, parent_of
 from deia_hardening.runtime import runtime
 from deia_hardening.types import Receive, Scope, Send
@@ -175,7 +176,7 @@ class ProcessUpstream(HttpUpstream):
         settings = self.settings.process
         try:
             while True:
-                if await runtime().blocking(self._supervision.lead, settings.stop_timeout):
+                if await self._lead(settings):
                     self._supervision.clean(settings.stop_timeout)
                     await self._supervise()
                 await self._follow()
@@ -187,13 +188,26 @@ class ProcessUpstream(HttpUpstream):
                 self._counted = False
                 self._supervision.leave()
 
+    async def _lead(self, settings: ProcessSettings) -> bool:
+        """Whether this process supervises. What hinders that ends a first start, and is tried again later on."""
+        try:
+            return await runtime().blocking(self._supervision.lead, settings.stop_timeout)
+        except (OSError, HardeningError) as error:
+            if self._up is not None and not self._up.is_set():
+                raise UpstreamStartError(self._name, str(error)) from error
+            _logger.error("child %s can't be supervised: %s", self._name, error)
+            return False
+
     async def _supervise(self) -> None:
         settings = self.settings.process
         loop = asyncio.get_running_loop()
         deaths = 0
         while True:
             began = loop.time()
-            reason = await self._run_once(settings)
+            try:
+                reason = await self._run_once(settings)
+            except (OSError, HardeningError) as error:  # a full disk: it may pass
+                reason = f"it could not be started: {error}"
             if self._up is not None and not self._up.is_set():
                 if self._adopted:
                     continue  # it was on its way out
@@ -203,12 +217,16 @@ class ProcessUpstream(HttpUpstream):
             self._why = reason
             _logger.error("child %s is gone (%s); starting it again", self._name, reason)
             for callback in self._deaths:
-                callback(reason)
+                try:
+                    callback(reason)
+                except Exception:
+                    _logger.exception("who was told of the end of child %s failed", self._name)
             await asyncio.sleep(pause_before(deaths, settings))
 
     async def _run_once(self, settings: ProcessSettings) -> str:
         """Start the child and stay with it to its end; returns the reason of the end."""
         rundir = self._supervision.rundir
+        await runtime().blocking(rundir.prepare)
         path = await runtime().blocking(rundir.socket_path, self._name)
         key = self._key or secrets.token_bytes(32)
         order = Order(self._name, self._target, self._home, path, key, settings)
