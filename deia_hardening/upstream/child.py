@@ -36,10 +36,8 @@ _PROGRAM = Path(__file__).with_name("child_main.py")
 _MAX_BUFFER = 4 << 20
 _LINE = 500
 _OUTPUT = 64 * 1024
-_LAST_READS = 16  # as much as a pipe holds by default in all
-_FLOOD_SHARE = (
-    10  # a child that writes more than is read waits: at most one in so many seconds of the loop are its own
-)
+_LAST_READS = 16  # of 64 KiB: what a pipe holds at most
+_FLOOD_SHARE = 10  # of a child that writes more than that at once: one in so many seconds of the loop are for it
 _TELLING = 5.0  # seconds in which a child is still told what became of its records, before it is left to another
 _logger = logging.getLogger("deia_hardening.child")
 _plain = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160))} | {9: "\t"}
