@@ -17,6 +17,7 @@ from deia_hardening import streams
 from deia_hardening.actor import ANONYMOUS, SYSTEM, Actor
 from deia_hardening.ids import uuid7
 from deia_hardening.mode import Mode
+from deia_hardening.texts import header_text
 
 if TYPE_CHECKING:
     from deia_hardening.revision import Revision
@@ -348,7 +349,7 @@ class RequestContext:
             value = ""
             for name, said in self.headers:
                 if len(name) == 11 and name == b"deia-reason":  # the length is cheaper to compare
-                    value = said[:1024].decode("latin-1")
+                    value = header_text(said, 1024)
                     break
             self._reason = value
         return value

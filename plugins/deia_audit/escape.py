@@ -6,7 +6,10 @@ U+FFFD.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from json.encoder import encode_basestring_ascii as _quote
+
+from deia_hardening.texts import header_text
 
 LIMIT = 1024
 """Characters of one field that are kept; a longer one ends in `…`."""
@@ -33,9 +36,14 @@ def quoted(text: str, limit: int = LIMIT) -> bytes:
 
 def quote_header(value: bytes, limit: int = LIMIT) -> str:
     """Return a header's raw value as a quoted JSON string."""
-    return quote(value[: limit + 1].decode("latin-1"), limit)
+    return quote(header_text(value, limit + 1), limit)
 
 
 def quoted_header(value: bytes, limit: int = LIMIT) -> bytes:
     """Return `quote_header(value)` as bytes."""
     return quote_header(value, limit).encode("ascii")
+
+
+def plain_map(values: Mapping[str, str]) -> bytes:
+    """Return a JSON object of texts."""
+    return b"{%b}" % b",".join(b"%b:%b" % (quoted(name, 64), quoted(value, 256)) for name, value in values.items())

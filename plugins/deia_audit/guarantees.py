@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import anyio
 
-from deia_audit.records import READS
+from deia_audit.outcome import READS
 from deia_audit.service import AuditLogger
 from deia_audit.settings import AuditSettings
 from deia_hardening.context import SCOPE_KEY, RequestContext

@@ -12,11 +12,10 @@ from time import monotonic as _monotonic
 from urllib.parse import parse_qsl
 
 from deia_audit.bodies import BodyWatch, watch_receive, watch_send
-from deia_audit.escape import quoted, quoted_header
+from deia_audit.escape import plain_map, quoted, quoted_header
 from deia_audit.guarantees import HeldSend, changing, unavailable
 from deia_audit.policy import Level, Policy
 from deia_audit.recognise import CHAT, MCP, OPENAI, mcp_outcome, recognise
-from deia_audit.records import plain_map
 from deia_audit.service import AuditLogger
 from deia_audit.settings import AuditSettings
 from deia_audit.usage import usage

@@ -11,7 +11,7 @@ from fnmatch import fnmatchcase
 
 import attrs
 
-from deia_audit.records import READS
+from deia_audit.outcome import READS
 from deia_audit.settings import AuditRule, AuditSettings
 from deia_hardening.context import Actor
 from deia_hardening.plugin import Routes

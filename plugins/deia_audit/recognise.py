@@ -13,6 +13,7 @@ import msgspec
 
 from deia_audit.cutjson import closed
 from deia_audit.escape import quoted
+from deia_hardening.texts import header_text
 
 MCP: Final = "mcp"
 OPENAI: Final = "openai"
@@ -90,7 +91,7 @@ def _object(name: bytes, members: Iterable[bytes]) -> bytes:
 def mcp_headers(headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
     """Return MCP's method, name and session from its headers, where a client sends them."""
     known = {b"mcp-method": "method", b"mcp-name": "name", b"mcp-session-id": "session"}
-    return {known[name]: value[:_NAME_LIMIT].decode("latin-1") for name, value in headers if name in known}
+    return {known[name]: header_text(value, _NAME_LIMIT) for name, value in headers if name in known}
 
 
 def recognise(
@@ -134,7 +135,7 @@ def _chat_event(body: bytes, headers: Iterable[tuple[bytes, bytes]]) -> str | No
     """Name a chat platform's event: by its header, its inner or outer `type`, the kind of a Telegram update."""
     for name, value in headers:
         if name in _EVENT_HEADERS:
-            return value[:_NAME_LIMIT].decode("latin-1")
+            return header_text(value, _NAME_LIMIT)
     if body[:8] == b"payload=" or (body[:1] not in (b"{", b"[") and b"command=" in body):  # Slack's forms
         try:
             form = parse_qs(body.decode("latin-1"), max_num_fields=_MOST_FIELDS)

@@ -16,21 +16,17 @@ from typing import Any, Final, Self
 
 import msgspec
 
-from deia_audit.escape import quote, quote_header, quoted
+from deia_audit.escape import plain_map, quote, quote_header
 from deia_audit.ids import HEX3, ids
+from deia_audit.outcome import OPS, level_of, outcome_of, trace_id
 from deia_hardening.context import ANONYMOUS, SYSTEM, Actor, Mode, Named, RequestContext
 from deia_hardening.journal import Late, encode_event
 from deia_hardening.journal.lines import HARD_LIMIT
 from deia_hardening.routing import Templates
+from deia_hardening.texts import header_text
 
 CACHE_LIMIT = 4096
 UNMATCHED = "(unmatched)"
-_OPS: Final = {
-    "GET": "read", "HEAD": "read", "OPTIONS": "read", "TRACE": "read", "POST": "create", "PUT": "update",
-    "PATCH": "update", "DELETE": "delete", "CONNECT": "other", "WEBSOCKET": "stream",
-}  # fmt: skip
-READS: Final = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
-_REFUSALS: Final = frozenset({401, 403, 405, 407, 429, 503})
 _usual: Final = itemgetter("path", "method", "client", "query_string", "path_params", "route")
 """What a scope holds after the routing of most requests, in one call."""
 
@@ -60,22 +56,6 @@ def _after_fork() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
-
-
-def outcome_of(status: int, *, error: bool) -> str:
-    """Return success, refused or failure for an answer; 0 is an answer that never started."""
-    if error or status == 0 or (status >= 500 and status != 503):
-        return "failure"
-    if status < 400:
-        return "success"
-    return "refused" if status in _REFUSALS else "failure"
-
-
-def level_of(outcome: str, status: int = 0) -> str:
-    """Return the level of a record: what the client got wrong is a warning, what the service did an error."""
-    if outcome in ("success", "pending"):
-        return "info"
-    return "warning" if outcome == "refused" or 400 <= status < 500 else "error"
 
 
 class Ended(Late, gc=False, eq=False):
@@ -187,13 +167,13 @@ class Assembler:
     def call(self, key: tuple[str, str, int, bool, str]) -> str:
         """Return what method, route, status, failure and stage determine, up to inside of `"http":{`."""
         method, route, status, failed, stage = key
-        known = method if method in _OPS else "OTHER"
+        known = method if method in OPS else "OTHER"
         outcome = outcome_of(status, error=failed)
         if stage == "intent":
             outcome = "pending"
         found = (
             f'"kind":"http","stage":"{stage}","action":{quote(f"{known} {route or UNMATCHED}")},'
-            f'"op":"{_OPS.get(method, "other")}","outcome":"{outcome}","level":"{level_of(outcome, status)}",'
+            f'"op":"{OPS.get(method, "other")}","outcome":"{outcome}","level":"{level_of(outcome, status)}",'
             f'"http":{{"method":{quote(method, 32)}'
         )
         if status:
@@ -326,7 +306,7 @@ class Assembler:
                         if name == b"traceparent":
                             trace = trace_id(value)
                         elif name == b"deia-reason" and reason is None:
-                            reason = value[:1024].decode("latin-1")
+                            reason = header_text(value, 1024)
                 more = ""
                 path, method, client, query, _, routed = record.routing
                 if trace is not None or reason or query or record.error or record.claims:
@@ -388,24 +368,6 @@ class Assembler:
         record["boot"] = _boot_id
         record["worker"] = os.getpid()
         return record
-
-
-def trace_id(value: bytes) -> bytes | None:
-    """Return the trace id of a W3C traceparent header, or None for anything else."""
-    if len(value) < 55 or value[2:3] != b"-" or value[35:36] != b"-":
-        return None
-    trace = value[3:35]
-    try:
-        if not any(bytes.fromhex(trace.decode("ascii"))):
-            return None
-    except ValueError:
-        return None
-    return trace if trace == trace.lower() else None
-
-
-def plain_map(values: Mapping[str, str]) -> bytes:
-    """Return a JSON object of texts."""
-    return b"{%b}" % b",".join(b"%b:%b" % (quoted(name, 64), quoted(value, 256)) for name, value in values.items())
 
 
 def _request(request: str | Named) -> str:

@@ -16,10 +16,11 @@ import attrs
 from deia_audit.fallback import Waiting, line_of, tell
 from deia_audit.flood import FloodGate
 from deia_audit.layout import Layout
+from deia_audit.outcome import trace_id
 from deia_audit.privacy import Subjects
 from deia_audit.query.grammar import Query, parse_query
 from deia_audit.query.search import Page, Search
-from deia_audit.records import Assembler, Ended, trace_id
+from deia_audit.records import Assembler, Ended
 from deia_audit.settings import AuditSettings
 from deia_hardening.context import SYSTEM, RequestContext, context_variable
 from deia_hardening.errors import NotStarted

@@ -72,6 +72,21 @@ def requests_of(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [one for one in records if one.get("kind") == "http"]
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "latin-1"])
+def test_what_people_write_in_headers_is_kept_as_they_wrote_it(tmp_path: Path, read_trail: Read, encoding: str) -> None:
+    said = {name: "Prüfung für Åsa".encode(encoding) for name in ("deia-reason", "user-agent", "x-team")}
+    seen: list[str] = []
+    app = app_of(tmp_path, headers=["X-Team"])
+    ask = lambda request: seen.append(current(RequestContext).reason) or plain(request)  # noqa: E731
+    app.router.routes.append(Route("/why", ask))
+    with TestClient(app) as client:
+        client.get("/plain", headers=said)
+        client.get("/why", headers={"deia-reason": said["deia-reason"] * 100})
+    one, long = requests_of(read_trail(tmp_path))
+    assert (one["reason"], one["src"]["ua"], one["headers"]["X-Team"]) == ("Prüfung für Åsa",) * 3
+    assert long["reason"] == seen[0] == ("Prüfung für Åsa" * 100)[:1024]
+
+
 def test_a_request_is_one_record_with_who_what_and_why(tmp_path: Path, read_trail: Read) -> None:
     headers = {
         "traceparent": "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
