@@ -27,7 +27,9 @@ _ACTIVITY_NAMES: Final = {1: "Create", 2: "Read", 3: "Update", 4: "Delete"}
 _SEVERITY: Final = {"info": (1, "Informational"), "warning": (3, "Medium"), "error": (4, "High")}
 _STATUS: Final = {"success": (1, "Success"), "failure": (2, "Failure"), "refused": (2, "Failure")}
 _USER_TYPES: Final = {"user": 1, "operator": 2, "system": 3, "service": 4, "anonymous": 0}
-OCSF_VERSION = "1.3.0"
+_METHODS: Final = frozenset({"CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "TRACE"})
+"""What OCSF counts as methods of HTTP."""
+OCSF_VERSION = "1.6.0"
 
 
 def safe_cell(value: Any) -> str:
@@ -133,7 +135,9 @@ def to_ocsf(line: bytes) -> bytes:
     if actor.get("session"):
         event["actor"]["session"] = {"uid": str(actor["session"])}
     if http:
-        request: dict[str, Any] = {"http_method": http.pop("method", ""), "url": {"path": http.pop("path", "")}}
+        request: dict[str, Any] = {"url": {"path": http.pop("path", "")}}
+        if http.get("method") in _METHODS:
+            request["http_method"] = http.pop("method")
         if "ua" in source:
             request["user_agent"] = source.pop("ua")
         event["http_request"] = request

@@ -163,7 +163,7 @@ def test_a_cell_that_is_none_stays_as_it_is(cell: str) -> None:
 
 
 def test_a_record_is_an_api_activity_and_nothing_of_it_is_lost() -> None:
-    """OCSF 1.3, class 6003: its required members, its enumerations, its constraints (at least one of …)."""
+    """OCSF 1.6, class 6003: its required members, its enumerations, its constraints (at least one of …)."""
     record = {
         "seq": 7, "time": "2026-11-30T16:33:02.964961Z", "prev": "00", "id": "i1", "kind": "http", "stage": "end",
         "action": "POST /m/{x}", "op": "create", "outcome": "refused", "level": "warning",
@@ -176,7 +176,7 @@ def test_a_record_is_an_api_activity_and_nothing_of_it_is_lost() -> None:
     assert {"class_uid": 6003, "category_uid": 6, "activity_id": 1, "type_uid": 600301}.items() <= event.items()
     assert (event["severity_id"], event["status_id"], event["status_detail"]) == (3, 2, "why")
     assert event["time"] == 1796056382964 and event["metadata"]["original_time"] == record["time"]
-    assert event["metadata"]["version"] == "1.3.0" and event["metadata"]["product"]["vendor_name"]
+    assert event["metadata"]["version"] == "1.6.0" and event["metadata"]["product"]["vendor_name"]
     assert event["api"] == {"operation": "POST /m/{x}", "request": {"uid": "r1"}}
     assert event["actor"] == {"user": {"uid": "ann", "type": "operator", "type_id": 2}, "session": {"uid": "s1"}}
     assert event["src_endpoint"] == {"ip": "10.0.0.1"}
@@ -188,6 +188,12 @@ def test_a_record_is_an_api_activity_and_nothing_of_it_is_lost() -> None:
         "digest": {"request": "h"},
     }
     assert left["outcome"] == "refused" and left["claims"] == {"x": "y"} and left["ticket"] == "T-1"
+
+    record["http"], record["actor"] = {"method": "WEBSOCKET", "path": "/ws"}, {"type": "service", "id": "cron"}
+    event = json.loads(to_ocsf(json.dumps(record).encode()))
+    assert event["http_request"] == {"url": {"path": "/ws"}, "user_agent": "curl"}, "no method that OCSF knows"
+    assert event["unmapped"]["http"] == {"method": "WEBSOCKET"}
+    assert event["actor"]["user"]["type_id"] == 4  # since OCSF 1.6
 
     nobody = {
         "seq": 1,
