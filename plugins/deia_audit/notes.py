@@ -96,7 +96,10 @@ class VerifierKey:
         if self.kind == COSIGNATURE_V1:
             if len(blob) != 72:
                 raise NoteError(f"the cosignature of {self.name} has a wrong length")
-            message = cosigned_message(text, int.from_bytes(blob[:8], "big"))
+            when = int.from_bytes(blob[:8], "big")
+            if when >> 63:
+                raise NoteError(f"the cosignature of {self.name} has a time beyond all times")
+            message = cosigned_message(text, when)
             blob = blob[8:]
         try:
             Ed25519PublicKey.from_public_bytes(self.public).verify(blob, message)

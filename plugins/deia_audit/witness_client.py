@@ -6,8 +6,11 @@ waits.
 
 from __future__ import annotations
 
+import contextlib
 import http.client
+import socket
 import ssl
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -108,9 +111,28 @@ class WitnessClient:
             connection = http.client.HTTPSConnection(parts.hostname, parts.port, timeout=self._timeout, context=context)
         else:
             connection = http.client.HTTPConnection(parts.hostname, parts.port, timeout=self._timeout)
+        late = threading.Event()
+
+        def give_up() -> None:
+            late.set()
+            if connection.sock is not None:
+                with contextlib.suppress(OSError):
+                    connection.sock.shutdown(socket.SHUT_RDWR)
+
+        # The connection's own timeout begins anew with each byte that comes.
+        timer = threading.Timer(self._timeout, give_up)
+        timer.daemon = True
+        timer.start()
         try:
             connection.request("POST", f"{parts.path}/add-checkpoint", body, {"Content-Type": "text/plain"})
             answer = connection.getresponse()
-            return answer.status, answer.read(_MOST)
+            found = answer.status, answer.read(_MOST)
+        except (OSError, http.client.HTTPException):
+            if not late.is_set():
+                raise
         finally:
+            timer.cancel()
             connection.close()
+        if late.is_set():
+            raise TimeoutError(f"no whole answer came within {self._timeout:g} s")
+        return found

@@ -106,6 +106,9 @@ def test_a_cosignature_carries_its_time() -> None:
     line = parse_signature_line(witness.line(checkpoint.note.text, 1679315147)[:-1])
     both = checkpoint.with_signatures([line])
     assert both.witnesses([witness.verifier]) == [(witness.verifier, 1679315147)]
+    late = parse_signature_line(witness.line(checkpoint.note.text, 1 << 63)[:-1])
+    with pytest.raises(NoteError, match="time"):
+        checkpoint.with_signatures([late]).witnesses([witness.verifier])
     forged = Checkpoint.parse(str(both).replace("\n7\n", "\n8\n"))
     with pytest.raises(NoteError):
         forged.witnesses([witness.verifier])

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import socket
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from deia_audit.checkpoint import TreeHead, sign_checkpoint
-from deia_audit.notes import Signer
+from deia_audit.notes import Signer, VerifierKey
 from deia_audit.tree import EMPTY_ROOT
+from deia_audit.witness import AddCheckpoint
+from deia_audit.witness_client import WitnessClient
 from deia_audit.witness_server import Witness, WitnessServer
 from deia_hardening.runtime import runtime
 
@@ -38,6 +44,16 @@ def port(tmp_path: Path) -> Iterator[int]:
     server = runtime().submit(start).result()
     yield server.port
     runtime().submit(server.close).result()
+
+
+def drip(listener: socket.socket, answer: bytes) -> None:
+    """Take one request and answer it a byte at a time, each before a client may lose its patience with silence."""
+    client, _ = listener.accept()
+    with client, contextlib.suppress(OSError):
+        client.recv(65536)
+        for at in range(len(answer)):
+            client.sendall(answer[at : at + 1])
+            time.sleep(0.02)
 
 
 def ask(port: int, *pieces: bytes) -> bytes:
@@ -72,3 +88,23 @@ def test_a_witness_answers_each_request_of_a_connection(
     port: int, pieces: tuple[bytes, ...], statuses: list[int]
 ) -> None:
     assert [int(status) for status in re.findall(rb"HTTP/1\.1 (\d+) ", ask(port, *pieces))] == statuses
+
+
+def test_a_witness_that_answers_byte_by_byte_is_waited_for_no_longer_than_is_set(
+    make_trail: Callable[..., Any], tmp_path: Path
+) -> None:
+    trail = make_trail()
+    trail.add(3)
+    log = VerifierKey.parse(trail.layout.vkey.read_text())
+    witness = Witness(tmp_path / "witness", "witness.example/w1", [log], lambda: 1_700_000_000.0)
+    body = AddCheckpoint(0, (), trail.sealer.checkpoint).encode()
+    line = witness.answer(body).body
+    answer = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(line) + line
+    with closing(socket.create_server(("127.0.0.1", 0))) as listener:
+        dripping = threading.Thread(target=drip, args=(listener, answer))  # the whole answer takes some 4 s
+        dripping.start()
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        client = WitnessClient(trail.layout, [(witness.signer.verifier, url)], 0.3)
+        client.submit(trail.sealer.checkpoint)
+        dripping.join()
+    assert "no whole answer" in client.problems["witness.example/w1"]
