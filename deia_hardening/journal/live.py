@@ -13,6 +13,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import stat
 from collections.abc import Callable
 from pathlib import Path
 
@@ -28,10 +29,10 @@ from deia_hardening.journal.disk import (
     write_new,
 )
 from deia_hardening.journal.errors import JournalError
-from deia_hardening.journal.lines import LONGEST_LINE, Header, leaf_hex, make_header, parse_prefix, parse_time
+from deia_hardening.journal.lines import Header, leaf_hex, make_header, parse_prefix
 from deia_hardening.journal.position import Known, Position, older
 from deia_hardening.journal.reader import JournalReader
-from deia_hardening.journal.repair import birth, end_of_sealed, inspect
+from deia_hardening.journal.repair import Found, began_ns, birth, end_of_sealed, inspect
 from deia_hardening.journal.segments import list_sealed, sealed_name
 
 _TRIES = 1000
@@ -149,6 +150,9 @@ class LiveFile:
         except FileNotFoundError:
             return False
         status = os.fstat(self.descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            self.close()
+            raise OSError(errno.ENOTSUP, "what stands in the live file's place is no regular file", str(self.path))
         identity = (status.st_dev, status.st_ino)
         if self.position is not None and not self._is_the_same(self.position, identity):
             self._remember(self.position)
@@ -180,7 +184,7 @@ class LiveFile:
         found = inspect(self.path, self.descriptor, size, self._scan_bytes)
         known = self.known
         fenced = fence.find(self.path)
-        if found is None or fenced is not None or (known is not None and older(found, known)):
+        if found is None or fenced is not None or self._is_old(found):
             if not structural:
                 self.release()
                 raise _FolderNeeded
@@ -189,8 +193,8 @@ class LiveFile:
             if found is None:
                 self._set_aside("the live file has no header")
                 return False
-            if known is not None and older(found, known):
-                self._set_aside("another file, or an older copy, stood in the live file's place")
+            if self._is_old(found):
+                self._set_aside("another file, or a copy, stood in the live file's place")
                 return False
         tail = found.tail
         for damage in found.damage:
@@ -199,7 +203,7 @@ class LiveFile:
             self._cut(tail.end, size, tail.torn)
         device, inode = self._identity
         head = read_range(self.descriptor, 0, found.header_size)
-        began = self._began(found.header_size, tail.end)
+        began = began_ns(self.descriptor, found.header_size, tail.end, self._now_ns)
         self.position = Position(device, inode, found.header, head, tail.end, tail.next_seq, tail.prev, began)
         if self.foreign is not None and known is not None and known.next_seq < tail.next_seq:
             self.foreign(known.next_seq, tail.next_seq, -1, b"", found.header)
@@ -208,16 +212,15 @@ class LiveFile:
         self._remember(self.position)
         return True
 
+    def _is_old(self, found: Found) -> bool:
+        """Whether a file is no continuation of what is known here, or of what is sealed, which readers go by."""
+        if self.known is not None and older(found, self.known):
+            return True
+        sealed = list_sealed(self.path)
+        return bool(sealed) and sealed[-1].number >= found.header.segment
+
     def _damaged(self, what: str, at: int, **more: object) -> None:
         self.notes.append({"kind": "journal.damage", "what": what, "at": at, **more})
-
-    def _began(self, header_size: int, end: int) -> int:
-        line = read_range(self.descriptor, header_size, min(end, header_size + LONGEST_LINE)).partition(b"\n")[0]
-        prefix = parse_prefix(line)
-        with contextlib.suppress(ValueError):
-            if prefix is not None:
-                return parse_time(prefix.time)
-        return self._now_ns()
 
     def _cut(self, end: int, size: int, why: str) -> None:
         """Save what a crash tore, then cut it. Saved first: a crash between leaves both."""

@@ -58,6 +58,8 @@ class JournalReader:
         path = self.path
         if not path.exists() and (fenced := fence.find(path)) is not None:
             path = fenced[0]  # a sync failed, and no process could go on yet
+        if not path.is_file():  # a pipe would hold up whoever opens it
+            return None
         with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:
             header = parse_header(file.read(LONGEST_HEADER).partition(b"\n")[0])
             status = os.fstat(file.fileno())

@@ -5,8 +5,10 @@ Only the last part is read (as much as could have been unsynced), so opening cos
 
 from __future__ import annotations
 
+import contextlib
 import os
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 
 import attrs
@@ -27,6 +29,7 @@ from deia_hardening.journal.lines import (
     make_header,
     parse_header,
     parse_prefix,
+    parse_time,
 )
 from deia_hardening.journal.segments import Segment, list_sealed
 from deia_hardening.journal.tail import Damage, Tail, examine
@@ -74,6 +77,16 @@ def inspect(path: Path, descriptor: int, size: int, scan_bytes: int) -> Found | 
         damage = (Damage(0, header.first, "the segment's header is not readable"),)
     tail = _tail(descriptor, size, scan_bytes, header, header_size)
     return Found(header, header_size, tail, damage + tail.damage)
+
+
+def began_ns(descriptor: int, header_size: int, end: int, now_ns: Callable[[], int]) -> int:
+    """The time of a segment's first record; now, where it has none that can be read."""
+    line = read_range(descriptor, header_size, min(end, header_size + LONGEST_LINE)).partition(b"\n")[0]
+    prefix = parse_prefix(line)
+    with contextlib.suppress(ValueError):
+        if prefix is not None:
+            return parse_time(prefix.time)
+    return now_ns()
 
 
 def _tail(descriptor: int, size: int, scan_bytes: int, header: Header, header_size: int) -> Tail:

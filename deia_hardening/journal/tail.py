@@ -12,6 +12,9 @@ import msgspec
 
 from deia_hardening.journal.lines import leaf_hex, parse_prefix
 
+_JUMP = 1 << 40
+"""A line whose number is that much too large is not what the numbering goes on from: it would run out of digits."""
+
 
 @attrs.frozen
 class Damage:
@@ -78,7 +81,10 @@ def examine(data: bytes, base: int, seq: int | None, prev: bytes | None) -> Tail
             if holes and (bad < 0 or synced < bad):
                 return Tail(offset, max(bad, 0), prev or b"", synced, "sectors that were never written", tuple(damage))
             damage.append(Damage(offset, bad, problem))
-        seq = prefix.seq + 1 if prefix is not None else (seq or 0) + 1
+        if prefix is not None and (seq is None or prefix.seq - seq < _JUMP):
+            seq = prefix.seq + 1
+        else:
+            seq = (seq or 0) + 1
         prev = leaf_hex(line)
         trusted = True
         offset += len(line) + 1

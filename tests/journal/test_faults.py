@@ -95,6 +95,38 @@ def test_an_older_copy_in_place_is_set_aside(opened, path: Path) -> None:
     assert verdict.ok, verdict.problems
 
 
+def test_a_copy_in_place_is_not_written_to_where_no_reader_looks(opened, path: Path) -> None:
+    journal = opened(idle_close=60)
+    fill(journal, 0, 3)
+    shutil.copy(path, path.with_suffix(".bak"))
+    os.replace(path.with_suffix(".bak"), path)  # as `sed -i` and many editors do
+    fill(journal, 3, 5)
+    journal.close()
+    fill(opened(), 5, 6)
+    assert numbers(path) == list(range(6))
+    verdict = JournalReader(path).verify()
+    assert verdict.ok, verdict.problems
+
+
+@pytest.mark.parametrize("place", ["pipe", "folder", "link"])
+def test_what_is_no_file_in_the_live_files_place_is_said_and_nobody_waits_for_it(
+    opened, path: Path, place: str
+) -> None:
+    journal = opened(idle_close=60, retry_interval=0.01, retry_limit=0.02)
+    fill(journal, 0, 3)
+    path.unlink()
+    {"pipe": os.mkfifo, "folder": os.mkdir, "link": lambda path: os.symlink("elsewhere", path)}[place](path)
+    with pytest.raises(JournalError):
+        journal.append({"n": 3}).wait(30)
+    assert journal.health().state == "failing"
+    assert numbers(path) == [0, 1, 2]
+    (path.rmdir if place == "folder" else path.unlink)()
+    assert journal.drain(30)
+    fill(journal, 4, 5)
+    assert numbers(path) == [0, 1, 2, 3, 4]
+    assert JournalReader(path).verify().ok
+
+
 @pytest.mark.parametrize("length", ["shorter", "equal", "longer"])
 def test_a_reused_inode_number_is_not_taken_for_the_file_that_had_it(opened, path: Path, length: str) -> None:
     idle = opened(idle_close=60, durability="sync", compression="gzip")
@@ -143,6 +175,20 @@ def test_bytes_written_by_others_are_reported_never_cut(opened, path: Path) -> N
     assert verdict.problems
     assert verdict.problems[0].kind == "record"
     assert verdict.problems[0].seq == 4
+
+
+def test_a_line_with_an_absurd_number_does_not_make_later_ones_unreadable(opened, path: Path) -> None:
+    journal = opened(idle_close=60)
+    fill(journal, 0, 3)
+    last = JournalReader(path).last()
+    assert last is not None
+    with open(path, "ab") as file:
+        file.write(last.line.replace(b'"seq":3,', b'"seq":9999999999999999999,') + b"\n")
+    fill(journal, 3, 5)
+    assert [event["n"] for record in JournalReader(path) if record.seq < 100 and "n" in (event := record.event())] == [
+        *range(5)
+    ]
+    assert "journal.damage" in kinds(path)
 
 
 def test_a_torn_last_line_is_saved_cut_and_recorded(path: Path, settings: JournalSettings) -> None:
