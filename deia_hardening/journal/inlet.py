@@ -134,7 +134,9 @@ class Inlet:
         self._lock = threading.RLock()  # a signal handler or a finalizer may append while this thread does
         self._queue: list[Receipt] = []
         self._late: deque[Late] = deque()  # appended to without the lock, taken from with it
-        self._bytes = 0
+        self._bytes = 0  # of the queue and of what the writer holds: until it is written it may come back
+        self._held = 0  # of these, what the writer holds
+        self._places = self._max_records  # how many may be queued beside what the writer holds
         self._gap: Gap | None = None
         self._closed = False
         self._level = NO_THREAD
@@ -200,7 +202,7 @@ class Inlet:
             size = receipt._guess
             if self._closed:
                 receipt._error = self._closed_error()
-            elif self._bytes + size > self._max_bytes or len(self._queue) >= self._max_records:
+            elif self._bytes + size > self._max_bytes or len(self._queue) >= self._places:
                 self._drop(receipt, size)
             else:
                 self._queue.append(receipt)
@@ -215,7 +217,7 @@ class Inlet:
             if self._late:
                 self._gather()
             queue = self._queue
-            if self._bytes + size > self._max_bytes or len(queue) >= self._max_records or self._closed:
+            if self._bytes + size > self._max_bytes or len(queue) >= self._places or self._closed:
                 kick = -1
             else:
                 queue.append(receipt)
@@ -266,7 +268,7 @@ class Inlet:
             with self._lock:
                 if self._closed:
                     raise self._closed_error()
-                if self._bytes + size <= self._max_bytes and len(self._queue) < self._max_records:
+                if self._bytes + size <= self._max_bytes and len(self._queue) < self._places:
                     self._queue.append(receipt)
                     self._bytes += size
                     break
@@ -312,8 +314,9 @@ class Inlet:
         with self._lock:
             self._gather()
             queue, gap = self._queue, None
-            if self._bytes <= limit:
-                self._queue, self._bytes = [], 0
+            size = self._bytes
+            if size <= limit:
+                self._queue = []
                 gap, self._gap = self._gap, None
             else:
                 size = count = 0
@@ -324,17 +327,24 @@ class Inlet:
                     size += one
                     count += 1
                 self._queue, queue = queue[count:], queue[:count]
-                self._bytes -= size
+            self._held = size
+            self._places = self._max_records - len(queue)
+        return queue, gap
+
+    def _written(self) -> None:
+        """What was taken is in the file: there is room for others."""
+        with self._lock:
+            self._bytes -= self._held
+            self._held, self._places = 0, self._max_records
             room, self._room = self._room, []
         for waiter in room:
             waiter.wake()
-        return queue, gap
 
     def _put_back(self, batch: list[Receipt], gap: Gap | None) -> None:
         """What could not be written goes back to the front, in order."""
         with self._lock:
             self._queue[:0] = batch
-            self._bytes += sum(receipt._size() for receipt in batch)
+            self._held, self._places = 0, self._max_records
             if gap is not None:
                 newer = self._gap
                 if newer is not None:

@@ -117,7 +117,7 @@ class Journal(Inlet):
         with self._lock:
             waiters, self._waiters = [*self._waiters.values()], {}
             self._gather()
-            left, self._queue, self._bytes = self._queue, [], 0
+            left, self._queue, self._bytes = self._queue, [], self._held
         for receipt in [*left, *(entry[0] for entry in waiters)]:
             if not receipt.done():
                 receipt._error = JournalClosed(f"{self.path} was closed before the record was known to be on disk")

@@ -101,6 +101,7 @@ class Writer:
         except BaseException:
             inlet._put_back(batch, gap)
             raise
+        inlet._written()
         return True
 
     def sync(self, wake: Callable[[list[Waiting]], object] = wake_all) -> bool:

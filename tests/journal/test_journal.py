@@ -250,6 +250,37 @@ def test_block_waits_for_room(opened) -> None:
     assert journal.stats().records == 50
 
 
+@pytest.mark.parametrize("on_full", ["gap", "block", "refuse"])
+def test_what_a_failed_write_brings_back_counts_against_the_bound(opened, monkeypatch, on_full: str) -> None:
+    journal = opened(max_records=5, on_full=on_full, durability="sync", retry_interval=0.001, retry_limit=0.001)
+    full, stalled = journal._live.append, threading.Event()
+
+    def append(*args: object) -> None:
+        stalled.wait(0.05)  # time for others to find room, if there were any
+        raise OSError(errno.ENOSPC, "no space left")
+
+    monkeypatch.setattr(journal._live, "append", append)
+
+    def fill() -> None:
+        for number in range(50):
+            with contextlib.suppress(JournalFull):
+                journal.append({"n": number})
+
+    thread = threading.Thread(target=fill)
+    thread.start()
+    for _ in range(100):
+        if journal.stats().failures >= 4:
+            break
+        journal.drain()
+    assert journal.stats().failures >= 4
+    assert journal.stats().queued <= 5
+    stalled.set()
+    monkeypatch.setattr(journal._live, "append", full)
+    thread.join(30)
+    assert journal.drain(30)
+    assert journal.stats().queued_bytes == 0
+
+
 def test_a_closed_journal_refuses(opened) -> None:
     journal = opened()
     receipt = journal.append({"n": 1})
