@@ -25,6 +25,8 @@ _KINDS: dict[bytes, int] = {
     b"transfer-encoding": _ENCODING,
     b"content-length": _LENGTH,
     b"trailer": _TRAILER,
+    b"date": _DROP,  # the server in front says both for itself, and a second Date breaks clients and handshakes
+    b"server": _DROP,
 }
 _SMALL = 16 * 1024  # bytes; what is shorter and not yet taken is joined with what follows
 _KNOWN_NAMES = 1024  # names remembered as written small and plain; an upstream can't make it grow further

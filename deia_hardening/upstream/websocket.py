@@ -30,7 +30,9 @@ if TYPE_CHECKING:
     from deia_hardening.upstream.http import HttpUpstream
 
 _READ = 64 * 1024
-_NOT_PASSED = frozenset(("connection", "upgrade", "keep-alive", "transfer-encoding", "proxy-connection", "te"))
+_NOT_PASSED = frozenset(
+    ("connection", "upgrade", "keep-alive", "transfer-encoding", "proxy-connection", "te", "date", "server")
+)
 _BROKEN = (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError, OSError)
 ABNORMAL, NO_STATUS = 1006, 1005
 

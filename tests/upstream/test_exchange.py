@@ -64,6 +64,15 @@ def test_the_path_query_host_and_fields_arrive_and_hop_by_hop_ones_do_not(run, r
     assert "6.6.6.6" not in seen[0].decode()
 
 
+def test_date_and_server_are_left_to_the_server_in_front(run, raw_server, answers, call):
+    server = raw_server(answers(b"HTTP/1.1 200 OK\r\nDate: x\r\nserver: y\r\nx-a: 1\r\ncontent-length: 2\r\n\r\nok"))
+
+    async def main():
+        return await call(unix(server))
+
+    assert run(main).messages[0]["headers"] == [(b"x-a", b"1"), (b"content-length", b"2")]
+
+
 @pytest.mark.parametrize(
     ("headers", "pieces", "wire"),
     [
