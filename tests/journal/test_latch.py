@@ -81,6 +81,7 @@ async def test_leaving_costs_the_same_however_many_wait(opened) -> None:
             for future in futures:
                 assert journal._enlist(journal.append({"n": 1}), future.get_loop(), future)
             before = sys.gettrace()
+            sys._getframe().f_trace_opcodes = True  # 3.12 asks when tracing begins whether any frame has it
             sys.settrace(trace)
             try:
                 journal._delist(futures[waiting // 2])
