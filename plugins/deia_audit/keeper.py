@@ -6,6 +6,7 @@ as an event and stands in health until it is gone.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
 from collections.abc import Callable
@@ -86,6 +87,8 @@ class Keeper:
         self._witnessed: Checkpoint | None = None
         self._told: Checkpoint | None = None
         self._ask_at = self._tell_at = 0.0
+        self._waiter: asyncio.Task[None] | None = None
+        self._waiting = 0
         self._tending = False
         self._soft = ""
         self.after_tick: Callable[[], None] = lambda: None
@@ -147,6 +150,8 @@ class Keeper:
         """Write and seal what was recorded. One job, on its way before anything is awaited: a stop that runs out of its
         time is cancelled, and must not take the last checkpoint with it."""
         self._running = False
+        if self._waiter is not None and self._waiting == os.getpid():
+            self._waiter.cancel()
         await self._host.blocking(self.sealer.finish)
         self._look()
         await self._tell(at_stop=True)
@@ -225,12 +230,38 @@ class Keeper:
             self._ask_at = now + self._settings.witness_interval
             self._witnessed = checkpoint
             await self._host.blocking(self._witnesses.submit, checkpoint)
+            if self._witnesses.problems:
+                self._witnessed = None
             self._look()
         if self._heads is not None and checkpoint != self._told and (at_stop or now >= self._tell_at):
             self._tell_at = now + self._settings.heads_interval
             self._told = checkpoint
             await self._host.blocking(self._heads.tell, checkpoint)
+            if self._heads.problem:
+                self._told = None
             self._look()
+        if not at_stop:
+            self._tell_in_time()
+
+    def _tell_in_time(self) -> None:
+        """See that what is not told yet is told when its time has come, though nothing more may be recorded."""
+        checkpoint, due = self.sealer.checkpoint, []
+        if self._witnesses is not None and checkpoint != self._witnessed:
+            due.append(self._ask_at)
+        if self._heads is not None and checkpoint != self._told:
+            due.append(self._tell_at)
+        if due and self._waiting != os.getpid():
+            self._waiting = os.getpid()
+            wait = max(min(due) - self._host.clock.monotonic(), 0.0)
+            self._waiter = asyncio.get_running_loop().create_task(self._tell_after(wait))
+
+    async def _tell_after(self, seconds: float) -> None:
+        try:
+            await self._host.clock.sleep(seconds)
+        finally:
+            self._waiting = 0
+        if self._running:
+            await self._tell(at_stop=False)
 
     def _problems(self) -> str:
         """What is wrong with the evidence, or with those who should hold it elsewhere."""

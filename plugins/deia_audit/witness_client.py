@@ -79,7 +79,7 @@ class WitnessClient:
                 if checkpoint.head.size < told <= self._size(self._layout.checkpoint):
                     return []  # another worker has submitted a newer one of this log
                 if told == old or told > checkpoint.head.size:
-                    raise NoteError(f"it has seen another tree: its size is {told}, ours {checkpoint.head.size}")
+                    raise NoteError(f"it has seen another tree, of {told} records")
                 self._known[key.name] = told
                 continue
             if status != 200:

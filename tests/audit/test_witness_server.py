@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import re
 import socket
@@ -12,16 +13,22 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from starlette.applications import Starlette
+from starlette.responses import PlainTextResponse
+from starlette.routing import Route
 
-from deia_audit.checkpoint import TreeHead, sign_checkpoint
+from deia_audit.checkpoint import Checkpoint, TreeHead, sign_checkpoint
+from deia_audit.layout import Layout
 from deia_audit.notes import Signer, VerifierKey
 from deia_audit.tree import EMPTY_ROOT
 from deia_audit.witness import AddCheckpoint
 from deia_audit.witness_client import WitnessClient
 from deia_audit.witness_server import Witness, WitnessServer
 from deia_hardening.runtime import runtime
+from deia_hardening.testing import running
 
 LOG = Signer("log.example/a", Ed25519PrivateKey.from_private_bytes(bytes([1]) * 32))
 BODY = b"old 0\n\n" + str(sign_checkpoint(TreeHead(LOG.name, 0, EMPTY_ROOT), [LOG])).encode()
@@ -108,3 +115,48 @@ def test_a_witness_that_answers_byte_by_byte_is_waited_for_no_longer_than_is_set
         client.submit(trail.sealer.checkpoint)
         dripping.join()
     assert "no whole answer" in client.problems["witness.example/w1"]
+
+
+async def until(true: Callable[[], bool]) -> None:
+    """Wait for what must come; it may take its time on a busy machine."""
+    with anyio.fail_after(60):
+        while not true():
+            await anyio.sleep(0.05)
+
+
+@pytest.mark.parametrize("where", ["witness", "file"])
+def test_the_last_records_before_a_quiet_time_are_told_elsewhere_as_well(tmp_path: Path, where: str) -> None:
+    """Neither a pace that just told an older head, nor a witness that was away then, leaves them to this home alone."""
+    home, elsewhere = tmp_path / "home", tmp_path / "elsewhere" / "head"
+    layout = Layout.of(home)
+    app = Starlette(routes=[Route("/", lambda request: PlainTextResponse("hello"))])
+    with closing(socket.create_server(("127.0.0.1", 0))) as taken:
+        port = taken.getsockname()[1]
+    vkey = Witness(tmp_path / "witness", "witness.example/w1", [], lambda: 0.0).signer.verifier
+    settings = {
+        "checkpoint_interval": "50ms", "witness_interval": "1s", "heads_interval": "1s",
+        **({"witnesses": [f"{vkey} http://127.0.0.1:{port}"]} if where == "witness" else {"heads": [str(elsewhere)]}),
+    }  # fmt: skip
+    told = layout.witnessed if where == "witness" else elsewhere
+
+    def size() -> int:
+        return Checkpoint.parse(told.read_bytes()).head.size if told.exists() else 0
+
+    async def work() -> None:
+        async with running(app, {"home": str(home), "audit": settings}) as live:
+            plugin = live.core.plugins["audit"]
+            await live.get("/")
+            await until(lambda: plugin.health().state == "degraded")  # nobody listens yet
+            log = VerifierKey.parse(layout.vkey.read_text())
+            witness = await runtime().blocking(Witness, tmp_path / "witness", "witness.example/w1", [log], lambda: 1e9)
+            server = WitnessServer(witness, runtime().blocking)
+            await runtime().run(server.start, "127.0.0.1", port)
+            elsewhere.parent.mkdir()
+            await until(lambda: size() > 0)
+            before = size()
+            await live.get("/")
+            await until(lambda: before < size() == plugin.keeper.sealer.checkpoint.head.size)
+            assert plugin.health().state == "ok"
+            await runtime().run(server.close)
+
+    asyncio.run(work())
