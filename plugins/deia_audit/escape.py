@@ -39,11 +39,6 @@ def quote_header(value: bytes, limit: int = LIMIT) -> str:
     return quote(header_text(value, limit + 1), limit)
 
 
-def quoted_header(value: bytes, limit: int = LIMIT) -> bytes:
-    """Return `quote_header(value)` as bytes."""
-    return quote_header(value, limit).encode("ascii")
-
-
 def plain_map(values: Mapping[str, str]) -> bytes:
     """Return a JSON object of texts."""
     return b"{%b}" % b",".join(b"%b:%b" % (quoted(name, 64), quoted(value, 256)) for name, value in values.items())

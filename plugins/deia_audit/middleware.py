@@ -12,7 +12,7 @@ from time import monotonic as _monotonic
 from urllib.parse import parse_qsl
 
 from deia_audit.bodies import BodyWatch, watch_receive, watch_send
-from deia_audit.escape import plain_map, quoted, quoted_header
+from deia_audit.escape import plain_map, quoted
 from deia_audit.guarantees import HeldSend, changing, unavailable
 from deia_audit.policy import Level, Policy
 from deia_audit.recognise import CHAT, MCP, OPENAI, mcp_outcome, recognise
@@ -22,6 +22,7 @@ from deia_audit.usage import usage
 from deia_hardening.context import ANONYMOUS, SCOPE_KEY, Exchange, RequestContext
 from deia_hardening.journal import Receipt
 from deia_hardening.plugin import ASGIApp, Problem, Receive, Routes, Scope, Send, route_path
+from deia_hardening.texts import header_text
 
 
 class AuditMiddleware:
@@ -237,23 +238,31 @@ class Call:
             self.layer.logger.http(self.context, "result", b',"event":"open"')
 
 
+def _join(found: dict[str, str], name: str, value: str) -> None:
+    """Keep a value beside those that came before it under the same name."""
+    found[name] = f"{found[name]}, {value}" if name in found else value
+
+
 def kept_parts(scope: Scope, settings: AuditSettings) -> bytes:
     """Return the headers and query parameters that the settings list; of other parameters only the names."""
     extra = b""
     wanted = {name.lower().encode("latin-1"): name for name in settings.headers}
-    headers = [
-        b"%b:%b" % (quoted(wanted[name], 64), quoted_header(value, 256))
-        for name, value in scope["headers"]
-        if name in wanted
-    ]
+    headers: dict[str, str] = {}
+    for raw_name, value in scope["headers"]:
+        if raw_name in wanted:
+            _join(headers, wanted[raw_name], header_text(value, 257))
     if headers:
-        extra += b',"headers":{%b}' % b",".join(headers)
+        extra += b',"headers":%b' % plain_map(headers)
     raw = scope.get("query_string", b"")
     if raw and settings.query:
         pairs = parse_qsl(raw.decode("latin-1"), keep_blank_values=True)[:64]
-        kept = {name: value for name, value in pairs if name in settings.query}
-        others = sorted({name[:64] for name, _ in pairs if name not in settings.query})
+        kept: dict[str, str] = {}
+        for name, value in pairs:
+            if name in settings.query:
+                _join(kept, name, value)
+        # What has no value may be one itself: `?<token>`.
+        others = sorted({f"query.{name[:64]}" if value else "query" for name, value in pairs if name not in kept})
         extra += b',"query":%b' % plain_map(kept)
         if others:
-            extra += b',"redacted":[%b]' % b",".join(quoted(f"query.{name}") for name in others)
+            extra += b',"redacted":[%b]' % b",".join(quoted(name) for name in others)
     return extra
