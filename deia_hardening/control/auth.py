@@ -36,12 +36,13 @@ _UNSAFE_HINT: Final = "send the request from the control plane's own page, or wi
 
 @attrs.frozen
 class Caller:
-    """Who calls, and what they may do. `session` is true for a browser's session."""
+    """Who calls, and what they may do. `session`: a browser's session; `digest`: that of a bearer's secret."""
 
     actor: Actor
     role: Role
     local: bool = False
     session: bool = False
+    digest: str = attrs.field(default="", repr=False)
 
 
 class TokenTable:
@@ -137,7 +138,7 @@ class Authentication:
             raise self._unauthorised("the token is wrong, expired or revoked", error="invalid_token")
         await self.table.note_use(found)
         actor = Actor(type="token", id=found.name, auth="token", session=found.id, roles=frozenset((found.role,)))
-        return Caller(actor, found.level)
+        return Caller(actor, found.level, digest=tokens.digest_of(secret))
 
     async def authenticate(self, scope: Scope, role: Role) -> Actor:
         """The caller of an ASGI request, for plugins with a route of their own. Raises Problem 401, 403 or 429."""

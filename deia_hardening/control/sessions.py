@@ -1,6 +1,7 @@
 """Browser sessions, for the control plane's own address only: an app's port takes tokens, never cookies.
 
-A session is a random name whose SHA-256 the store keeps with the token it was opened by; it ends with that token.
+A session is a random name whose SHA-256 the store keeps with the token it was opened by; it ends with that token, and
+when the secret it was opened with does no longer count.
 The cookie is Secure, HttpOnly, SameSite=Strict and bound to the control plane's path.
 """
 
@@ -15,6 +16,7 @@ import attrs
 import msgspec
 
 from deia_hardening.context import Actor
+from deia_hardening.control import tokens
 from deia_hardening.control.settings import ControlSettings
 from deia_hardening.plugin import Host
 from deia_hardening.store import Write
@@ -29,10 +31,11 @@ _MOST: Final = 200
 
 @attrs.frozen
 class Session:
-    """What the store keeps of a session. `expires` is Unix seconds."""
+    """What the store keeps of a session. `expires` is Unix seconds, `digest` that of the token's secret."""
 
     token: str
     expires: float
+    digest: str = ""
 
 
 _decode = msgspec.json.Decoder(Session).decode
@@ -51,7 +54,7 @@ class Sessions:
         settings = self._settings()
         now = self._host.clock.wall()
         name = secrets.token_urlsafe(32)
-        record = Session(caller.actor.session, now + settings.session_ttl)
+        record = Session(caller.actor.session, now + settings.session_ttl, caller.digest)
         gone = [key for key, entry in await self._host.store.list(_PREFIX) if _decode(entry.value).expires <= now]
         kept = len(await self._host.store.list(_PREFIX)) - len(gone)
         if kept >= _MOST:
@@ -71,7 +74,7 @@ class Sessions:
             return None
         session, now = _decode(entry.value), self._host.clock.wall()
         token = await self._table.find(session.token)
-        if token is None or now >= session.expires or now >= token.expires:
+        if token is None or now >= session.expires or not tokens.is_of(token, session.digest, now):
             return None
         actor = Actor(type="token", id=token.name, auth="session", session=token.id, roles=frozenset((token.role,)))
         return Caller(actor, token.level, session=True)

@@ -61,7 +61,7 @@ def decode(value: bytes) -> Token | None:
 def new_secret(identity: str) -> tuple[str, str]:
     """A fresh secret for the token `identity`: (the token's text, its digest)."""
     secret = secrets.token_urlsafe(32)
-    return f"deia_{identity}_{secret}", _digest(secret)
+    return f"deia_{identity}_{secret}", digest_of(secret)
 
 
 def new_id() -> str:
@@ -86,12 +86,16 @@ _NOBODY: Final = Token("", "", "viewer", "0" * 64, 0.0, 0.0)
 
 def matches(token: Token | None, secret: str, now: float) -> bool:
     """Whether `secret` is that of `token` and the token is valid at `now`. Takes as long for a missing one."""
-    held = token or _NOBODY
-    digest = _digest(secret)
-    good = hmac.compare_digest(held.digest, digest)
-    old = hmac.compare_digest(held.old_digest or "0" * 64, digest)
-    return token is not None and now < token.expires and (good or (old and now < token.old_until))
+    return is_of(token or _NOBODY, digest_of(secret), now) and token is not None
 
 
-def _digest(secret: str) -> str:
+def is_of(token: Token, digest: str, now: float) -> bool:
+    """Whether `digest` is that of a secret with which `token` can be used at `now`. Takes as long for a wrong one."""
+    good = hmac.compare_digest(token.digest, digest)
+    old = hmac.compare_digest(token.old_digest or "0" * 64, digest)
+    return now < token.expires and (good or (old and now < token.old_until))
+
+
+def digest_of(secret: str) -> str:
+    """What is kept of a secret."""
     return sha256(secret.encode("ascii", "replace")).hexdigest()

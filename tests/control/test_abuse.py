@@ -115,6 +115,17 @@ async def test_a_session_ends_with_its_token_and_on_leaving(listening: Any) -> N
     assert (await listening.ask("GET", "/deia/health", headers={"cookie": cookie}, port=port)).status == 401
 
 
+async def test_a_session_ends_with_the_secret_it_was_opened_with(serving: Any, tmp_path: Path) -> None:
+    """Who rotates a token that was stolen wants the thief's session gone too."""
+    for grace, works in (("15m", 200), ("0s", 401)):
+        options = {"bootstrap_token": False, "listen": "127.0.0.1:0", "rotation_grace": grace}
+        async with serving(tmp_path / grace / ".deia", **options) as service:
+            cookie = await session(service)
+            assert (await service.post("/deia/token/rotate", {"id": "browser"})).status == 200
+            answer = await service.ask("GET", "/deia/health", headers={"cookie": cookie}, port=service.port)
+            assert answer.status == works
+
+
 async def test_another_sites_page_is_refused_even_with_a_token(listening: Any, probe: Any) -> None:
     token = await listening.token("admin")
     for more in ({"origin": "https://evil.example"}, {"sec-fetch-site": "cross-site"}):
