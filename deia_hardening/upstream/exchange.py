@@ -8,7 +8,6 @@ body in several pieces and a client that is being watched have one task each. RF
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import Callable
 from contextvars import copy_context
 
@@ -114,7 +113,7 @@ class Exchange:
             connection.error = None
             connection.reusable = False
         if connection.events:  # the call was cancelled over an answer that nobody took: it must never meet the next one
-            connection.events = deque()
+            connection.events = []
             connection.reusable = False
         self._pool.put(connection)
 
@@ -250,7 +249,7 @@ class Exchange:
     async def _pass_on(self, connection: Connection) -> None:
         """Pass on an answer that is all here: the connection need not wait for the client to take it."""
         send = self._send
-        events, connection.events = connection.events, deque()
+        events, connection.events = connection.events, []
         self._finish()
         for message in events:
             await send(message)
@@ -272,7 +271,7 @@ class Exchange:
             if connection.done and connection.uploaded and connection.error is None:
                 await self._pass_on(connection)
                 return True
-            message = events.popleft()
+            message = events.pop(0)
             if message["type"] == "http.response.body":
                 size = len(message["body"])
                 await send(message)

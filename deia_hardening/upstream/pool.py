@@ -21,6 +21,7 @@ from deia_hardening.upstream.settings import UpstreamSettings
 from deia_hardening.upstream.verdict import ClientLeft, PoolFull, SilentPeer
 
 _FRESH = 0.001  # seconds
+_FRESH_LOCAL = 0.1  # a Unix socket tells of its end by the first write as well
 _BACKLOG_PAUSE = 0.002  # a Unix socket's full backlog can't be waited for; looked at again after this
 
 
@@ -82,7 +83,8 @@ class Pool:
         while idle:
             connection = idle.pop()
             # One that served a moment ago is not looked at: what closes this fast closes under any look.
-            if connection.alive(self.loop.time() - connection.since > _FRESH):
+            fresh = _FRESH_LOCAL if connection.local else _FRESH
+            if connection.alive(self.loop.time() - connection.since > fresh):
                 self._active.add(connection)
                 if not self._ticking:
                     self._arm()

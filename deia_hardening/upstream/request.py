@@ -173,7 +173,8 @@ def encode(scope: Scope, route: Route, target: bytes, extra: Sequence[bytes] = (
         append(b"te: trailers\r\nconnection: te")
     if route.forwarded:
         _forwarded(scope, host, lines)
-    lines += extra
+    if extra:
+        lines += extra
     append(b"")
     data = b"\r\n".join(lines)
     count = len(lines) - 1 + trailers

@@ -8,7 +8,6 @@ and 1.1, and bounds heads and trailers. No I/O. RFC 9112 sections 6.1, 6.3, 7.1.
 from __future__ import annotations
 
 import re
-from collections import deque
 from typing import Any
 
 import httptools
@@ -65,7 +64,7 @@ class ResponseReader:
     def __init__(self, max_head: int, max_headers: int) -> None:
         self._max_head = max_head
         self._max_headers = max_headers
-        self.events: deque[Message] = deque()
+        self.events: list[Message] = []
         self.buffered = 0
         self.idle_seconds = 0.0
         """What the other side said of its own idle limit (`Keep-Alive: timeout=`), 0.0 for nothing said."""

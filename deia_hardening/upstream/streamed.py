@@ -277,7 +277,7 @@ class StreamedExchange:
 
     async def _pass_on(self, line: Line) -> None:
         while line.events:
-            message = line.events.popleft()
+            message = line.events.pop(0)
             if message["type"] == "http.response.start":
                 self._started = True
             await self._send(message)

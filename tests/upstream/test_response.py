@@ -31,7 +31,7 @@ def test_what_was_taken_is_not_added_to():
     reader = ResponseReader(4096, 32)
     reader.begin()
     reader.feed(CHUNKED + b"1\r\na\r\n")
-    start, first = reader.events.popleft(), reader.events.popleft()
+    start, first = reader.events.pop(0), reader.events.pop(0)
     reader.feed(b"1\r\nb\r\n1\r\nc\r\n0\r\n\r\n")
     assert (start["status"], first["body"], first["more_body"]) == (200, b"a", True)
     assert [(event["body"], event["more_body"]) for event in reader.events] == [(b"bc", False)]
