@@ -24,7 +24,9 @@ def lock(descriptor: int, how: int = fcntl.LOCK_EX) -> None:
 
 
 def unlock(descriptor: int) -> None:
-    """Give back the lock, if it is held, and close `descriptor`."""
+    """Give back the lock, if it is held, and close `descriptor`; in a child that inherited it, do nothing."""
+    if descriptor not in _locked:  # closed at the fork, and by now perhaps another file's number
+        return
     with contextlib.suppress(OSError):
         fcntl.flock(descriptor, fcntl.LOCK_UN)
     _locked.discard(descriptor)

@@ -357,5 +357,15 @@ def runtime() -> Runtime:
     return _runtime
 
 
+_of_parents: list[set[asyncio.Task[Any]]] = []
+
+
+def _after_fork() -> None:
+    loop = _runtime._loop
+    if loop is not None:  # collected, they would run their `finally` here, on what is the parent's
+        _of_parents.append(asyncio.all_tasks(loop))
+    _runtime._reset()
+
+
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_runtime._reset)
+    os.register_at_fork(after_in_child=_after_fork)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import os
 import sys
 from collections.abc import AsyncIterator, Sequence
@@ -265,6 +266,22 @@ def test_after_a_fork_the_child_is_as_never_started(home: Path) -> None:
     assert os.read(read, 1) == b"1"
     os.close(read)
     os.close(write)
+
+
+def test_a_forked_child_does_not_stop_what_its_parent_runs(home: Path, caplog: pytest.LogCaptureFixture) -> None:
+    hardened = harden(app, {"home": str(home), "probe": PROBE})
+    assert asyncio.run(request(hardened, "GET", "/")).status == 200
+    LOG.clear()
+    caplog.clear()
+    child = os.fork()
+    if child == 0:
+        try:
+            gc.collect()
+            code = 1 if LOG or caplog.records else 0
+        except BaseException:
+            code = 2
+        os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 @given(values=st.lists(st.integers(0, 100), min_size=1, max_size=6), at=st.integers(0, 3))

@@ -110,3 +110,18 @@ def test_a_child_forked_while_the_page_is_written_holds_up_no_writer(tmp_path: P
     finally:
         held.__exit__(None, None, None)
     assert page.state().get("mode") == "DEGRADED"
+
+
+def test_in_a_child_unlock_leaves_what_has_the_number_now(tmp_path: Path) -> None:
+    descriptor = os.open(tmp_path, os.O_RDONLY | os.O_CLOEXEC)
+    lock(descriptor)
+    number = os.fork()
+    if number == 0:
+        other = os.open(tmp_path, os.O_RDONLY)
+        unlock(descriptor)
+        try:
+            os._exit(0 if other == descriptor and os.fstat(other) else 1)
+        except OSError:
+            os._exit(2)
+    assert os.waitstatus_to_exitcode(os.waitpid(number, 0)[1]) == 0
+    unlock(descriptor)

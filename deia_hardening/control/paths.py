@@ -12,6 +12,7 @@ import stat
 from pathlib import Path
 from typing import Final
 
+from deia_hardening.locks import lock, unlock
 from deia_hardening.socketpath import fitting
 
 NAME: Final = "control.sock"
@@ -42,11 +43,11 @@ def somebody_is_here(home: Path) -> bool:
     except OSError:
         return False
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         return True
     finally:
-        os.close(descriptor)
+        unlock(descriptor)
     return False
 
 

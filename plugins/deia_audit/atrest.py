@@ -16,6 +16,7 @@ from deia_audit.files import make_folders
 from deia_audit.keys import KeyFileError, KeyFolder
 from deia_audit.layout import LOG_NAME, Layout
 from deia_hardening.journal import JournalError, JournalReader
+from deia_hardening.locks import lock, unlock
 from deia_hardening.plugin import Call, Problem
 
 if TYPE_CHECKING:
@@ -32,13 +33,13 @@ def _open(layout: Layout) -> int:
 
 
 def here(layout: Layout) -> int:
-    """Have it known that this process records, until the descriptor is closed; waits for who has the trail alone."""
+    """Have it known that this process records, until `unlock` of the descriptor; waits for who has the trail alone."""
     make_folders(layout.log.parent)
     descriptor = _open(layout)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH)
+        lock(descriptor, fcntl.LOCK_SH)
     except BaseException:
-        os.close(descriptor)
+        unlock(descriptor)
         raise
     return descriptor
 
@@ -50,12 +51,12 @@ def alone(layout: Layout) -> Iterator[None]:
     descriptor = _open(layout)
     try:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise InUseError from None
         yield
     finally:
-        os.close(descriptor)
+        unlock(descriptor)
 
 
 def plainly(handler: Handler) -> Handler:

@@ -8,7 +8,6 @@ opening names the old head.
 from __future__ import annotations
 
 import datetime
-import fcntl
 import os
 import shutil
 from collections.abc import Iterator
@@ -25,6 +24,7 @@ from deia_audit.layout import LOG_NAME, Layout
 from deia_audit.notes import NoteError
 from deia_audit.query.soundness import KEY as INDEX_KEY
 from deia_audit.seal import PreviousHead
+from deia_hardening.locks import lock, unlock
 
 PREVIOUS = "previous.json"
 REQUEST = "new-log.request"
@@ -94,10 +94,10 @@ def exclusively(layout: Layout) -> Iterator[None]:
     make_folders(layout.log.parent)
     descriptor = os.open(layout.log.parent / f".{LOG_NAME}.open", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        lock(descriptor)
         yield
     finally:
-        os.close(descriptor)
+        unlock(descriptor)
 
 
 def request(layout: Layout, reason: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, ClassVar, TypeVar
@@ -24,6 +23,7 @@ from deia_audit.settings import AuditSettings
 from deia_audit.witness_client import parse_witnesses
 from deia_hardening.errors import NotEnabled, NotStarted
 from deia_hardening.journal import JournalReader, parse_time
+from deia_hardening.locks import unlock
 from deia_hardening.outer import RecordSink
 from deia_hardening.plugin import Actor, ASGIApp, Event, Health, Host, Layer, Operation, Plugin, Position
 
@@ -89,7 +89,7 @@ class AuditPlugin(Plugin[AuditSettings]):
             async with self._recording():
                 yield
         finally:
-            os.close(here)
+            unlock(here)
 
     @asynccontextmanager
     async def _recording(self) -> AsyncIterator[None]:

@@ -42,6 +42,7 @@ from deia_audit.tree import EMPTY_ROOT, HASH_SIZE
 from deia_hardening.clock import Clock
 from deia_hardening.ids import uuid7
 from deia_hardening.journal import Batch, Journal, JournalError, JournalReader, Receipt, leaf_hash
+from deia_hardening.locks import lock, unlock
 from deia_hardening.turns import turns
 
 _PART = 3
@@ -151,15 +152,15 @@ class Sealer(Resuming):
         with self._mutex:
             try:
                 make_folders(self.layout.evidence)
-                lock = os.open(self.layout.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+                descriptor = os.open(self.layout.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
                 try:
                     try:
-                        fcntl.flock(lock, how)
+                        lock(descriptor, how)
                     except BlockingIOError:
                         return None
                     checkpoint = self._locked()
                 finally:
-                    os.close(lock)
+                    unlock(descriptor)
                 self.problem = ""
             except (EvidenceError, KeyFileError, NoteError, TileError, JournalError, OSError) as error:
                 self._state = None

@@ -13,6 +13,8 @@ import secrets
 import threading
 from pathlib import Path
 
+from deia_hardening.locks import lock, unlock
+
 _ENDING = ".worker"
 _NUDGE = "nudge"
 
@@ -35,11 +37,11 @@ class Members:
                 name = f"{os.getpid()}-{secrets.token_hex(4)}"
                 path = self.folder / f"{name}{_ENDING}"
                 descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
+                lock(descriptor)
                 if os.fstat(descriptor).st_nlink:
                     self.me, self._descriptor = name, descriptor
                 else:  # somebody took it for a dead one's before it was locked
-                    os.close(descriptor)
+                    unlock(descriptor)
 
     def leave(self) -> None:
         """Be none of them any more."""
@@ -48,7 +50,7 @@ class Members:
             if self._descriptor >= 0:
                 with contextlib.suppress(OSError):
                     (self.folder / f"{self.me}{_ENDING}").unlink()
-                os.close(self._descriptor)
+                unlock(self._descriptor)
                 self.me, self._descriptor = "", -1
 
     def others(self) -> tuple[str, ...]:
@@ -67,7 +69,7 @@ class Members:
         except OSError:
             return False
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            lock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except OSError:
             return True
         else:
@@ -75,7 +77,7 @@ class Members:
                 path.unlink()
             return False
         finally:
-            os.close(descriptor)
+            unlock(descriptor)
 
     def nudge(self) -> None:
         """Have everybody who watches the folder look."""

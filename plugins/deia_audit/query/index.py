@@ -7,7 +7,6 @@ is made anew from the segment. What it offers is read again from the log and che
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
@@ -23,6 +22,7 @@ from deia_audit.query.terms import LISTED, record_terms, term
 from deia_hardening.journal import Segment
 from deia_hardening.journal.lines import parse_prefix, parse_time
 from deia_hardening.journal.reader import SegmentText
+from deia_hardening.locks import lock, unlock
 
 VERSION = 1
 LISTED_MOST = 4096
@@ -160,15 +160,15 @@ def build(segment: Segment, folder: Path, keys: Path) -> Path:
         raise PermissionError(errno.EACCES, "the key of the indexes can't be used", str(keys))
     make_folders(folder)
     target = index_path(folder, segment)
-    lock = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        lock(descriptor)
         try:
             SegmentIndex.open(target, segment.first, key).close()
         except IndexDamaged:
             _build(segment, target, key)
     finally:
-        os.close(lock)
+        unlock(descriptor)
     return target
 
 
