@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,15 @@ from typing import Any
 import pytest
 
 from deia_audit.layout import Layout
+from deia_audit.query.search import Search
 from deia_audit.seal import EpochPolicy
 from deia_audit.sealer import Sealer
 from deia_hardening.clock import SYSTEM_CLOCK
-from deia_hardening.journal import Journal, JournalSettings, open_journal
+from deia_hardening.journal import Journal, JournalReader, JournalSettings, open_journal
+from deia_hardening.settings import Bytes
+
+ACTORS = ["alice", "bob", "carol"]
+ACTIONS = ["GET /bots", "POST /bots/{id}", "bot.assigned"]
 
 
 class Trail:
@@ -76,3 +82,34 @@ def read_trail() -> Callable[[Path], list[dict[str, Any]]]:
         return [json.loads(line) for line in lines[1:]]
 
     return read
+
+
+@pytest.fixture
+def filled(make_trail: Callable[..., Any]) -> tuple[Any, Search, list[dict[str, Any]]]:
+    """A trail of several segments, and its records as dicts."""
+    settings = JournalSettings(durability="sync", compression="none", segment_bytes=Bytes("32KiB"))
+    trail = make_trail(settings=settings)
+    chance = random.Random(11)
+    for number in range(600):
+        status = chance.choice([200, 200, 200, 404, 500, 503])
+        trail.journal.append(
+            {
+                "id": f"id-{number}",
+                "kind": "http",
+                "action": chance.choice(ACTIONS),
+                "actor": {"type": "user", "id": chance.choice(ACTORS)},
+                "http": {"method": "GET", "status": status, "path": f"/bots/{number % 17}"},
+                "src": {"ip": f"10.0.{number % 3}.{number % 7}"},
+                "outcome": "success" if status < 400 else "failure",
+                "trace": f"{number % 50:032x}",
+                "reason": "nightly load test" if number % 10 == 0 else "",
+            }
+        )
+        if number % 50 == 49:
+            assert trail.journal.drain(30)
+    trail.sealer.finish()
+    assert len(list(trail.layout.log.parent.glob("audit-trail.jsonl.*"))) > 2
+    search = Search(trail.layout, lambda: trail.sealer.checkpoint, elsewhere=lambda *what: False)
+    records = [json.loads(record.line) for record in JournalReader(trail.layout.log).records(0, None)]
+    yield trail, search, records  # type: ignore[misc]
+    search.close()
