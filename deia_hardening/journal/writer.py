@@ -1,14 +1,15 @@
 """Numbers, chains and writes what is queued: few large batches, one write and one fdatasync each.
 
 Whoever holds the role lock is the writer: normally the journal's thread, at `drain` and at exit the caller. A
-failure is never silent: waiters get an error at once, the records stay queued and are tried again with growing
-pauses, and a failed sync fences the file (see `fence`).
+failure is never silent: it is logged as it begins and as it ends, waiters get an error at once, the records stay queued
+and are tried again with growing pauses, and a failed sync fences the file (see `fence`).
 """
 
 from __future__ import annotations
 
 import errno
 import hashlib
+import logging
 import os
 import threading
 from binascii import hexlify
@@ -28,6 +29,8 @@ from deia_hardening.journal.listeners import Batch, Listeners
 from deia_hardening.journal.live import LiveFile, SyncFailed
 from deia_hardening.journal.position import Position
 from deia_hardening.journal.settings import JournalSettings
+
+logger = logging.getLogger("deia_hardening.journal")
 
 _SECOND = 1_000_000_000
 _leaf = hashlib.sha256(b"\0")
@@ -305,6 +308,7 @@ class Writer:
 
     def _troubled(self, state: str, error: Exception) -> None:
         inlet, settings = self._inlet, self._settings
+        news = self.state != state
         if self.state == "ok":
             self.since = self._clock.wall()
         self.state = state
@@ -319,12 +323,15 @@ class Writer:
                 if receipt._error is None and not receipt.done():
                     receipt._error = trouble
         wake_all(waiters)
+        if news:
+            logger.error("%s", trouble)
 
     def _works_again(self) -> None:
         if self.state != "ok":
             self.state, self._pause, self.retry_at, self.since = "ok", 0.0, 0.0, self._clock.wall()
             with self._inlet._lock:
                 self._inlet._trouble = None
+            logger.warning("%s: records are written again", self._live.path)
 
     # -- what other processes wrote
 

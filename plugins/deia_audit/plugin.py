@@ -25,7 +25,7 @@ from deia_hardening.errors import NotEnabled, NotStarted
 from deia_hardening.journal import JournalReader, parse_time
 from deia_hardening.locks import unlock
 from deia_hardening.outer import RecordSink
-from deia_hardening.plugin import Actor, ASGIApp, Event, Health, Host, Layer, Operation, Plugin, Position
+from deia_hardening.plugin import Actor, ASGIApp, Event, Health, HealthState, Host, Layer, Operation, Plugin, Position
 
 T = TypeVar("T")
 _SETTLE = 1.0
@@ -215,7 +215,14 @@ class AuditPlugin(Plugin[AuditSettings]):
             withdraw()
 
     def health(self) -> Health:
-        return self.keeper.health()
+        health = self.keeper.health()
+        if self.logger.search is None:  # it does not run
+            return health
+        journal = self.logger.journal.health()
+        if journal.ok:
+            return health
+        detail = f"{journal.detail}; {health.detail}" if health.detail else journal.detail
+        return Health(HealthState.DEGRADED, detail, journal.since)
 
     def operations(self) -> Sequence[Operation]:
         return operations(self)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from deia_audit.layout import Layout
 from deia_audit.verdict import Verdict
 from deia_audit.verify import verify
 from deia_hardening import harden
+from deia_hardening.app import find_core
 from deia_hardening.testing import faults
 
 SAID = ((200, "-"), (503, "audit-unavailable"), (500, "outcome-unknown"))
@@ -114,6 +116,31 @@ def test_a_full_disk_refuses_what_it_can_not_record_and_heals(guarantee: str) ->
         told = {"first", "later", *(str(number) for number, status in enumerate(statuses) if status == 200)}
         assert {f"/change/{number}" for number in told} <= paths
         assert verify(layout).verdict is Verdict.OK_LOCAL_ONLY
+
+
+@pytest.mark.fault
+def test_a_trail_that_can_not_be_written_is_told_where_nobody_waits_for_it(caplog: pytest.LogCaptureFixture) -> None:
+    faults.need("tmpfs")
+    app = Starlette(routes=[Route("/", lambda request: PlainTextResponse("hello"))])
+    with faults.small_disk(mib=64) as disk:
+        app = harden(app, {"home": str(disk / "home"), "journal": {"reserve": "0B"}, "audit": {}})
+        with TestClient(app) as client:
+            plugin = find_core(app).plugins["audit"]
+
+            def becomes(state: str) -> bool:
+                until = time.monotonic() + 60
+                while plugin.health().state != state and time.monotonic() < until:
+                    assert client.get("/").status_code == 200
+                return bool(plugin.health().state == state)
+
+            assert becomes("ok")
+            faults.fill(disk)
+            assert becomes("degraded")
+            assert "No space left" in plugin.health().detail
+            assert [one.levelname for one in caplog.records if "No space left" in one.getMessage()][:1] == ["ERROR"]
+            faults.release(disk)
+            assert becomes("ok")
+        assert "records are written again" in caplog.text
 
 
 def _recorded(layout: Layout) -> set[str]:
