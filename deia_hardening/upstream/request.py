@@ -19,7 +19,7 @@ from deia_hardening.types import Scope
 CONTEXT_HEADER = b"x-deia-context"
 """The field that carries the signed request context to a child. Inbound copies are always dropped."""
 
-_PLAIN, _DROP, _LENGTH, _ENCODING, _CONNECTION, _HOST, _EXPECT, _FORWARDED, _TE = range(9)
+_PLAIN, _DROP, _LENGTH, _ENCODING, _CONNECTION, _HOST, _EXPECT, _FORWARDED, _TE, _COOKIE = range(10)
 
 _KINDS: dict[bytes, int] = {
     b"connection": _CONNECTION,
@@ -33,6 +33,7 @@ _KINDS: dict[bytes, int] = {
     b"content-length": _LENGTH,
     b"host": _HOST,
     b"expect": _EXPECT,
+    b"cookie": _COOKIE,
     b"x-forwarded-for": _FORWARDED,
     b"x-forwarded-proto": _FORWARDED,
     b"x-forwarded-host": _FORWARDED,
@@ -40,7 +41,7 @@ _KINDS: dict[bytes, int] = {
     b"forwarded": _FORWARDED,
     CONTEXT_HEADER: _DROP,
 }
-_SPECIAL = frozenset(_KINDS)
+_SPECIAL = frozenset(_KINDS) - {b"cookie"}
 _KNOWN_NAMES = 1024  # names remembered as well-formed; a client can't make it grow further
 
 _TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+").fullmatch
@@ -125,6 +126,7 @@ def encode(scope: Scope, route: Route, target: bytes, extra: Sequence[bytes] = (
     length: int | None = None
     chunked = expect = False
     host: bytes | None = None
+    cookies: list[bytes] = []
     nominated: list[bytes] | None = None
     known = _KINDS.get
     join = b": ".join
@@ -141,6 +143,8 @@ def encode(scope: Scope, route: Route, target: bytes, extra: Sequence[bytes] = (
                 continue
         if kind == _HOST:
             host = _one_host(value, host)
+        elif kind == _COOKIE:
+            cookies.append(value)
         elif kind == _LENGTH:
             length = _length(value, length)
         elif kind == _ENCODING:
@@ -159,6 +163,8 @@ def encode(scope: Scope, route: Route, target: bytes, extra: Sequence[bytes] = (
         raise BadRequest("both Content-Length and Transfer-Encoding")
     if chunked and scope.get("http_version") == "1.0":  # RFC 9112 section 6.1: faulty, whoever sent it
         raise BadRequest("Transfer-Encoding in HTTP/1.0")
+    if cookies:  # HTTP/2 brings crumbs, HTTP/1.1 has one field (RFC 9113 section 8.2.3)
+        append(b"cookie: " + b"; ".join(cookies))
     if nominated is not None:
         gone = frozenset(nominated) - _SPECIAL
         lines[1:] = [line for line in lines[1:] if line.split(b":", 1)[0] not in gone]
@@ -210,6 +216,7 @@ def forwardable(scope: Scope, route: Route) -> list[tuple[str, str]]:
     BadRequest."""
     kept: list[tuple[bytes, bytes]] = []
     nominated: set[bytes] = set()
+    cookies: list[bytes] = []
     host: bytes | None = None
     for name, value in scope["headers"]:
         name, kind = _learn(name)
@@ -221,8 +228,12 @@ def forwardable(scope: Scope, route: Route) -> list[tuple[str, str]]:
             nominated.update(option.strip(b" \t").lower() for option in value.split(b","))
         elif name.startswith(b"sec-websocket-") or (kind == _FORWARDED and route.forwarded):
             continue
+        elif kind == _COOKIE:
+            cookies.append(value)
         elif kind in (_PLAIN, _FORWARDED):
             kept.append((name, value))
+    if cookies:
+        kept.append((b"cookie", b"; ".join(cookies)))
     fields = [
         (name.decode("ascii"), value.decode("latin-1"))
         for name, value in kept

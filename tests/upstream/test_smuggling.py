@@ -128,6 +128,19 @@ def test_a_host_that_is_one_passes(host):
     assert b"host: " + host + b"\r\n" in encoded(scope_of(headers=[(b"host", host)])).data
 
 
+def test_the_crumbs_of_a_cookie_are_one_field():
+    """As HTTP/2 brings them; two fields of it are not HTTP/1.1."""
+    headers = [(b"cookie", b"a=1"), (b"x-own", b"1"), (b"cookie", b"b=2; c=3")]
+    assert encoded(scope_of(headers=headers)).data.count(b"cookie: a=1; b=2; c=3\r\n") == 1
+    assert encoded(scope_of(headers=headers)).data.count(b"cookie") == 1
+    assert (b"cookie", b"a=1; b=2; c=3") in [
+        (name.encode(), value.encode()) for name, value in forwardable(scope_of(headers=headers), ROUTE)
+    ]
+    named = [*headers, (b"connection", b"cookie")]
+    assert b"cookie" not in encoded(scope_of(headers=named)).data
+    assert not any(name == "cookie" for name, _ in forwardable(scope_of(headers=named), ROUTE))
+
+
 def test_no_name_of_ours_comes_in_by_its_underscored_twin():
     """A CGI or WSGI app can't tell `X_Forwarded_For` from `X-Forwarded-For`; other underscores are the client's own."""
     twins = [b"X_Forwarded_For", b"x_deia-context", b"Content_Length", b"Transfer_Encoding"]
