@@ -179,7 +179,13 @@ class HttpUpstream:
             return self._found
         now = time.monotonic()
         if not self._found or (now - self._found_at > self.settings.resolve_every > 0):
-            self._found = await runtime().blocking(addresses.resolve, self._host, self._port, self.settings.allow)
+            try:
+                self._found = await runtime().blocking(addresses.resolve, self._host, self._port, self.settings.allow)
+            except addresses.AddressRefused:
+                raise
+            except OSError:  # no name server answers: those that were found and judged are used on
+                if not self._found:
+                    raise
             self._found_at = now
         return self._found
 

@@ -25,6 +25,12 @@ _FRESH_LOCAL = 0.1  # a Unix socket tells of its end by the first write as well
 _BACKLOG_PAUSE = 0.002  # a Unix socket's full backlog can't be waited for; looked at again after this
 
 
+def share(limit: float, number: int, of: int) -> float | None:
+    """How long the address `number` of so many may take, of the time to connect: one that is silent leaves some for the
+    others. None: what is left. Pure."""
+    return limit / of if limit and number < of else None
+
+
 class Pool:
     """Connections to `addresses()` on `loop`. Used on that loop's thread only."""
 
@@ -144,10 +150,12 @@ class Pool:
 
     async def _open(self) -> Connection:
         last: OSError | None = None
-        for address in await self._addresses():
+        found = await self._addresses()
+        for number, address in enumerate(found, 1):
             try:
-                return await self._open_at(address)
-            except OSError as error:
+                async with asyncio.timeout(share(self.settings.connect_timeout, number, len(found))):
+                    return await self._open_at(address)
+            except OSError as error:  # its time may be over, too
                 last = error
         raise last or OSError(errno.EADDRNOTAVAIL, "no address to connect to")
 

@@ -18,6 +18,7 @@ from deia_hardening.streams import until_left
 from deia_hardening.types import Message, Receive, Scope, Send
 from deia_hardening.upstream.addresses import Address
 from deia_hardening.upstream.exchange import chunk
+from deia_hardening.upstream.pool import share
 from deia_hardening.upstream.request import CHUNKED, UNKNOWN, BadRequest, Head
 from deia_hardening.upstream.response import Malformed, ResponseReader
 from deia_hardening.upstream.settings import UpstreamSettings
@@ -35,9 +36,11 @@ async def dial(upstream: HttpUpstream) -> tuple[ByteStream, bool]:
     limit = upstream.settings.connect_timeout or None
     with anyio.fail_after(limit):
         last: OSError | None = None
-        for address in await upstream.places():
+        found = await upstream.places()
+        for number, address in enumerate(found, 1):
             try:
-                return await _dial_at(upstream, address)
+                with anyio.fail_after(share(upstream.settings.connect_timeout, number, len(found))):
+                    return await _dial_at(upstream, address)
             except OSError as error:
                 last = error
         raise last or OSError("no address to connect to")
