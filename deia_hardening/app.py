@@ -12,13 +12,14 @@ import copy
 import logging
 import os
 from collections.abc import Mapping
+from time import monotonic as _monotonic
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import anyio
 
 from deia_hardening import signals
 from deia_hardening.access import find_core
-from deia_hardening.context import SCOPE_KEY, Exchange, RequestContext, context_variable
+from deia_hardening.context import SCOPE_KEY, RequestContext, context_variable
 from deia_hardening.errors import HardeningError
 from deia_hardening.lifecycle import ROLE_VARIABLE, Core
 from deia_hardening.plan import Source
@@ -62,36 +63,37 @@ class Entry:
         if not core.ready and not await self._started(scope, send):
             return
         revision = core.revision
-        exchange = Exchange(receive, send)
-        context = RequestContext(scope, revision, exchange)
+        context = RequestContext(
+            receive, send, scope=scope, revision=revision, received=_monotonic(), headers=scope.get("headers") or ()
+        )
         parent = scope.get(SCOPE_KEY)
         if parent is not None:
             context.inherit(parent)
-        scope[SCOPE_KEY] = exchange.context = context
+        scope[SCOPE_KEY] = context
         token = _set(context)
         try:
             identify = core.identify
             if identify is not None:
                 identify(context)
-            await revision.chain(scope, exchange.receive, exchange.send)
+            await revision.chain(scope, context.receive, context.send)
         except BaseException as error:
             context.error = error
             if isinstance(error, OSError):
-                exchange.refused()
+                context.refused()
             for failed in revision.failed:
                 failed(context)
             raise
         finally:
-            if not exchange.ended:
-                exchange.end()
+            if not context.ended:
+                context.end()
             returners = context._returners
             if returners is not None:
                 context._returners = None  # no cycle is left behind, so the request's revision can be let go
                 for callback in returners:
                     callback()
-            exchange.context = None
-            if exchange.ended >= turns.due:
-                turns.give(exchange.ended)
+            context.returned = True
+            if context.ended >= turns.due:
+                turns.give(context.ended)
             if parent is None:
                 scope.pop(SCOPE_KEY, None)  # context and scope hold each other: no work for the collector
             else:

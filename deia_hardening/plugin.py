@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 import attrs
 
 from deia_hardening.clock import Clock
-from deia_hardening.context import ANONYMOUS, SYSTEM, Actor, Exchange, Mode, RequestContext
+from deia_hardening.context import ANONYMOUS, SYSTEM, Actor, Mode, RequestContext
 from deia_hardening.events import Event, Events, Subscription, Target
+from deia_hardening.exchange import Exchange
 from deia_hardening.metrics.core import Metrics
 from deia_hardening.operations import Call, NoInput, Operation, Progress, Role
 from deia_hardening.problem import Problem

@@ -9,7 +9,7 @@ import anyio
 import pytest
 
 from deia_hardening import streams
-from deia_hardening.context import Exchange
+from deia_hardening.exchange import Exchange
 
 BOTH = pytest.mark.parametrize("backend", ["asyncio", "trio"])
 START = {"type": "http.response.start", "status": 200, "headers": []}

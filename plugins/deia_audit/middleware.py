@@ -19,9 +19,9 @@ from deia_audit.recognise import CHAT, MCP, OPENAI, mcp_outcome, recognise
 from deia_audit.service import AuditLogger
 from deia_audit.settings import AuditSettings
 from deia_audit.usage import usage
-from deia_hardening.context import ANONYMOUS, SCOPE_KEY, Exchange, RequestContext
+from deia_hardening.context import ANONYMOUS, SCOPE_KEY, RequestContext
 from deia_hardening.journal import Receipt
-from deia_hardening.plugin import ASGIApp, Problem, Receive, Routes, Scope, Send, route_path
+from deia_hardening.plugin import ASGIApp, Exchange, Problem, Receive, Routes, Scope, Send, route_path
 from deia_hardening.texts import header_text
 
 
@@ -56,26 +56,25 @@ class AuditMiddleware:
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         # Most requests are told of by callbacks, without a coroutine of our own around the app.
         context: RequestContext = scope[SCOPE_KEY]
-        path = route_path(scope)
+        path = route_path(scope) if scope.get("root_path") else scope["path"]
         if self.quick and path not in self.special and scope["type"] == "http" and not self.logger.encrypts:
-            context.exchange.on_end(self._over)
+            context.on_end(self._over)
             return self.app(scope, receive, send)
         call = Call(self, context, path)
-        context.exchange.on_end(call.finish)
+        context.on_end(call.finish)
         if scope["type"] == "websocket":
-            context.exchange.on_start(call.opened)
+            context.on_start(call.opened)
         if self.careful or self.logger.encrypts or path in self.protocols:
             return self._carefully(call, context, scope, receive, send)
         return self.app(scope, receive, send)
 
-    def over(self, exchange: Exchange) -> None:
+    def over(self, context: RequestContext) -> None:
         """Append the record of a request that is over, and of which nothing but that is told."""
-        context: RequestContext = exchange.context  # type: ignore[assignment]
-        if 100 < exchange.status < 400 and exchange.complete:
+        if 100 < context.status < 400 and context.complete:
             logger = self.logger
             logger.append(logger.assembler.take(context, logger.now_ns()))
         else:
-            Call(self, context, "").finish(exchange)  # its path is not special
+            Call(self, context, "").finish(context)  # its path is not special
 
     async def _carefully(self, call: Call, context: RequestContext, scope: Scope, receive: Receive, send: Send) -> None:
         if not self.reasons.empty and not context.reason and (asked := self.reasons.match(scope, "")):
@@ -224,7 +223,7 @@ class Call:
         if answer is None or not answer.size:
             return b""
         if self.protocol == MCP:
-            status = self.context.exchange.status
+            status = self.context.status
             if answer.stopped and status < 400:
                 return b""
             return mcp_outcome(answer.first, answer.last, answer.seen, status)

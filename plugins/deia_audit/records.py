@@ -217,7 +217,6 @@ class Assembler:
         `now_ns` is the record's time, `kept` whether somebody will wait for it.
         """
         scope = context.scope
-        exchange = context.exchange
         route = context._route
         try:
             routing = _usual(scope)
@@ -243,8 +242,8 @@ class Assembler:
         if actor.__class__ is not Actor:  # the app's own kind, which may change or refer to anything
             actor = Actor(actor.type, actor.id, actor.auth, actor.session, actor.on_behalf_of)
         record = Ended(
-            b"", now_ns, None, None, None, 640 + len(routing[0]), kept, self, ids.number(), exchange.status,  # type: ignore[arg-type]
-            context.received, exchange.ended, exchange.bytes_out, context.headers, context.mode, context.version,
+            b"", now_ns, None, None, None, 640 + len(routing[0]), kept, self, ids.number(), context.status,  # type: ignore[arg-type]
+            context.received, context.ended, context.bytes_out, context.headers, context.mode, context.version,
             context.bot, actor, context._reason, context._claims, context._id, routing, context.revision.template,
             route, kind, target,
         )  # fmt: skip
@@ -263,15 +262,15 @@ class Assembler:
     ) -> Ended:
         """Take the same of any request. `extra` are further members, `inside` further ones of `http`."""
         record = self.take(context, now_ns, kept=True)
-        exchange, error = context.exchange, context.error
+        error = context.error
         record._guess += len(extra)
         record.stage = stage
         record.extra = extra
         record.inside = inside
-        record.status = status or exchange.status
+        record.status = status or context.status
         if error is not None:
             record.error = type(error).__qualname__
-            record.failed = not (exchange.complete and exchange.status)
+            record.failed = not (context.complete and context.status)
         return record
 
     def _more(self, record: Ended, trace: bytes | None, reason: str | None) -> str:
@@ -358,7 +357,8 @@ class Assembler:
             if record.extra or len(body) > HARD_LIMIT:  # all else is bounded, ASCII and on one line
                 body = record._inlet._fitted(body)
             record._body = body
-            record.headers = record.claims = record.routing = None  # type: ignore[assignment]
+            if record._kept:  # else it is let go itself
+                record.headers = record.claims = record.routing = None  # type: ignore[assignment]
 
     def event(self, members: Mapping[str, Any], actor: Actor) -> dict[str, Any]:
         """Return the members of a record that is not a request's, ready for the journal's encoder."""

@@ -97,8 +97,7 @@ class AuditLogger:
 
     def failed(self, context: RequestContext) -> None:
         """Append that a call raised after its answer, in a background task perhaps; a server error tells it itself."""
-        exchange = context.exchange
-        if exchange.ended and exchange.status < 500:
+        if context.ended and context.status < 500:
             self.http(context, "aborted", b',"event":"late-error"')
 
     def configure(self, settings: AuditSettings) -> None:

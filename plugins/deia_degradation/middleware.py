@@ -114,7 +114,7 @@ class Admission:
             return self._later(self.manager.threads.here(), scope, receive, send, context, slot.rule)
         if not gate.enter():
             return self._later(gate, scope, receive, send, context, slot.rule)
-        context.exchange.on_both(slot.begun, slot.over)
+        context.on_both(slot.begun, slot.over)
         return self.app(scope, receive, send)
 
     def _judge(self, scope: Scope, receive: Receive, send: Send, context: RequestContext) -> Slot | Awaitable[None]:
@@ -152,12 +152,12 @@ class Admission:
         """A thread's slot, or none is free: wait for one, or be refused."""
         self.manager.beside += 1
         if gate is not self.gate and gate.enter():
-            Slot(self, gate, rule).hold(context.exchange)
+            Slot(self, gate, rule).hold(context)
             await self.app(scope, receive, send)
             return
         admitted, receive = await self._wait(gate, scope, receive, send, context, rule)
         if admitted:
-            Slot(self, gate, rule, monotonic()).hold(context.exchange)
+            Slot(self, gate, rule, monotonic()).hold(context)
             await self.app(scope, receive, send)
 
     async def _stream(self, scope: Scope, receive: Receive, send: Send, context: RequestContext, rule: Rule) -> None:
@@ -167,8 +167,8 @@ class Admission:
             await self._no_stream(scope, send)
             return
         self.manager.beside += 1
-        context.exchange.lasts()
-        context.exchange.on_end(OpenStream(self, gate, context, rule, send).over)
+        context.lasts()
+        context.on_end(OpenStream(self, gate, context, rule, send).over)
         await self.app(scope, receive, send)
 
     async def _no_stream(self, scope: Scope, send: Send) -> None:
@@ -196,7 +196,7 @@ class Admission:
             except BaseException:
                 gate.abandon(waiter, monotonic())
                 raise
-            if not latch.is_set() or context.exchange.disconnected:  # the client left, perhaps as its turn came
+            if not latch.is_set() or context.disconnected:  # the client left, perhaps as its turn came
                 gate.abandon(waiter, monotonic())
                 return False, receive
             if waiter.state is WaiterState.ADMITTED:

@@ -33,8 +33,8 @@ class Slot:
     Who waited has one of its own, since its work began when it was let in (`started`), not when it came.
     """
 
-    begun: Callable[[Exchange], None]
-    over: Callable[[Exchange], None]
+    begun: Callable[[RequestContext], None]
+    over: Callable[[RequestContext], None]
     """What the exchange of a request calls; bound once, in a slot that is kept."""
 
     def __init__(self, layer: Admission, gate: Gate, rule: Rule, started: float | None = None) -> None:
@@ -52,15 +52,14 @@ class Slot:
         slot.begun, slot.over = slot._begun, slot._over
         return slot
 
-    def hold(self, exchange: Exchange) -> None:
-        """The slot was taken for this exchange, which gives it back."""
-        exchange.on_start(self._begun)
-        exchange.on_end(self._over)
+    def hold(self, context: RequestContext) -> None:
+        """The slot was taken for this request, whose end gives it back."""
+        context.on_both(self._begun, self._over)
 
-    def _begun(self, exchange: Exchange) -> None:
+    def _begun(self, context: RequestContext) -> None:
         """The answer starts: if it is a stream, the slot is for somebody else."""
-        start = exchange.start
-        if exchange.status != SWITCHING:
+        start = context.start
+        if context.status != SWITCHING:
             try:
                 headers = () if start is None else start.get("headers", ())
                 if self._harmless in headers:
@@ -75,25 +74,23 @@ class Slot:
                     return
             except (AttributeError, TypeError, ValueError):  # no pairs of bytes: the server's to refuse or to take
                 return
-        context = exchange.context
-        if context is None:  # its call is over
+        if context.returned:
             return
         layer = self._layer
         began = context.received if self._started is None else self._started
-        exchange.lasts()
-        self._gate.to_stream(exchange.started, exchange.started - began, layer.deadline)
+        context.lasts()
+        self._gate.to_stream(context.started, context.started - began, layer.deadline)
         layer.manager.stream_routes.note(context)
-        exchange.on_end(OpenStream(layer, self._gate, context, self.rule).over)
+        context.on_end(OpenStream(layer, self._gate, context, self.rule).over)
 
-    def _over(self, exchange: Exchange) -> None:
-        """The exchange is over: the place is free."""
-        if exchange.lasting and exchange in self._layer.manager.open_streams:  # it was given back as that began
+    def _over(self, context: RequestContext) -> None:
+        """The request is over: the place is free."""
+        if context.lasting and context in self._layer.manager.open_streams:  # it was given back as that began
             return
-        now = exchange.ended
+        now = context.ended
         seconds = None
-        if exchange.complete and exchange.status < 500 and not exchange.disconnected:
-            began = self._started
-            seconds = now - (exchange.context.received if began is None else began)  # type: ignore[union-attr]
+        if context.complete and context.status < 500 and not context.disconnected:
+            seconds = now - (self._started or context.received)
         self._gate.leave(now, seconds, self._layer.deadline)
 
 
@@ -110,7 +107,7 @@ class OpenStream:
         self._send = send
         self._schedule = sender()
         self._told = False
-        layer.manager.open_streams[context.exchange] = self
+        layer.manager.open_streams[context] = self
 
     def over(self, exchange: Exchange) -> None:
         """The exchange is over: the place is free."""
@@ -119,7 +116,7 @@ class OpenStream:
 
     def end_unless_served(self, mode: Mode) -> bool:
         """Tell it to end, unless `mode` serves its route or actor; whether it was told. Any thread."""
-        if self._told or self._context.exchange.ended:
+        if self._told or self._context.ended:
             return False
         if self._layer.modes.refusal(self._context.scope, self._context, mode, self._rule.modes) is None:
             return False
@@ -131,14 +128,14 @@ class OpenStream:
 
     def _end(self) -> None:
         """On the serving loop."""
-        exchange = self._context.exchange
-        if self._told or exchange.ended:
+        context = self._context
+        if self._told or context.ended:
             return
         self._told = True
-        if self._context.scope["type"] == "websocket" and self._send is not None:
+        if context.scope["type"] == "websocket" and self._send is not None:
             spawn(self._close)
         else:
-            exchange.dismiss(_REASON)
+            context.dismiss(_REASON)
 
     async def _close(self) -> None:
         assert self._send is not None
@@ -146,4 +143,4 @@ class OpenStream:
             await self._send({"type": "websocket.close", "code": SERVICE_RESTART, "reason": "maintenance"})
         except (RuntimeError, OSError):
             pass  # closed meanwhile
-        self._context.exchange.dismiss(_REASON)
+        self._context.dismiss(_REASON)

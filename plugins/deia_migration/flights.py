@@ -106,7 +106,7 @@ class Caller:
                 version.on_trio(task, (trio.lowlevel.current_trio_token(), cancel))
                 await (version.answer or self._app)(scope, receive, send)
             if cancel.cancelled_caught:
-                await end_politely(context.exchange, send, websocket=scope["type"] == "websocket")
+                await end_politely(context, send, websocket=scope["type"] == "websocket")
         finally:
             version.flights.pop(task, None)
             version.on_trio(task, None)
@@ -124,7 +124,7 @@ class Caller:
         try:
             await self.fly(version, weight, scope, kept, send)
         except (NotSent, FailedBeforeStart) as error:
-            if scope[SCOPE_KEY].exchange.status:
+            if scope[SCOPE_KEY].status:
                 raise
             await self.instead(error, scope, kept, send)
 
@@ -159,7 +159,7 @@ class Caller:
                 raise
             return False
         except FailedBeforeStart:
-            if version.answer is None or scope[SCOPE_KEY].exchange.status:
+            if version.answer is None or scope[SCOPE_KEY].status:
                 raise
             await gateway(scope, send)
         return True
@@ -198,7 +198,7 @@ def current_task() -> Any:
 async def cut(task: asyncio.Task[Any], scope: Scope, send: Send) -> None:
     """The request's task was cancelled by us: its client is told, the cancellation taken back."""
     task.uncancel()
-    await end_politely(scope[SCOPE_KEY].exchange, send, websocket=scope["type"] == "websocket")
+    await end_politely(scope[SCOPE_KEY], send, websocket=scope["type"] == "websocket")
 
 
 async def gateway(scope: Scope, send: Send) -> None:

@@ -115,7 +115,7 @@ class SplitLayer:
             else:
                 learner = learning[2] if new else learning[1]
                 if learner is not None:
-                    context.exchange.on_start(learner)
+                    context.on_start(learner)
             if source is not None and source.ends and scope.get("method") == "DELETE":
                 self._forget_at_end(source, scope, context)
             if new or self._rules.special:
@@ -143,16 +143,15 @@ class SplitLayer:
                 raise
         else:
             if weight >= 0.0:
-                exchange = context.exchange
                 if (
-                    exchange.complete
-                    and exchange.status < 400
-                    and exchange.status != 101
+                    context.complete
+                    and context.status < 400
+                    and context.status != 101
                     and not version.counted
                     and context.revision.long.empty
                 ):
                     actor = context.actor
-                    waited = (exchange.first_byte or exchange.started) - arrived
+                    waited = (context.first_byte or context.started) - arrived
                     if actor.auth:
                         self._tell((new, weight, actor.id, False, False, waited))
                     else:
@@ -238,7 +237,7 @@ class SplitLayer:
             held.pop(task, None)
         if not shield.failed and not shield.silent:
             return False
-        if context.exchange.disconnected or context.exchange.complete:
+        if context.disconnected or context.complete:
             return False
         self._count(context, weight)  # first it counts, then it is mended
         context.version = live.stable.label
@@ -266,7 +265,7 @@ class SplitLayer:
             version.cutting.discard(task)
             return True
         beside = version.answer is not None
-        if beside and isinstance(error, (NotSent, FailedBeforeStart)) and not context.exchange.status:
+        if beside and isinstance(error, (NotSent, FailedBeforeStart)) and not context.status:
             if weight >= 0:
                 self._tell(told(context, new, weight, True, -1.0))
             await self._caller.instead(error, scope, self._caller.kept(receive), send)
@@ -293,14 +292,13 @@ class SplitLayer:
             return
         if version.cutting and task in version.cutting:
             return
-        exchange: Exchange = context.exchange
-        bad = failed(exchange, error, self._rules.statuses)
+        bad = failed(context, error, self._rules.statuses)
         if bad is None:
             return
         bad = bad or bad_body
         waited = -1.0
-        if not bad and exchange.status != 101 and not context.revision.long.match(scope, False):
-            waited = (exchange.first_byte or exchange.started) - arrived
+        if not bad and context.status != 101 and not context.revision.long.match(scope, False):
+            waited = (context.first_byte or context.started) - arrived
         self._tell(told(context, new, weight, bad, waited))
 
     def _count(self, context: RequestContext, weight: float) -> None:
@@ -318,14 +316,14 @@ class SplitLayer:
         number = (live.candidate if new else live.stable).number
         if chooser.learners:
             if weight != live.weight:  # an override, or a session begun at another weight: what follows inherits it
-                context.exchange.on_start(HeaderLearner(chooser, number, weight))
+                context.on_start(HeaderLearner(chooser, number, weight))
             else:
                 if self._learning[0] is not live:
                     old_learner = HeaderLearner(chooser, live.stable.number, weight)
                     self._learning = (live, old_learner, HeaderLearner(chooser, live.candidate.number, weight))
                 learner = self._learning[2] if new else self._learning[1]
                 assert learner is not None
-                context.exchange.on_start(learner)
+                context.on_start(learner)
         elif self._learning[0] is not live:
             self._learning = (live, None, None)
         if known:
@@ -343,4 +341,4 @@ class SplitLayer:
             if 200 <= exchange.status < 300:
                 chooser.end(source, scope, context)
 
-        context.exchange.on_end(ended)
+        context.on_end(ended)

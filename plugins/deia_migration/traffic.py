@@ -68,7 +68,7 @@ class Version:
             pass
 
     def _cancel(self, task: asyncio.Task[Any]) -> None:
-        if task in self.flights and not self.flights[task][0].exchange.ended:
+        if task in self.flights and not self.flights[task][0].ended:
             task.cancel()
 
     def cut_all(self) -> int:

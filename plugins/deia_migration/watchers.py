@@ -118,7 +118,7 @@ class Watcher:
                 if (
                     weight >= 0
                     and task not in version.counted
-                    and not context.exchange.status
+                    and not context.status
                     and now - context.received > limit
                 ):
                     version.counted.add(task)

@@ -51,9 +51,10 @@ async def test_a_hundred_thousand_clients_are_kept_in_mind_no_longer_than_the_bo
         for number in range(100_000):
             scope = {"client": (f"10.{number >> 16}.{number >> 8 & 255}.{number & 255}", 1), "headers": []}
             now = 1000.0 + number * 1e-6
-            assert manager.clients.refusal(scope, RequestContext(scope, None, None), now) is None
+            context = RequestContext(None, None, scope=scope, revision=None, received=now)
+            assert manager.clients.refusal(scope, context, now) is None
         assert file.stat().st_size == length
-        assert manager.clients.refusal(scope, RequestContext(scope, None, None), now).status == 429
+        assert manager.clients.refusal(scope, context, now).status == 429
 
 
 async def test_a_worker_that_stops_with_the_accounts_in_its_hands_closes_the_door_to_nobody():

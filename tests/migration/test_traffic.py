@@ -186,10 +186,10 @@ async def test_what_changes_something_is_never_asked_twice(pair: Any, until: Any
 
 
 def test_an_actor_is_the_judged_key_before_the_network() -> None:
-    from deia_hardening.context import Exchange, RequestContext
+    from deia_hardening.context import RequestContext
     from deia_migration.outcome import told
 
-    context = RequestContext({"client": ("10.0.0.1", 1)}, None, Exchange(None, None))  # type: ignore[arg-type]
+    context = RequestContext(None, None, scope={"client": ("10.0.0.1", 1)}, revision=None, received=0.0)  # type: ignore[arg-type]
     assert told(context, True, 0.1, False, 0.0)[2:4] == ("10.0.0.1", True)
     context.actor = Actor("user", "ann")
     assert told(context, True, 0.1, False, 0.0)[2:4] == ("10.0.0.1", True)  # only claimed

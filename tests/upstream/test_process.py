@@ -138,7 +138,7 @@ def test_the_cores_own_context_is_passed_on_by_default(child, call):
         number = 3
 
     async def main():
-        context = RequestContext({"type": "http", "method": "GET"}, Revision(), None)
+        context = RequestContext(None, None, scope={"type": "http", "method": "GET"}, revision=Revision(), received=0.0)
         said = from_request({SCOPE_KEY: context})
         assert (said.id, said.revision, said.mode) == (context.id, 3, "FULL")
         async with child() as upstream:

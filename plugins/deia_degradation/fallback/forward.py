@@ -93,7 +93,7 @@ class Forward:
                     return True
                 member = self.next
                 self.next = None
-            if self.context.exchange.disconnected:
+            if self.context.disconnected:
                 return True
             if self.unsent:
                 return False
@@ -135,7 +135,7 @@ class Forward:
         beaten = self.winner is not None and self.winner is not attempt
         outcome = self._judge(attempt, error, beaten)
         if self.hedge_over is not None and not self.hedge_over.is_set() and self.winner is not attempt:
-            if self.winner is None and self.context.exchange.disconnected:
+            if self.winner is None and self.context.disconnected:
                 self._drop_hedge()
             else:
                 await self._await_hedge()
@@ -200,7 +200,7 @@ class Forward:
         elif self.timed_out:
             verdict, reason = Verdict.FAILED, "no answer in time"
         elif not attempt.began:
-            if self.context.exchange.disconnected:
+            if self.context.disconnected:
                 verdict = Verdict.NEUTRAL
             else:
                 verdict, reason = Verdict.FAILED, "no answer"
@@ -229,7 +229,7 @@ class Forward:
 
     def take_next(self, outcome: Outcome, refused: bool) -> bool:
         """Take a bot for one more attempt, if the rules and the budget allow one."""
-        if self.context.exchange.disconnected or not may_ask_another(
+        if self.context.disconnected or not may_ask_another(
             outcome,
             repeatable=self.repeatable,
             refused=refused,

@@ -126,8 +126,8 @@ class BotLayer:
             try:
                 await member.target(child, receive, client.send)
             except Exception as error:
-                outcome = outcome_of(error, started=context.exchange.started > 0.0)
-                verdict = Verdict.NEUTRAL if client.left or context.exchange.disconnected else Verdict.FAILED
+                outcome = outcome_of(error, started=context.started > 0.0)
+                verdict = Verdict.NEUTRAL if client.left or context.disconnected else Verdict.FAILED
                 pool.done(member, monotonic(), monotonic() - started, verdict, type(error).__name__)
                 again = outcome is Outcome.NOT_SENT and isinstance(error, UpstreamError) and not error.consumed
                 if not again or len(tried) > pool.retry.policy.attempts:
@@ -137,7 +137,7 @@ class BotLayer:
             except BaseException:
                 pool.done(member, monotonic(), 0.0, Verdict.NEUTRAL)
                 raise
-            answered, status = context.exchange.started, context.exchange.status
+            answered, status = context.started, context.status
             failed = pool.judge.fails(status)  # of a handshake that was denied
             verdict = Verdict.FAILED if failed else Verdict.GOOD if answered else Verdict.NEUTRAL
             pool.done(member, monotonic(), max(0.0, answered - started), verdict, f"status {status}" if failed else "")
