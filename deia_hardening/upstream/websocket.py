@@ -34,6 +34,7 @@ _NOT_PASSED = frozenset(
     ("connection", "upgrade", "keep-alive", "transfer-encoding", "proxy-connection", "te", "date", "server")
 )
 _BROKEN = (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError, OSError)
+_MOST_WAITING = 10_000  # pongs for an upstream that does not read
 ABNORMAL, NO_STATUS = 1006, 1005
 
 
@@ -224,6 +225,8 @@ class _Bridge:
         """Have pongs and the like sent, beside: who reads nothing while it writes must not stop us from reading."""
         if self._collect(protocol):
             self._group.start_soon(self._flush, protocol)
+        if len(self._outgoing) > _MOST_WAITING:
+            raise Aborted(self._upstream.name, "too_large", "it asks for pongs and reads none", consumed=True)
 
     async def _client_to_upstream(self, protocol: ClientProtocol, scope: anyio.CancelScope) -> None:
         try:

@@ -326,6 +326,30 @@ def test_a_message_in_pieces_is_one_and_a_ping_within_it_is_answered(talk, raw_s
     assert heard == ["asked", Opcode.PONG, Opcode.CLOSE]
 
 
+def test_who_asks_for_pongs_and_reads_none_is_cut_off(talk, raw_server, read_head, client):
+    from websockets.server import ServerProtocol
+
+    def script(connection, number):
+        protocol = ServerProtocol()
+        protocol.receive_data(read_head(connection))
+        (request,) = protocol.events_received()
+        protocol.send_response(protocol.accept(request))
+        connection.sendall(b"".join(protocol.data_to_send()))
+        protocol.send_ping(b"x" * 125)
+        pings = b"".join(protocol.data_to_send()) * 1000
+        for _ in range(200):
+            connection.sendall(pings)
+
+    upstream = open_upstream(f"unix:{raw_server(script).path}")
+
+    async def conversation(c: Client) -> None:
+        assert (await c.connect())["type"] == "websocket.accept"
+
+    error = talk(upstream, client, conversation).error
+    assert isinstance(error, Aborted)
+    assert error.cause == "too_large"
+
+
 def test_a_handshake_field_with_a_line_end_is_refused(talk, server, client):
     async def conversation(c: Client) -> None:
         assert (await c.connect())["code"] == 1008
