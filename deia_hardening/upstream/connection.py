@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from deia_hardening.upstream.pool import Pool
 
 _READ = 64 * 1024
+_FRESH = 0.001  # seconds
+_FRESH_LOCAL = 0.1  # a Unix socket tells of its end by the first write as well
 _PEEK = socket.MSG_PEEK | socket.MSG_DONTWAIT
 
 
@@ -27,7 +29,7 @@ class Connection(ResponseReader, asyncio.Protocol):
 
     __slots__ = (
         "_flow", "_limit", "_reading_paused",
-        "context", "deadline", "error", "local", "lost", "pool", "queued", "receive", "refused",
+        "context", "deadline", "error", "fresh", "local", "lost", "pool", "queued", "receive", "refused",
         "sending_paused", "since", "sock", "task", "transport", "uploaded", "waiter", "watch_at", "watched",
     )  # fmt: skip
 
@@ -37,6 +39,7 @@ class Connection(ResponseReader, asyncio.Protocol):
         self.pool = pool
         self.sock = sock
         self.local = local
+        self.fresh = _FRESH_LOCAL if local else _FRESH
         self.transport: asyncio.Transport
         self.deadline = self.watch_at = self.since = 0.0
         self.uploaded = True
@@ -186,11 +189,14 @@ class Connection(ResponseReader, asyncio.Protocol):
         self.reusable = False
         self.transport.abort()
 
-    def alive(self, look: bool) -> bool:
-        """Whether an idle connection can be used; `look` at the socket too (2 µs): no end there, no bytes."""
+    def alive(self, now: float) -> bool:
+        """Whether an idle connection can be used: no end at its socket, and no bytes (2 µs).
+
+        One that served a moment ago is not looked at: what closes this fast closes under any look.
+        """
         if self.lost or self.transport.is_closing():
             return False
-        if not look or self.sock is None:
+        if now - self.since <= self.fresh or self.sock is None:
             return True
         try:
             self.sock.recv(1, _PEEK)

@@ -60,26 +60,39 @@ class Exchange:
 
     async def run(self) -> None:
         """Raises NotSent, FailedBeforeStart, Aborted, BadRequest (nothing sent), or what `send` raised."""
-        connection = self._pool.take()
+        pool, head = self._pool, self._head
+        connection = pool.take()
         reused = connection is not None
         while True:
             if connection is None:
                 connection = await self._connect()
             self._held = connection
             try:
-                if self._head.length == 0:
+                if head.length == 0:
                     self._begin(connection)
-                    connection.write_first(self._head.data + b"\r\n")
-                    self._watch(connection)
+                    connection.write_first(head.data + b"\r\n")
                 elif not await self._write(connection):
                     return  # the client left before anything was written
+                if connection.uploaded:  # from here the time limits count, and after a while its client is watched
+                    now = pool.loop.time()
+                    connection.receive = self._receive
+                    connection.watch_at = now + pool.watch_after
+                    if pool.first_byte_timeout:
+                        connection.deadline = now + pool.first_byte_timeout
                 if not connection.events and connection.error is None:  # what nearly every call comes to: one wait
-                    waiter = connection.waiter = self._pool.loop.create_future()
+                    waiter = connection.waiter = pool.loop.create_future()
                     await waiter
-                if connection.done and connection.uploaded and connection.error is None:
-                    await self._pass_on(connection)
+                step = None
+                if not connection.done or not connection.uploaded or connection.error is not None:
+                    step = await self._answer(connection, reused)
+                if step is None:  # all that is left is here: the connection need not wait for the client to take it
+                    events, connection.events = connection.events, []
+                    self._finish()
+                    send = self._send
+                    for message in events:
+                        await send(message)
                     return
-                if await self._answer(connection, reused):
+                if step is Next.RETURN:
                     return
             except BaseException:
                 if self._held is not None and not self._held.done:
@@ -98,9 +111,10 @@ class Exchange:
 
     def _finish(self) -> None:
         """Give the connection back, once; the pool closes it when it can't be used again."""
-        connection, self._held = self._held, None
+        connection = self._held
         if connection is None:
             return
+        self._held = None
         task = connection.task
         if task is not None:
             connection.task = None
@@ -130,15 +144,6 @@ class Exchange:
             connection.begin(scope["method"] == "HEAD")
         connection.context = copy_context()
 
-    def _watch(self, connection: Connection) -> None:
-        """The request is out: from here the time limits count, and after a while its client is watched."""
-        pool = self._pool
-        now = pool.loop.time()
-        connection.receive = self._receive
-        connection.watch_at = now + pool.watch_after
-        if pool.first_byte_timeout:
-            connection.deadline = now + pool.first_byte_timeout
-
     async def _write(self, connection: Connection) -> bool:
         """Write a request with a body, or begin to. False when the client has left and nothing was written."""
         head = self._head
@@ -152,8 +157,6 @@ class Exchange:
             connection.done = True
             connection.reusable = True
             return False
-        if connection.uploaded:
-            self._watch(connection)
         return True
 
     async def _write_with_body(self, connection: Connection) -> bool:
@@ -246,31 +249,22 @@ class Exchange:
         except BaseException as error:
             connection.fail(error)
 
-    async def _pass_on(self, connection: Connection) -> None:
-        """Pass on an answer that is all here: the connection need not wait for the client to take it."""
-        send = self._send
-        events, connection.events = connection.events, []
-        self._finish()
-        for message in events:
-            await send(message)
-
-    async def _answer(self, connection: Connection, reused: bool) -> bool:
-        """Pass the answer on. False when the connection had gone stale and a fresh one may be tried."""
+    async def _answer(self, connection: Connection, reused: bool) -> Next | None:
+        """Pass the answer on until the rest of it is here (None), or it has ended otherwise."""
         send = self._send
         started = False
         while True:
+            if connection.done and connection.uploaded and connection.error is None:
+                return None
             events = connection.events
             if not events:
                 if connection.error is not None:
                     return self._judge(connection, reused, started)
                 if connection.done:
-                    return True
+                    return Next.RETURN
                 waiter = connection.waiter = connection.pool.loop.create_future()
                 await waiter
                 continue
-            if connection.done and connection.uploaded and connection.error is None:
-                await self._pass_on(connection)
-                return True
             message = events.pop(0)
             if message["type"] == "http.response.body":
                 size = len(message["body"])
@@ -280,8 +274,8 @@ class Exchange:
                 started = started or message["type"] == "http.response.start"
                 await send(message)
 
-    def _judge(self, connection: Connection, reused: bool, started: bool) -> bool:
-        """Raises what the break amounts to, or returns True (the client left) or False (try again, fresh)."""
+    def _judge(self, connection: Connection, reused: bool, started: bool) -> Next:
+        """Raises what the break amounts to, or says what to do."""
         evidence = Evidence(
             name=self._name,
             started=started,
@@ -294,7 +288,7 @@ class Exchange:
             consumed=self._consumed or connection.watched,
             repeatable=self._repeatable(self._scope),
         )
-        return judge(connection.error, evidence) is Next.RETURN
+        return judge(connection.error, evidence)
 
 
 def chunk(body: bytes) -> bytes:

@@ -20,8 +20,6 @@ from deia_hardening.upstream.connection import Connection, quiet
 from deia_hardening.upstream.settings import UpstreamSettings
 from deia_hardening.upstream.verdict import ClientLeft, PoolFull, SilentPeer
 
-_FRESH = 0.001  # seconds
-_FRESH_LOCAL = 0.1  # a Unix socket tells of its end by the first write as well
 _BACKLOG_PAUSE = 0.002  # a Unix socket's full backlog can't be waited for; looked at again after this
 
 
@@ -88,9 +86,7 @@ class Pool:
         idle = self._idle
         while idle:
             connection = idle.pop()
-            # One that served a moment ago is not looked at: what closes this fast closes under any look.
-            fresh = _FRESH_LOCAL if connection.local else _FRESH
-            if connection.alive(self.loop.time() - connection.since > fresh):
+            if connection.alive(self.loop.time()):
                 self._active.add(connection)
                 if not self._ticking:
                     self._arm()

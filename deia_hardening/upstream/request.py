@@ -142,7 +142,7 @@ def encode(scope: Scope, route: Route, target: bytes, extra: Sequence[bytes] = (
                 append(name + b": " + value)
                 continue
         if kind == _HOST:
-            host = _one_host(value, host)
+            host = value if host is None and value in _HOSTS else _one_host(value, host)
         elif kind == _COOKIE:
             cookies.append(value)
         elif kind == _LENGTH:
@@ -286,13 +286,14 @@ def _length(value: bytes, before: int | None) -> int:
 
 def _forwarded(scope: Scope, host: bytes | None, lines: list[bytes]) -> None:
     client: Any = scope.get("client")
+    append = lines.append
     if client and (address := client[0]):
         line = _CLIENTS.get(address)
         if line is None:
             line = b"x-forwarded-for: " + str(address).encode("ascii", "replace")
             if len(_CLIENTS) < _KNOWN_NAMES and len(line) < 64:
                 _CLIENTS[address] = line
-        lines.append(line)
-    lines.append(_PROTO.get(scope.get("scheme", "http"), _PROTO["http"]))
+        append(line)
+    append(_PROTO.get(scope.get("scheme", "http"), _PROTO["http"]))
     if host is not None:
-        lines.append(b"x-forwarded-host: " + host)
+        append(b"x-forwarded-host: " + host)

@@ -37,7 +37,7 @@ class Next(enum.Enum):
     """What the call does when nothing is raised."""
 
     RETURN = enum.auto()
-    """The client left: end quietly."""
+    """There is nothing more to do: the client left, or all was passed on."""
 
     AGAIN = enum.auto()
     """The kept connection was stale: once more, on a fresh one."""
