@@ -44,6 +44,8 @@ class Receipt(msgspec.Struct, gc=False, eq=False):
     _inlet: Inlet
     seq: int | None = None
     _error: JournalError | None = None
+    _kept: bool = True
+    """Whether anybody may ask what became of it."""
 
     def done(self) -> bool:
         """Whether the record's fate is known: durable (with `none`: written), or failed."""
@@ -95,8 +97,6 @@ class Late(Receipt, gc=False, eq=False):
 
     _guess: int = 512
     """About how long the bytes will be. It counts by this also when they are made, so that the sum comes out even."""
-    _kept: bool = True
-    """Whether anybody may ask what became of it. Else it is let go once written: its memory serves the next request."""
 
     @classmethod
     def _encode(cls, records: list[Self]) -> None:

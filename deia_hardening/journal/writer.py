@@ -22,7 +22,7 @@ import msgspec
 from deia_hardening.clock import Clock
 from deia_hardening.journal.disk import NO_ROOM
 from deia_hardening.journal.errors import JournalError
-from deia_hardening.journal.inlet import Gap, Inlet, Late, Receipt
+from deia_hardening.journal.inlet import Gap, Inlet, Receipt
 from deia_hardening.journal.latch import Waiting, wake_all
 from deia_hardening.journal.lines import NO_SECOND, Header, TimeFormat, format_time
 from deia_hardening.journal.listeners import Batch, Listeners
@@ -157,8 +157,11 @@ class Writer:
             live.release()
         own = len(live.notes)
         live.notes.clear()
+        kept: list[Receipt] = []  # what nobody asks about is let go: its memory serves the next request
         for seq, receipt in enumerate(batch, first + own):
-            receipt.seq = seq
+            if receipt._kept:
+                receipt.seq = seq
+                kept.append(receipt)
         counts = self.counts
         counts.records += len(batch)
         counts.batches += 1
@@ -170,7 +173,7 @@ class Writer:
             if not self.unsynced_bytes:
                 self.sync_due = self._clock.monotonic() + self._settings.sync_interval
             self.unsynced_bytes += position.size - offset
-            self._unsynced.append([one for one in batch if not isinstance(one, Late) or one._kept])
+            self._unsynced.append(kept)
         if self._listeners:
             self._listeners.written(Batch(first, lines, leaves, offset, position.header.segment, True))
 

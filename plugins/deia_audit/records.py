@@ -242,7 +242,7 @@ class Assembler:
         if actor.__class__ is not Actor:  # the app's own kind, which may change or refer to anything
             actor = Actor(actor.type, actor.id, actor.auth, actor.session, actor.on_behalf_of)
         record = Ended(
-            b"", now_ns, None, None, None, 640 + len(routing[0]), kept, self, ids.number(), context.status,  # type: ignore[arg-type]
+            b"", now_ns, None, None, None, kept, 640 + len(routing[0]), self, ids.number(), context.status,  # type: ignore[arg-type]
             context.received, context.ended, context.bytes_out, context.headers, context.mode, context.version,
             context.bot, actor, context._reason, context._claims, context._id, routing, context.revision.template,
             route, kind, target,
