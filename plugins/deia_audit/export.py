@@ -62,7 +62,7 @@ def to_csv(lines: Iterable[bytes]) -> Iterator[bytes]:
     yield row(COLUMNS)
     for line in lines:
         record = msgspec.json.decode(line)
-        http, source = record.get("http") or {}, record.get("src") or {}
+        http, source = _taken(record, "http"), _taken(record, "src")
         flat = {
             **record,
             **{name: http.get(name) for name in ("method", "path", "status", "ms")},
@@ -94,14 +94,19 @@ def _user(actor: Mapping[str, Any]) -> dict[str, Any]:
     return {**name, "type": kind, "type_id": _USER_TYPES.get(kind, 99)}
 
 
+def _taken(record: dict[str, Any], name: str) -> dict[str, Any]:
+    """Take an object out of a record; what is none stays there."""
+    return record.pop(name) if isinstance(record.get(name), dict) else {}
+
+
 def to_ocsf(line: bytes) -> bytes:
     """Return a record as an OCSF API Activity event (class 6003); what has no place there is in `unmapped`."""
     record = msgspec.json.decode(line)
-    http, source, actor = (record.pop(name, None) or {} for name in ("http", "src", "actor"))
-    activity = _ACTIVITY.get(record.get("op", ""), 99)
+    http, source, actor = (_taken(record, name) for name in ("http", "src", "actor"))
+    activity = _ACTIVITY.get(str(record.get("op", "")), 99)
     activity_name = _ACTIVITY_NAMES.get(activity, "Other")
-    severity, severity_name = _SEVERITY.get(record.pop("level", "info"), (1, "Informational"))
-    status, status_name = _STATUS.get(record.get("outcome", ""), (0, "Unknown"))
+    severity, severity_name = _SEVERITY.get(str(record.pop("level", "info")), (1, "Informational"))
+    status, status_name = _STATUS.get(str(record.get("outcome", "")), (0, "Unknown"))
     uid = str(record.pop("id", ""))
     event: dict[str, Any] = {
         "class_uid": 6003,
@@ -149,8 +154,7 @@ def to_ocsf(line: bytes) -> bytes:
                 event["http_response"]["length"] = http.pop("bytes")
     if "trace" in record:
         event["metadata"]["correlation_uid"] = record.pop("trace")
-    if "target" in record:
-        target = record.pop("target")
+    if target := _taken(record, "target"):
         event["resources"] = [{"type": target.get("type", ""), "uid": target.get("id", "")}]
     if "reason" in record:
         event["status_detail"] = record.pop("reason")

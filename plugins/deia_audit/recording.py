@@ -116,6 +116,16 @@ def auditing(
         )
 
 
+def _about(
+    target: Callable[..., Target | tuple[str, str] | None] | None, args: Any, kwargs: Any
+) -> Target | tuple[str, str] | None:
+    """Return what a call is about; a slip in naming it does not take the call with it."""
+    try:
+        return target(*args, **kwargs) if target is not None else None
+    except Exception as error:
+        return ("unknown", f"({type(error).__qualname__})")
+
+
 def audited(
     action: str,
     *,
@@ -125,7 +135,8 @@ def audited(
 ) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Record each call of a function (plain or async) as `action`, with its outcome.
 
-    `target` is called with the function's arguments and names what the call is about.
+    `target` is called with the function's arguments and names what the call is about; should it raise, the call goes
+    on.
 
     Example:
         @audited("bot.stop", target=lambda bot_id: ("bot", bot_id))
@@ -137,7 +148,7 @@ def audited(
 
             @functools.wraps(function)
             async def call_async(*args: P.args, **kwargs: P.kwargs) -> Any:
-                about = target(*args, **kwargs) if target is not None else None
+                about = _about(target, args, kwargs)
                 with auditing(action, target=about, reason=reason, kind=kind):
                     return await function(*args, **kwargs)
 
@@ -145,7 +156,7 @@ def audited(
 
         @functools.wraps(function)
         def call(*args: P.args, **kwargs: P.kwargs) -> R:
-            about = target(*args, **kwargs) if target is not None else None
+            about = _about(target, args, kwargs)
             with auditing(action, target=about, reason=reason, kind=kind):
                 return function(*args, **kwargs)
 

@@ -15,6 +15,7 @@ import attrs
 
 from deia_audit.fallback import Waiting, line_of, tell
 from deia_audit.flood import FloodGate
+from deia_audit.given import actor_of, call_of, change_of, said, target_of
 from deia_audit.layout import Layout
 from deia_audit.outcome import trace_id
 from deia_audit.privacy import Subjects
@@ -40,6 +41,8 @@ _IDLE = 10.0
 _PAUSE = 0.02
 _LONGEST_PRIVATE = 600
 """Characters of a private text: encrypted and written as base64 it must fit a field of the journal."""
+UNKEPT = "(not kept)"
+"""What stands for a private text whose subject's key could not be read."""
 RESERVED_PREFIX = "audit."
 _BASE_FIELDS = frozenset(field.name for field in attrs.fields(Event))
 
@@ -212,29 +215,41 @@ class AuditLogger:
         Returns at once; `await receipt.durable()` where the record must be on disk before going on. Actions that begin
         with `audit.` are the trail's own and get `app.` in front.
         """
+        action = said(action)
         if action.startswith(RESERVED_PREFIX):
             action = f"app.{action}"
-        members: dict[str, Any] = {"kind": "tool" if tool else "model" if model else kind, "action": action}
-        members["outcome"] = outcome
-        members["level"] = level or ("info" if outcome == "success" else "warning")
+        members: dict[str, Any] = {"kind": "tool" if tool else "model" if model else said(kind), "action": action}
+        members["outcome"] = said(outcome)
+        members["level"] = said(level) or ("info" if members["outcome"] == "success" else "warning")
         if target is not None:
-            members["target"] = _target(target)
+            members["target"] = target_of(target)
         if change:
-            members["change"] = {name: list(pair) for name, pair in change.items()}
-        for name, value in (("ticket", ticket), ("policy", policy), ("tool", tool), ("model", model)):
-            if value:
-                members[name] = value
+            members["change"] = change_of(change)
+        for name, text in (("ticket", ticket), ("policy", policy)):
+            if text:
+                members[name] = said(text)
+        for name, call in (("tool", tool), ("model", model)):
+            if call:
+                members[name] = call_of(call)
+        actor = actor_of(actor) if actor is not None else None
         if private:
-            self.look()
-            context = context_variable.get()
-            about = subject or (actor or (context.actor if context is not None else SYSTEM)).id
-            shown = private if len(private) <= _LONGEST_PRIVATE else f"{private[:_LONGEST_PRIVATE]}…"
-            members["private"] = self.subjects.hide(about, shown)
+            members["private"] = self._hidden(said(private), said(subject), actor)
         elif subject:
             detail["subject"] = subject
         if detail:
             members["detail"] = detail
-        return self._append(members, actor, reason)
+        return self._append(members, actor, said(reason))
+
+    def _hidden(self, text: str, subject: str, actor: Actor | None) -> str:
+        """Return a text about a person as only its key shows it; where no key can be had it is not kept."""
+        self.look()
+        context = context_variable.get()
+        about = subject or (actor or (context.actor if context is not None else SYSTEM)).id
+        try:
+            return self.subjects.hide(about, text if len(text) <= _LONGEST_PRIVATE else f"{text[:_LONGEST_PRIVATE]}…")
+        except (OSError, ValueError) as error:
+            logger.error("a private text was not kept: its key can't be read: %s", error)
+            return UNKEPT
 
     def record_event(self, event: Event) -> None:
         """Record an event of the core or of a plugin; subscribed inline."""
@@ -246,9 +261,9 @@ class AuditLogger:
             "event": type(event).__name__,
         }
         if event.target is not None:
-            members["target"] = _target(event.target)
+            members["target"] = target_of(event.target)
         if event.change:
-            members["change"] = {name: list(pair) for name, pair in event.change.items()}
+            members["change"] = change_of(event.change)
         detail = {
             field.name: getattr(event, field.name)
             for field in attrs.fields(type(event))
@@ -296,7 +311,13 @@ class AuditLogger:
         if reason:
             members["reason"] = reason
         self.look()
-        return self.journal.append(self.assembler.event(members, actor or SYSTEM))
+        actor = actor or SYSTEM
+        try:
+            record = self.assembler.event(members, actor)
+        except (OSError, ValueError) as error:  # a key can't be read
+            told = {"event": "unreadable", "error": f"{type(error).__qualname__}: {error}"}
+            record = self.assembler.event({**members, **told, "actor": {"type": actor.type}}, SYSTEM)
+        return self.journal.append(record)
 
     # -- reading --
 
@@ -373,10 +394,3 @@ def _subject(actor: Actor) -> str:
 
 def _nothing(text: str) -> str:
     return ""
-
-
-def _target(target: Target | tuple[str, str]) -> dict[str, str]:
-    if isinstance(target, Target):
-        return {"type": target.type, "id": target.id}
-    kind, name = target
-    return {"type": str(kind), "id": str(name)}
