@@ -227,8 +227,8 @@ class Child:
             self._output = -1
 
     def tell(self, state: ChildState) -> None:
-        """Pass a state on. When the pipe is full only the newest waits."""
-        if self._outgoing:
+        """Pass a state on. When the pipe is full, or its order has not gone out yet, only the newest waits."""
+        if self._outgoing or self._control is None:
             self._state = state
             return
         self._say({"t": "state", **attrs.asdict(state)})

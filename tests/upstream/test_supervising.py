@@ -21,7 +21,7 @@ import anyio
 import pytest
 
 from deia_hardening.settings.units import Seconds
-from deia_hardening.upstream import ProcessSettings, UpstreamSettings, open_upstream
+from deia_hardening.upstream import ChildState, ProcessSettings, UpstreamSettings, open_upstream
 from deia_hardening.upstream.child import Child, Order
 from deia_hardening.upstream.process import ProcessUpstream
 from deia_hardening.upstream.records import Records
@@ -99,6 +99,20 @@ async def test_a_child_comes_back_when_its_record_could_not_be_written_for_a_whi
         monkeypatch.setattr(RunDir, "write", fails)
         await killed_and_back(upstream)
         assert not failures
+
+
+async def test_what_a_child_is_told_while_it_starts_comes_behind_its_order(
+    supervised: Supervised, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spawn = Child.spawn
+
+    async def told_meanwhile(self: Child) -> None:
+        self.tell(ChildState(revision=3))
+        await spawn(self)
+
+    monkeypatch.setattr(Child, "spawn", told_meanwhile)
+    async with supervised() as upstream:
+        assert (await upstream.ready()).ok
 
 
 async def test_a_child_comes_back_when_who_is_told_of_its_end_fails(supervised: Supervised) -> None:
