@@ -56,8 +56,8 @@ class ResponseReader:
 
     # With slots an attribute is half as dear as in the dict of an object that has more than 30 of them.
     __slots__ = (
-        "_chunked", "_early_hints", "_head_request", "_headers", "_max_head", "_max_headers", "_modern", "_more",
-        "_nominated", "_parser", "_renew", "_seen", "_sized", "_trailers", "_want_trailers",
+        "_bare", "_chunked", "_early_hints", "_head_request", "_headers", "_max_head", "_max_headers", "_modern",
+        "_more", "_nominated", "_parser", "_renew", "_seen", "_sized", "_trailers", "_want_trailers",
         "buffered", "continued", "done", "events", "fed", "idle_seconds", "reusable", "started",
     )  # fmt: skip
 
@@ -81,7 +81,7 @@ class ResponseReader:
         self._headers: list[tuple[bytes, bytes]] = []
         self._more: list[bytes] = []
         self._trailers: list[tuple[bytes, bytes]] | None = None
-        self._seen = 0
+        self._seen = self._bare = 0
         self._chunked = False
         self._sized = False
         self._modern = False
@@ -97,7 +97,7 @@ class ResponseReader:
         self._want_trailers = trailers
         self._early_hints = early_hints
         self._trailers = None
-        self.buffered = self._seen = 0
+        self.buffered = self._seen = self._bare = 0
 
     def feed(self, data: bytes) -> None:
         """Take bytes from the connection. Raises Malformed; nothing after that is to be believed."""
@@ -109,6 +109,7 @@ class ResponseReader:
                 self.fed = True
                 self._modern = data.startswith(b"HTTP/1.1 ")  # asking the parser takes 0.24 µs
             self._seen += len(data)
+        before = self.buffered
         try:
             try:
                 self._parser.feed_data(data)
@@ -126,6 +127,9 @@ class ResponseReader:
             raise Malformed(f"the answer is malformed: {str(error)[:120]}") from None
         if not self.started:
             self._bound(self._seen, "head is")
+        elif self._chunked and not self.done:  # the parser puts the pieces of an endless field together
+            self._bare = self._bare + len(data) if self.buffered == before else 0
+            self._bound(self._bare, "trailers or chunk extensions are")
 
     def eof(self) -> bool:
         """The connection ended. Returns whether that is the proper end of this answer."""

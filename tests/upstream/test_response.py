@@ -45,6 +45,31 @@ def test_what_came_before_a_broken_chunk_is_passed_on():
     assert [event.get("body") for event in reader.events] == [None, b"ab"]
 
 
+@pytest.mark.parametrize("begun", [b"0\r\nx: ", b"0\r\n", b"5;x="])
+def test_what_is_no_body_is_bounded_behind_the_head_too(begun):
+    """One field of a trailer without an end, or the extension of a chunk."""
+    reader = ResponseReader(4096, 32)
+    reader.begin()
+    reader.feed(CHUNKED + b"1\r\na\r\n" + begun)
+    with pytest.raises(Malformed, match="longer than 4096 bytes"):
+        for _ in range(100):
+            reader.feed(b"a" * 100)
+
+
+def test_a_trailer_within_its_bound_and_a_body_in_between_pass():
+    reader = ResponseReader(4096, 32)
+    reader.begin()
+    reader.feed(CHUNKED)
+    for _ in range(100):
+        reader.feed(b"1;" + b"x" * 100)
+        reader.feed(b"\r\na\r\n")
+    reader.feed(b"0\r\n")
+    for _ in range(30):
+        reader.feed(b"x: " + b"a" * 100 + b"\r\n")
+    reader.feed(b"\r\n")
+    assert reader.done and reader.reusable
+
+
 @pytest.mark.parametrize("at_once", [100, 100_000])
 def test_a_head_beyond_its_bound_is_refused_however_it_comes_and_a_body_is_no_head(at_once):
     long = OK + b"x: " + b"a" * 5000 + b"\r\n\r\n"
