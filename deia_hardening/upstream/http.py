@@ -97,7 +97,7 @@ class HttpUpstream:
             target = request.encode_target(scope, self.route.prefix)
             extensions = scope.get("extensions")
             trailers = extensions is not None and "http.response.trailers" in extensions
-            signed = self.signed(scope, target) if self._key is not None else ()
+            signed = self.signed(scope, target)
             head = request.encode(scope, self.route, target, signed, trailers)
             loop = _running_loop()
             if loop is None:  # trio
