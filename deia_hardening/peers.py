@@ -13,13 +13,15 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from importlib import import_module
-from typing import Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from deia_hardening.context import SCOPE_KEY, Actor, RequestContext
-from deia_hardening.errors import SettingsError
-from deia_hardening.sections import RequestsSettings
+from deia_hardening.errors import HardeningError, SettingsError
 from deia_hardening.settings import Seconds
 from deia_hardening.types import Scope
+
+if TYPE_CHECKING:
+    from deia_hardening.sections import RequestsSettings
 
 logger = logging.getLogger("deia_hardening")
 
@@ -40,14 +42,18 @@ _CLAIMED = frozenset(
 def import_string(text: str) -> Any:
     """Import `pkg.mod:name.attr`. Raises SettingsError that says which part is missing."""
     module, _, path = text.partition(":")
-    if not module or not path:
+    if not module or not path or module.startswith("."):
         raise SettingsError(f"{text!r} is not an import string; write 'pkg.mod:name'")
     try:
         found: Any = import_module(module)
         for name in path.split("."):
             found = getattr(found, name)
+    except HardeningError:  # the module hardens an app
+        raise
     except (ImportError, AttributeError) as error:
         raise SettingsError(f"cannot import {text!r}: {error}") from error
+    except Exception as error:
+        raise SettingsError(f"cannot import {text!r}: {type(error).__name__}: {error}") from error
     return found
 
 
@@ -56,7 +62,7 @@ def parse_networks(texts: Sequence[str]) -> tuple[Network, ...]:
     try:
         return tuple(UNIX if text == UNIX else ipaddress.ip_network(text, strict=False) for text in texts)
     except ValueError as error:
-        raise SettingsError(f"requests.trusted_proxies: {error}") from error
+        raise SettingsError(f"{error}; write an address, a network as '10.0.0.0/8', or 'unix'") from error
 
 
 def is_trusted(address: str, networks: Sequence[Network]) -> bool:
@@ -133,6 +139,17 @@ def claims(scope: Scope, limit: int) -> dict[str, str]:
     return found
 
 
+def _imported_resolver(text: str) -> Callable[[Scope], Actor | None]:
+    try:
+        found = import_string(text)
+    except SettingsError as error:
+        raise SettingsError(f"requests.actor: {error.problems[0].message}") from error
+    if not callable(found):
+        raise SettingsError(f"requests.actor: {text!r} is no function but {type(found).__name__}")
+    resolve: Callable[[Scope], Actor | None] = found
+    return resolve
+
+
 def _header_resolver(header: bytes) -> Callable[[Scope], Actor | None]:
     def resolve(scope: Scope) -> Actor | None:
         context = scope.get(SCOPE_KEY)
@@ -162,7 +179,7 @@ def build_identify(settings: RequestsSettings) -> Identify | None:
         if kind == "header" and name:
             resolvers.append(_header_resolver(name.lower().encode("latin-1")))
         else:
-            resolvers.append(import_string(text))
+            resolvers.append(_imported_resolver(text))
     if not networks and not resolvers:
         return None
     id_header = settings.request_id_header.lower().encode("latin-1")

@@ -5,9 +5,17 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
+
 import attrs
 
+from deia_hardening.errors import SettingsError
+from deia_hardening.peers import parse_networks
+from deia_hardening.routing import RoutePattern
 from deia_hardening.settings import Bytes, Seconds, setting
+
+_HEADER = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+").fullmatch
 
 
 @attrs.frozen
@@ -64,6 +72,26 @@ class RequestsSettings:
     leave_timeout: Seconds = setting(
         Seconds("30s"), "How long a plugin that was turned off waits for its last request before it is stopped.", ge=0
     )
+
+    def __deia_check__(self) -> Iterator[tuple[str, str]]:
+        for name, routes in (("effects", self.effects), ("long", self.long)):
+            for index, text in enumerate(routes):
+                try:
+                    RoutePattern.parse(text)
+                except ValueError as error:
+                    yield f"{name}.{index}", str(error)
+        for index, text in enumerate(self.trusted_proxies):
+            try:
+                parse_networks((text,))
+            except SettingsError as error:
+                yield f"trusted_proxies.{index}", error.problems[0].message
+        for name in ("request_id_header", "deadline_header"):
+            if not _HEADER(getattr(self, name)):
+                yield name, f"{getattr(self, name)!r} is no name of a header"
+        for index, text in enumerate(self.actor):
+            kind, _, name = text.partition(":")
+            if not (_HEADER(name) if kind == "header" else kind and name):
+                yield f"actor.{index}", f"{text!r} is neither 'header:NAME' nor 'pkg.mod:function'"
 
     @property
     def believed_proxies(self) -> tuple[str, ...]:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from cyclopts import App, Parameter
+from cyclopts.validators import Number
 
 from deia_hardening.cli.output import fail, say
 from deia_hardening.errors import HardeningError, SettingsError
@@ -18,6 +19,10 @@ from deia_hardening.errors import HardeningError, SettingsError
 CONFIG = Path(".deia/config")
 
 Config = Annotated[Path, Parameter(name=["--config", "-c"], help="Settings: a folder or a file.")]
+
+Port = Annotated[int, Parameter(validator=Number(gte=0, lte=65535))]
+
+LogLevel = Literal["critical", "error", "warning", "info", "debug", "trace"]
 
 app = App(
     name="deia-hardening",
@@ -33,14 +38,14 @@ def run(
     *,
     config: Config = CONFIG,
     host: str = "127.0.0.1",
-    port: int = 8000,
+    port: Port = 8000,
     workers: int = 1,
     uds: Path | None = None,
     factory: bool = False,
     lame_duck: str = "5s",
     drain: str = "10s",
     start_timeout: str = "60s",
-    log_level: str = "info",
+    log_level: LogLevel = "info",
 ) -> None:
     """Serve an app, hardened, with uvicorn workers under a supervisor that holds the socket.
 
@@ -125,8 +130,10 @@ def schema(*, config: Config = CONFIG) -> None:
 @app.command
 def demo(
     *,
-    seconds: Annotated[float, Parameter(help="Stop after this many seconds; 0: until Ctrl-C.")] = 0.0,
-    port: Annotated[int, Parameter(help="TCP port; 0: any free one.")] = 0,
+    seconds: Annotated[
+        float, Parameter(help="Stop after this many seconds; 0: until Ctrl-C.", validator=Number(gte=0))
+    ] = 0.0,
+    port: Annotated[Port, Parameter(help="TCP port; 0: any free one.")] = 0,
     folder: Annotated[Path | None, Parameter(help="Keep the demo's home here (default: a new temporary one).")] = None,
 ) -> None:
     """Start the example bot service, hardened, with a little traffic; tells what to look at and what to try next."""
@@ -151,5 +158,9 @@ def main(arguments: list[str] | None = None) -> Any:
         return fail([str(problem) for problem in error.problems], "the settings were refused")
     except HardeningError as error:
         return fail([str(error)])
+    except OSError as error:
+        if error.filename is None:
+            raise
+        return fail([f"{error.filename}: {error.strerror}"])
     except KeyboardInterrupt:
         raise SystemExit(130) from None

@@ -45,9 +45,9 @@ def serve(
         config=str(config.absolute()),
         factory=factory,
         workers=workers,
-        lame_duck=float(Seconds(os.environ["DEIA__REQUESTS__LAME_DUCK"])),
-        drain=float(Seconds(os.environ["DEIA__REQUESTS__DRAIN"])),
-        start_timeout=float(Seconds(start_timeout)),
+        lame_duck=_seconds("--lame-duck", os.environ["DEIA__REQUESTS__LAME_DUCK"]),
+        drain=_seconds("--drain", os.environ["DEIA__REQUESTS__DRAIN"]),
+        start_timeout=_seconds("--start-timeout", start_timeout),
         log_level=log_level,
     )
     level = logging.DEBUG if log_level == "trace" else log_level.upper()
@@ -65,3 +65,10 @@ def serve(
         bound.close()
         if uds is not None:
             uds.unlink(missing_ok=True)
+
+
+def _seconds(option: str, text: str) -> float:
+    try:
+        return float(Seconds(text))
+    except ValueError as error:
+        raise HardeningError(f"{option}: {error}") from None

@@ -15,14 +15,19 @@ def load_target(target: str, factory: bool = False) -> Any:
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.insert(0, here)
-    if ":" not in target:
-        target = f"{target.removesuffix('.py').replace('/', '.')}:app"
+    module, _, name = target.partition(":")
+    if "/" in module or module.endswith(".py"):  # a file, as a person completes its name
+        module = module.removeprefix("./").removesuffix(".py").replace("/", ".")
+    target = f"{module}:{name}" if ":" in target else f"{module}:app"
     try:
         app = import_string(target)
     except SettingsError as error:
         message = error.problems[0].message
-        if not message.startswith(f"cannot import {target!r}"):  # the app's own settings: told as they are
+        if not message.startswith((f"cannot import {target!r}", f"{target!r} is not")):  # the app's own settings: told as they are
             raise
+        cause = error.__cause__
+        if isinstance(cause, Exception) and not isinstance(cause, ImportError | AttributeError):
+            raise cause from None  # the app's own: its author wants the traceback
         raise HardeningError(f"{message}; name the app as module:attribute, seen from {here}") from error
     if factory:
         app = app()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import attrs
 
 from deia_hardening.settings.fields import setting
@@ -73,3 +75,8 @@ class StoreSettings:
         file_only=True,
         restart=True,
     )
+
+    def __deia_check__(self) -> Iterator[tuple[str, str]]:
+        allowed = ("sqlite:///", "postgresql://", "postgres://")
+        if self.url != "sqlite" and not (self.url.startswith(allowed) and self.url not in allowed[:1]):
+            yield "url", "is no store; write sqlite, sqlite:///path or postgresql://…"

@@ -99,6 +99,39 @@ def test_a_wrong_command_line_is_2(shell: Shell) -> None:
         assert asked.returncode == 2 and "Traceback" not in asked.stderr, asked
 
 
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        ("run service:app --lame-duck abc", 1, "--lame-duck: 'abc' is not a duration"),
+        ("run service:app --drain 5", 1, "did you mean 5s?"),
+        ("run service:app --log-level loud", 2, "loud"),
+        ("run service:app --port 99999", 2, "<= 65535"),
+        ("demo --port 70000", 2, "<= 65535"),
+        ("demo --seconds -1", 2, ">= 0"),
+        ("demo --seconds 1 --folder service.py", 1, "service.py/.deia: Not a directory"),
+        ("init service.py", 1, "service.py: File exists"),
+        ("check .service:app", 1, "'.service:app' is not an import string"),
+        ("check ../config/service.py:app", 1, "is not an import string"),
+        ("check nowhere.py:app", 1, "No module named 'nowhere'"),
+    ],
+)
+def test_a_wrong_value_is_told_in_a_sentence(shell: Shell, words: str, code: int, said: str) -> None:
+    ended = shell(*words.split())
+    assert (ended.returncode, "Traceback" in ended.stderr) == (code, False), ended.stderr
+    assert said in " ".join(ended.stderr.replace("│", " ").split())
+
+
+def test_an_app_may_be_named_by_its_file(shell: Shell) -> None:
+    assert shell("check", "./service.py:app").returncode == shell("check", "service.py").returncode == 0
+
+
+def test_what_an_apps_own_code_raises_is_told_with_its_traceback(shell: Shell) -> None:
+    (shell.folder / "broken.py").write_text("raise RuntimeError('boom')\n")
+    ended = shell("check", "broken:app")
+    assert ended.returncode == 1
+    assert 'broken.py", line 1' in ended.stderr
+
+
 def test_in_a_folder_that_is_gone_it_says_so(tmp_path: Path) -> None:
     (folder := tmp_path / "gone").mkdir()
     command = f"rmdir '{folder}'; exec '{sys.executable}' -m deia_hardening.cli status"
