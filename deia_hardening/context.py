@@ -179,6 +179,10 @@ class RequestContext(Exchange, kw_only=True, eq=False):
         method = self.scope.get("method", self.scope["type"])
         return f"<RequestContext {self.id} {method} revision={self.revision.number} mode={self.mode.value}>"
 
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        """What rich shows of the locals in a traceback: a structure's own would tell the headers, tokens among them."""
+        return [("id", self.id)]
+
 
 context_variable: ContextVar[RequestContext | None] = ContextVar("deia_hardening", default=None)
 """The innermost request of this task or thread. Use `current(RequestContext)` outside of the core."""
