@@ -6,8 +6,12 @@ U+FFFD.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from json.encoder import encode_basestring_ascii as _quote
+from typing import Any
+
+import msgspec
 
 from deia_hardening.texts import header_text
 
@@ -42,3 +46,19 @@ def quote_header(value: bytes, limit: int = LIMIT) -> str:
 def plain_map(values: Mapping[str, str]) -> bytes:
     """Return a JSON object of texts."""
     return b"{%b}" % b",".join(b"%b:%b" % (quoted(name, 64), quoted(value, 256)) for name, value in values.items())
+
+
+def read_line(line: bytes) -> dict[str, Any]:
+    """Return a record, also of a line that is not quite JSON; empty where it is none at all.
+
+    A release before this one let a client put tabs into `trace`, and such lines stay as they were written.
+    """
+    try:
+        return msgspec.json.decode(line, type=dict[str, Any])
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        pass
+    try:
+        found = json.loads(line, strict=False)
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import msgspec
 
+from deia_audit.escape import read_line
 from deia_audit.layout import LOG_NAME
 from deia_hardening.journal import parse_time
 
@@ -29,6 +30,7 @@ _STATUS: Final = {"success": (1, "Success"), "failure": (2, "Failure"), "refused
 _USER_TYPES: Final = {"user": 1, "operator": 2, "system": 3, "service": 4, "anonymous": 0}
 _METHODS: Final = frozenset({"CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "TRACE"})
 """What OCSF counts as methods of HTTP."""
+_NEVER: Final = "1970-01-01T00:00:00.000000Z"
 OCSF_VERSION = "1.6.0"
 
 
@@ -61,7 +63,7 @@ def to_csv(lines: Iterable[bytes]) -> Iterator[bytes]:
 
     yield row(COLUMNS)
     for line in lines:
-        record = msgspec.json.decode(line)
+        record = read_line(line)
         http, source = _taken(record, "http"), _taken(record, "src")
         flat = {
             **record,
@@ -101,7 +103,7 @@ def _taken(record: dict[str, Any], name: str) -> dict[str, Any]:
 
 def to_ocsf(line: bytes) -> bytes:
     """Return a record as an OCSF API Activity event (class 6003); what has no place there is in `unmapped`."""
-    record = msgspec.json.decode(line)
+    record = read_line(line) or {"seq": -1, "time": _NEVER, "unreadable": line.decode("utf-8", "replace")}
     http, source, actor = (_taken(record, name) for name in ("http", "src", "actor"))
     activity = _ACTIVITY.get(str(record.get("op", "")), 99)
     activity_name = _ACTIVITY_NAMES.get(activity, "Other")

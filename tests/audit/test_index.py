@@ -14,7 +14,9 @@ from typing import Any
 
 import pytest
 
+from deia_audit.exporting import export
 from deia_audit.keeper import tend
+from deia_audit.operation_types import ExportInput
 from deia_audit.query import soundness
 from deia_audit.query.index import build, index_path
 from deia_audit.query.search import Search
@@ -231,3 +233,25 @@ def test_the_indexes_of_pruned_segments_go(make_trail: Callable[..., Any]) -> No
     segment.path.unlink()
     tend(trail.layout, indexed=False, frozen=False, compressed=False)
     assert not list(trail.layout.index.glob("0*"))
+
+
+def test_a_line_that_is_not_quite_json_is_told_of_and_stops_nothing(
+    make_trail: Callable[..., Any], tmp_path: Path
+) -> None:
+    """A release before this one let a client put tabs into a record's trace."""
+    trail = make_trail(settings=JournalSettings(durability="sync", compression="none"))
+    trail.add(5)
+    odd = trail.journal.append_body(b'"id":"i","kind":"http","action":"GET /hidden","trace":"a\tb"')
+    garbage = trail.journal.append_body(b'"id":"j","kind":"http","action":"GET /hidden",,')
+    trail.add(5)
+    search = Search(trail.layout, lambda: trail.sealer.checkpoint)
+    for _ in range(2):
+        page = search.run(parse("action=GET /hidden&count=1"))
+        assert (page.rows, page.damaged) == ((), (odd.seq,))
+        page = search.run(parse("-action=GET*&limit=1000&since=1970-01-01"))
+        assert {odd.seq, garbage.seq}.isdisjoint(row.seq for row in page.rows) and len(page.rows) > 10
+        trail.journal.seal()  # with an index of its own next time
+    search.close()
+    for kind in ("jsonl", "csv", "ocsf"):
+        exported = export(trail.layout, ExportInput(to=str(tmp_path / kind), format=kind))
+        assert exported.records == len(list(JournalReader(trail.layout.log).records(0, None)))

@@ -13,8 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from hashlib import file_digest
 from pathlib import Path
 
-import msgspec
-
+from deia_audit.escape import read_line
 from deia_audit.files import make_folders, replace_file, sync_file
 from deia_audit.query.grammar import Filter
 from deia_audit.query.soundness import State, index_key, state, told_digest
@@ -71,9 +70,8 @@ class IndexWriter:
             return
         number = seq - self.first
         self._rows.append((number, offset, parse_time(prefix.time) // 1000))
-        try:
-            record = msgspec.json.decode(line, type=dict)
-        except msgspec.DecodeError:
+        record = read_line(line)
+        if not record:
             return
         known, counts, postings = self._known, self._counts, self._postings
         for pair in record_terms(record):

@@ -19,6 +19,7 @@ import attrs
 import msgspec
 
 from deia_audit.checkpoint import Checkpoint
+from deia_audit.escape import read_line
 from deia_audit.layout import Layout
 from deia_audit.proof import TlogProof
 from deia_audit.query.build import build_elsewhere
@@ -136,8 +137,11 @@ class Search:
         timed = query.since is not None or query.until is not None
         decode = _decoder(query.members | {"time"} if timed else query.members)
         for seq, line in self._candidates(query, segments, low, high, size, damaged):
-            record = decode(line)
-            if not query.matches(record, parse_time(record["time"]) if timed else 0):
+            record, shown = _read(decode, line)
+            if not (shown or record) or not query.matches(record, parse_time(record["time"]) if timed else 0):
+                continue
+            if not shown:
+                damaged.append(seq)
                 continue
             count += 1
             if cursor is not None and (seq >= cursor.last if query.newest_first else seq <= cursor.last):
@@ -270,6 +274,14 @@ def _decoder(members: frozenset[str]) -> Callable[[bytes], Mapping[str, Any]]:
     """Return what reads only these members of a record: a third of the time of reading it whole."""
     record = TypedDict("record", dict.fromkeys(members, Any), total=False)  # type: ignore[misc]
     return msgspec.json.Decoder(record).decode
+
+
+def _read(decode: Callable[[bytes], Mapping[str, Any]], line: bytes) -> tuple[Mapping[str, Any], bool]:
+    """Return a record, and whether its line can stand in an answer."""
+    try:
+        return decode(line), True
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return read_line(line), False
 
 
 def _distinct(found: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
