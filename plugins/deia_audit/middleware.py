@@ -12,7 +12,7 @@ from time import monotonic as _monotonic
 from urllib.parse import parse_qsl
 
 from deia_audit.bodies import BodyWatch, watch_receive, watch_send
-from deia_audit.escape import plain_map, quoted
+from deia_audit.escape import plain_map, quote, quoted
 from deia_audit.guarantees import HeldSend, changing, unavailable
 from deia_audit.policy import Level, Policy
 from deia_audit.recognise import CHAT, MCP, OPENAI, mcp_outcome, recognise
@@ -176,7 +176,8 @@ class Call:
         inside = self._digests(level)
         if method == "WEBSOCKET" and status == 101:
             stage = "end" if exchange.complete else "aborted"
-            inside = f',"close":{exchange.close_code}'
+            code = exchange.close_code  # the app's own, whatever it is
+            inside = f',"close":{code:d}' if isinstance(code, int) else f',"close":{quote(str(code), 32)}'
         logger.http(context, stage, self._extra(level), inside)
 
     def _level(self, policy: Policy, method: str, status: int) -> Level:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,6 +16,7 @@ from deia_audit.outcome import trace_id
 from deia_audit.records import Assembler, Ended
 from deia_audit.settings import AuditSettings
 from deia_hardening.context import ANONYMOUS
+from deia_hardening.testing import running
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 
@@ -66,3 +68,27 @@ def test_nothing_that_a_client_sends_makes_a_record_unreadable(
     line = record._body
     assert line.isascii() and not any(byte < 0x20 for byte in line)
     assert json.loads(b"{" + line + b"}")["http"]["path"] is not None
+
+
+@pytest.mark.parametrize("code", [4001, "4001", 'x"\n', 4001.5, True, None])
+async def test_no_close_code_of_an_app_makes_a_record_unreadable(tmp_path: Path, read_trail: Any, code: Any) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "websocket":
+            await receive()
+            await send({"type": "websocket.accept"})
+            await send({"type": "websocket.close", "code": code})
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "websocket.connect"}
+
+    async def send(message: Any) -> None:
+        pass
+
+    scope = {
+        "type": "websocket", "path": "/ws", "headers": [], "query_string": b"", "root_path": "", "scheme": "ws",
+        "asgi": {"version": "3.0"}, "http_version": "1.1", "server": ("h", 1), "client": ("1.2.3.4", 5), "state": {},
+    }  # fmt: skip
+    async with running(app, {"home": str(tmp_path), "audit": {}}) as live:
+        await live.app(scope, receive, send)
+    (closed,) = [one for one in read_trail(tmp_path) if one.get("kind") == "http" and one["stage"] == "end"]
+    assert closed["http"]["close"] == (code if isinstance(code, (int, str)) else str(code) if code else 1000)
