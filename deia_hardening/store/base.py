@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
+from math import inf
 from typing import TYPE_CHECKING, Final, Protocol, TypeAlias, TypeVar
 
 import attrs
@@ -204,18 +205,29 @@ class Store(Protocol):
 
 
 def check_write(write: Write) -> Write:
-    """Refuse a key or value outside the limits, with ValueError; returns the write."""
+    """Refuse a key or value outside the limits, with ValueError or TypeError; returns the write."""
     check_key(write.key)
+    if write.value is not None and not isinstance(write.value, bytes):
+        raise TypeError(f"the value of '{write.key}' must be bytes, not {type(write.value).__name__}")
     if write.value is not None and len(write.value) > MAX_VALUE:
         raise ValueError(f"the value of '{write.key}' has {len(write.value)} bytes; at most {MAX_VALUE} are kept")
     return write
 
 
 def check_key(key: str) -> str:
-    """Refuse a key that is empty, too long or not plain text, with ValueError; returns the key."""
+    """Refuse a key that is empty, too long or not plain text, with ValueError or TypeError; returns the key."""
+    if not isinstance(key, str):
+        raise TypeError(f"a store key must be text, not {type(key).__name__}")
     if not key or len(key.encode("utf-8", "surrogatepass")) > MAX_KEY or not key.isprintable():
         raise ValueError(f"a store key is 1 to {MAX_KEY} bytes of printable text, not {key[:64]!r}")
     return key
+
+
+def check_ttl(ttl: float) -> float:
+    """Refuse a time of a lease that is no number of seconds above 0, with ValueError or TypeError; returns it."""
+    if not 0 < ttl < inf:
+        raise ValueError(f"a lease lasts some seconds, not {ttl}")
+    return ttl
 
 
 def area_of(key: str) -> str:

@@ -23,6 +23,7 @@ from deia_hardening.store.base import (
     Write,
     area_of,
     check_key,
+    check_ttl,
     check_write,
     prefix_end,
 )
@@ -229,6 +230,7 @@ class PostgresStore(Derived):
     def lease_take(self, name: str, ttl: float, holder: str) -> Grant | None:
         """Take the lease, or None when somebody holds it. `ttl` in seconds, on the server's clock."""
         check_key(name)
+        check_ttl(ttl)
 
         def take(cursor: Any) -> Grant | None:
             last, _ = self._take_turn(cursor)

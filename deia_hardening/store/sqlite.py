@@ -32,6 +32,7 @@ from deia_hardening.store.base import (
     WatchExpired,
     Write,
     check_key,
+    check_ttl,
     check_write,
     prefix_end,
 )
@@ -48,6 +49,8 @@ T = TypeVar("T")
 Rows: TypeAlias = list[Any]
 
 _FIXED_IN: Final = (3, 51, 3)
+_MISTAKES: Final = (sqlite3.IntegrityError, sqlite3.ProgrammingError, sqlite3.InterfaceError, sqlite3.DataError)
+"""What SQLite raises for a value that it can't take; anything else is about the file."""
 _TOLD_FOR: Final = 86_400.0
 """Seconds for which health tells of a rebuilt store."""
 
@@ -176,6 +179,7 @@ class SqliteStore(Derived):
     def lease_take(self, name: str, ttl: float, holder: str) -> Grant | None:
         """Take the lease, or None when somebody holds it. `ttl` in seconds."""
         check_key(name)
+        check_ttl(ttl)
         boot, now = boot_id(), self._clock.monotonic
         # The time is taken when it is this commit's turn: one taken before waiting would call a lease dead that
         # another process took meanwhile.
@@ -308,6 +312,8 @@ class SqliteStore(Derived):
                     for waiting in jobs:
                         if not waiting.done:
                             waiting.error, waiting.done = error, True
+                            if waiting is not job and not isinstance(error, Exception):  # a signal to this thread
+                                waiting.error = StoreUnavailable(f"{self.path}: the commit was interrupted; try again")
         if job.error is not None:
             raise job.error
         return job.result  # type: ignore[no-any-return]
@@ -320,7 +326,8 @@ class SqliteStore(Derived):
                 opened = self._writer
                 with opened.locked(self._settings.busy_timeout):
                     if not opened.replaced():
-                        self._in_transaction(opened, jobs)
+                        while jobs and not self._in_transaction(opened, jobs):
+                            jobs = [job for job in jobs if not job.done]
                         return
                 self._drop(writer=True)  # another process set the file aside: its successor is the store now
             raise StoreUnavailable(f"{self.path} is replaced by somebody all the time; nothing was written")
@@ -330,7 +337,8 @@ class SqliteStore(Derived):
             self._drop(writer=True)
             raise StoreUnavailable(f"{self.path}: {error.strerror or error}; nothing was acknowledged") from error
 
-    def _in_transaction(self, opened: Opened, jobs: Sequence[_Job]) -> None:
+    def _in_transaction(self, opened: Opened, jobs: Sequence[_Job]) -> bool:
+        """One commit of all jobs. False where one failed by its caller's mistake: the others are to do again."""
         connection = opened.connection
         connection.execute("BEGIN IMMEDIATE")
         outcomes: list[tuple[_Job, Any, BaseException | None]] = []
@@ -341,6 +349,12 @@ class SqliteStore(Derived):
                     outcomes.append((job, job.work(transaction), None))
                 except (StoreError, ValueError) as error:  # a refusal comes before the job's first write
                     outcomes.append((job, None, error))
+                except Exception as error:
+                    if isinstance(error, sqlite3.Error) and not isinstance(error, _MISTAKES):
+                        raise
+                    job.error, job.done = error, True
+                    connection.execute("ROLLBACK")
+                    return False
             changed = transaction.finish()
             connection.execute("COMMIT" if changed else "ROLLBACK")
         except BaseException:
@@ -352,6 +366,7 @@ class SqliteStore(Derived):
             job.result, job.error, job.done = result, refusal, True
         if changed and opened.log_size() > self._settings.checkpoint_size:
             self._note("checkpoint", fold(opened, self._settings, self._clock.wall()))
+        return True
 
     def _show(self, opened: Opened, areas: dict[str, int], fields: Fields) -> None:
         self._note("page", self._mirror.show(opened, areas, fields))

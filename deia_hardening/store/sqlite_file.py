@@ -28,6 +28,8 @@ from deia_hardening.store.settings import StoreSettings
 from deia_hardening.store.transaction import Transaction
 
 FORMAT: Final = 1
+_LONGEST_PAUSE: Final = 0.002  # seconds between two tries to get the lock of another process
+_AT_A_STRETCH: Final = 0.05  # seconds for which one takes the lock again at once
 _APPLICATION_ID: Final = 0x64656961  # "deia"
 _TABLES: Final = ("meta", "entries", "leases")
 _SCHEMA: Final = """
@@ -51,6 +53,8 @@ class Opened:
     lock: int
     identity: str
     rebuilt: Rebuilt | None = None
+    _began: float = 0.0
+    _released: float = 0.0
 
     def replaced(self) -> bool:
         """Whether the file under our name is no longer the one that is open (set aside, deleted)."""
@@ -68,12 +72,22 @@ class Opened:
 
     @contextlib.contextmanager
     def locked(self, timeout: float) -> Iterator[None]:
-        """Keep other processes from writing and checkpointing. StoreUnavailable after `timeout` seconds."""
+        """Keep other processes from writing and checkpointing. StoreUnavailable after `timeout` seconds.
+
+        Who takes the lock over and over lets it be for a moment now and then: others only ask for it from time to time.
+        """
+        now = time.monotonic()
+        if now - self._released > _LONGEST_PAUSE:
+            self._began = now
+        elif now - self._began > _AT_A_STRETCH:
+            time.sleep(2 * _LONGEST_PAUSE)
+            self._began = time.monotonic()
         _flock(self.lock, self.path, timeout)
         try:
             yield
         finally:
             fcntl.flock(self.lock, fcntl.LOCK_UN)
+            self._released = time.monotonic()
 
     def close(self) -> None:
         """Close; a last connection folds the log into the file, so the lock is held (without it: no matter)."""
@@ -99,7 +113,7 @@ def _flock(descriptor: int, path: Path, timeout: float) -> None:
         else:
             return
         time.sleep(pause)
-        pause = min(pause * 1.5, 0.01)
+        pause = min(pause * 1.5, _LONGEST_PAUSE)
 
 
 def open_file(

@@ -83,6 +83,20 @@ def test_a_value_too_large_is_refused(backend: Any) -> None:
         backend.put("k", bytes(1 << 20) + b"x")
 
 
+@pytest.mark.parametrize("value", ["text", 7, bytearray(b"x"), [b"x"]], ids=lambda value: type(value).__name__)
+def test_a_value_that_is_not_bytes_is_refused(backend: Any, value: Any) -> None:
+    with pytest.raises(TypeError, match="must be bytes"):
+        backend.put("k", value)
+    assert backend.get("k") is None
+
+
+@pytest.mark.parametrize("ttl", [0, -1, float("nan"), float("inf"), "30s"], ids=str)
+def test_a_lease_of_no_time_is_refused(backend: Any, ttl: Any) -> None:
+    with pytest.raises((ValueError, TypeError)):
+        backend.lease_take("x", ttl, "a")
+    assert backend.lease_take("x", 30, "b")
+
+
 def test_changes_come_in_commit_order_with_deletions(backend: Any) -> None:
     start = backend.put("a/1", b"x")
     backend.put("b/1", b"x")

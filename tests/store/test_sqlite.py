@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import random
 import signal
@@ -12,6 +13,8 @@ import sys
 import textwrap
 import threading
 import time
+import types
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +27,14 @@ from deia_hardening.store import (
     StoreError,
     StoreSettings,
     StoreUnavailable,
+    Write,
     filesystem,
     open_store,
     sqlite_file,
 )
 from deia_hardening.store.filesystem import file_system_of
 from deia_hardening.store.sqlite import SqliteStore
+from deia_hardening.store.transaction import Transaction
 
 
 def run(program: str, *arguments: object, **options: Any) -> subprocess.Popen[str]:
@@ -124,6 +129,34 @@ def test_a_lock_held_too_long_is_an_error_and_not_a_hang(sqlite: SqliteStore) ->
         entry = sqlite.get("k")
         assert entry is not None and entry.value == b"1"
     sqlite.put("k", b"3")
+
+
+def test_who_writes_without_a_pause_lets_others_have_the_lock(
+    sqlite: SqliteStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They ask for it every 2 ms at the most: a lock that is given back and taken at once is never theirs."""
+    sqlite.start()
+    opened = sqlite._writer
+    assert opened is not None
+    now, slept = [time.monotonic() + 100], []
+
+    def sleep(seconds: float) -> None:
+        slept.append(now[0])
+        assert seconds > sqlite_file._LONGEST_PAUSE
+        now[0] += seconds
+
+    monkeypatch.setattr(sqlite_file, "time", types.SimpleNamespace(monotonic=lambda: now[0], sleep=sleep))
+    for _ in range(500):
+        with opened.locked(1.0):
+            now[0] += 0.001
+    pauses = [after - before for before, after in itertools.pairwise(slept)]
+    assert len(pauses) >= 5 and max(pauses) < 0.07
+    slept.clear()
+    for _ in range(100):
+        with opened.locked(1.0):
+            now[0] += 0.001
+        now[0] += 0.003  # as one that has other work between: the lock was free for long enough
+    assert not slept
 
 
 def test_processes_share_the_store_without_losing_a_write(sqlite: SqliteStore) -> None:
@@ -265,3 +298,24 @@ def test_commits_are_shared_by_waiting_writers(sqlite: SqliteStore) -> None:
         thread.join()
     assert len(sqlite.list("k/")) == 16
     assert commits == 1
+
+
+@pytest.mark.parametrize("mistake", [TypeError("a bug"), KeyError("another"), sqlite3.IntegrityError("a third")])
+def test_one_callers_mistake_fails_no_other_of_the_same_commit(sqlite: SqliteStore, mistake: Exception) -> None:
+    sqlite.start()
+
+    def wrong(transaction: Transaction) -> None:
+        transaction.apply([Write("half", b"done")])
+        raise mistake
+
+    with ThreadPoolExecutor(9) as threads:
+        with sqlite._write_lock:  # all wait for it, and are in one commit
+            good = [threads.submit(sqlite.put, f"k{number}", b"v") for number in range(4)]
+            bad = threads.submit(sqlite._commit, wrong)
+            good += [threads.submit(sqlite.put, f"k{number}", b"v") for number in range(4, 8)]
+            while len(sqlite._queue) < 9:
+                threading.Event().wait(0.001)
+        assert all(one.result(30) for one in good)
+        with pytest.raises(type(mistake)):
+            bad.result(30)
+    assert [key for key, _ in sqlite.list("")] == [f"k{number}" for number in range(8)]
