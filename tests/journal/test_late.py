@@ -35,7 +35,7 @@ def _fresh() -> None:
 
 
 def late(number: int, guess: int = 10) -> Number:
-    return Number(b"", 1_700_000_000_000_000_000, None, None, None, guess, True, number)  # type: ignore[arg-type]
+    return Number(b"", 1_700_000_000_000_000_000, None, None, None, True, guess, number)  # type: ignore[arg-type]
 
 
 def numbers(events: list[dict[str, Any]]) -> list[int]:
