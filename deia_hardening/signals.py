@@ -80,19 +80,30 @@ def remove(core: Core) -> None:
 
 
 def _handle(number: int, frame: FrameType | None) -> None:
-    global _leaving
     cores = list(_cores)
     if _leaving or not cores:
         _server(number, frame)
         return
+    lame_duck = max(float(core.requests.lame_duck) for core in cores)
+    _begin(cores, number, lame_duck)
+    if not lame_duck:
+        _server(number, frame)
+
+
+def interrupt() -> None:
+    """As SIGTERM without the lame duck time, for a server that ends at Ctrl-C: unready, streams to their deadline."""
+    cores = list(_cores)
+    if cores and not _leaving:
+        _begin(cores, signal.SIGINT, 0.0)
+
+
+def _begin(cores: list[Core], number: int, lame_duck: float) -> None:
+    global _leaving
     _leaving = True
     for core in cores:
         core.leaving = True
-    lame_duck = max(float(core.requests.lame_duck) for core in cores)
     drain = max(float(core.requests.drain) for core in cores)
     runtime().submit(_leave, cores, number, lame_duck, drain)
-    if not lame_duck:
-        _server(number, frame)
 
 
 def _server(number: int, frame: FrameType | None) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 
 import uvicorn
 
+from deia_hardening import signals
 from deia_hardening.access import find_core
 from deia_hardening.app import harden
 from deia_hardening.cli.channel import Lines, Message, tell
@@ -107,6 +108,7 @@ class Seat:
             if not self.leaving():  # it had the signal itself: a second one would cut the lame duck time
                 signal.raise_signal(signal.SIGTERM)
         elif kind == "stop":
+            signals.interrupt()  # else an endless stream would hold it up until it is cut
             server.should_exit = True
 
     def _pass_on(self, message: Message) -> None:

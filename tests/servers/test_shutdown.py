@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import signal
 from collections.abc import Callable
 from typing import Any
 
@@ -39,3 +40,24 @@ def test_endless_streams_do_not_hold_up_the_stop(name: str, serve: Callable[...,
         assert closed.value.rcvd.code == 1012
     stream.close()
     assert set((server.folder / "down").read_text().split()) == {"down"}  # once per worker
+
+
+def test_ctrl_c_ends_endless_streams_at_their_deadline_too(serve: Callable[..., Any]) -> None:
+    """uvicorn would wait for them, and cut them after 25 s: most people press again by then, which is a crash."""
+    environment = {"DEIA__REQUESTS__DRAIN": "300ms"}
+    server = serve(*COMMANDS["deia-hardening run"], settings="audit: {}\n", **environment)
+    with connect(f"ws://127.0.0.1:{server.port}/ws") as websocket:
+        websocket.send("hello")
+        assert websocket.recv() == "hello"
+        stream = http.client.HTTPConnection("127.0.0.1", server.port, timeout=20)
+        stream.request("GET", "/endless")
+        answer = stream.getresponse()
+        assert answer.read(6) == b"data: "
+        server.process.send_signal(signal.SIGINT)
+        with pytest.raises(ConnectionClosed) as closed:
+            websocket.recv(timeout=20)
+    assert closed.value.rcvd is not None
+    assert closed.value.rcvd.code == 1012
+    stream.close()
+    assert server.process.wait(60) == 0
+    assert (server.folder / "down").read_text().split() == ["down"]
