@@ -85,10 +85,13 @@ class Connection(ResponseReader, asyncio.Protocol):
 
     def connection_lost(self, error: BaseException | None) -> None:
         self.lost = True
-        if error is not None and not self.done and self.error is None:
-            self._last_words()
-        if (error is not None or not self.eof()) and not self.done and self.error is None:
-            self.error = error or EOFError("closed before the end of its answer")
+        if self.error is None and not self.done:  # else this is our own doing, and no end of an answer
+            if error is not None:
+                self._last_words()
+            elif not self.eof():
+                error = EOFError("closed before the end of its answer")
+            if not self.done and self.error is None:
+                self.error = error
         self.pool.lost(self)
         self._wake()
 

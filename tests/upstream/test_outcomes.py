@@ -191,6 +191,8 @@ def test_an_answer_that_falls_silent_ends_however_long_its_first_byte_may_take(r
         result = await call(unix(server, first_byte_timeout=Seconds(0), idle_timeout=Seconds(0.05)))
         assert isinstance(result.error, Aborted)
         assert result.error.cause == "idle_timeout"
+        assert result.body == b"start"
+        assert not result.complete, "the client takes what was cut off for the whole answer"
 
     run(main)
 
