@@ -87,7 +87,7 @@ class Connection(ResponseReader, asyncio.Protocol):
         self.lost = True
         if self.error is None and not self.done:  # else this is our own doing, and no end of an answer
             if error is not None:
-                self._last_words()
+                self._last_words(isinstance(error, BrokenPipeError))
             elif not self.eof():
                 error = EOFError("closed before the end of its answer")
             if not self.done and self.error is None:
@@ -95,15 +95,19 @@ class Connection(ResponseReader, asyncio.Protocol):
         self.pool.lost(self)
         self._wake()
 
-    def _last_words(self) -> None:
-        """Read what came before the other side broke off: who refuses an upload answers, and closes under it."""
+    def _last_words(self, readable: bool) -> None:
+        """Read what came before the other side broke off: who refuses an upload answers, and closes under it.
+
+        An end behind it is one only where nothing but our writing failed: a reset is told once, and looks like one then.
+        """
         if self.sock is None:
             return
         try:
             while not self.done and self.buffered <= self._limit:
                 data = self.sock.recv(_READ, socket.MSG_DONTWAIT)
                 if not data:
-                    self.eof()
+                    if readable:
+                        self.eof()
                     return
                 self.feed(data)
         except OSError:

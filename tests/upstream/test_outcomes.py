@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import threading
 import time
 from typing import Any
 
@@ -179,6 +180,39 @@ def test_a_head_that_does_not_end_is_silence_too(run, raw_server, read_head, cal
     run(main)
 
 
+def test_a_reset_is_no_end_of_an_answer(run, raw_server, call, scope):
+    """Bytes of ours that nobody read make the other side's close a reset: an answer without a length is not whole."""
+
+    def script(connection: socket.socket, number: int) -> None:
+        connection.recv(10)
+        connection.sendall(b"HTTP/1.1 200 OK\r\n\r\nstart")
+        connection.close()
+
+    server = raw_server(script)
+
+    async def main():
+        messages: list[dict[str, Any]] = []
+        asked = 0
+
+        async def receive() -> dict[str, Any]:
+            nonlocal asked
+            asked += 1
+            if asked == 1:
+                return {"type": "http.request", "body": b"x" * 1000, "more_body": True}
+            await anyio.sleep_forever()
+            raise AssertionError
+
+        async def send(message: dict[str, Any]) -> None:
+            messages.append(message)
+
+        with pytest.raises(Aborted, match="the connection broke"):
+            await unix(server)(scope("POST", "/", [(b"content-length", b"2000")]), receive, send)
+        assert messages[0]["status"] == 200
+        assert not [message for message in messages[1:] if not message["more_body"]]
+
+    run(main)
+
+
 def test_an_answer_that_falls_silent_ends_however_long_its_first_byte_may_take(run, raw_server, read_head, call):
     def script(connection: socket.socket, number: int) -> None:
         read_head(connection)
@@ -198,7 +232,7 @@ def test_an_answer_that_falls_silent_ends_however_long_its_first_byte_may_take(r
 
 
 def test_a_client_that_leaves_takes_the_upstreams_connection_with_it(run, raw_server, read_head, call):
-    closed = __import__("threading").Event()
+    closed = threading.Event()
 
     def script(connection: socket.socket, number: int) -> None:
         read_head(connection)
@@ -220,7 +254,7 @@ def test_a_client_that_leaves_takes_the_upstreams_connection_with_it(run, raw_se
 
 
 def test_a_cancelled_call_closes_the_connection(run, raw_server, read_head, call):
-    closed = __import__("threading").Event()
+    closed = threading.Event()
 
     def script(connection: socket.socket, number: int) -> None:
         read_head(connection)
@@ -228,7 +262,7 @@ def test_a_cancelled_call_closes_the_connection(run, raw_server, read_head, call
         assert connection.recv(1) == b""
         closed.set()
 
-    reading = __import__("threading").Event()
+    reading = threading.Event()
     server = raw_server(script)
 
     async def main():
