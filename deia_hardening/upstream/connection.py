@@ -98,7 +98,7 @@ class Connection(ResponseReader, asyncio.Protocol):
     def _last_words(self, readable: bool) -> None:
         """Read what came before the other side broke off: who refuses an upload answers, and closes under it.
 
-        An end behind it is one only where nothing but our writing failed: a reset is told once, and looks like one then.
+        An end behind it is one only where nothing but our writing failed: a reset is told once, and then looks like it.
         """
         if self.sock is None:
             return

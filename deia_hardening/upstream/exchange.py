@@ -16,6 +16,7 @@ from deia_hardening.types import Message, Receive, Scope, Send
 from deia_hardening.upstream.connection import Connection, quiet
 from deia_hardening.upstream.pool import Pool
 from deia_hardening.upstream.request import CHUNKED, UNKNOWN, BadRequest, Head
+from deia_hardening.upstream.response import Malformed
 from deia_hardening.upstream.verdict import ClientLeft, Evidence, Next, judge, not_connected
 
 _JOIN_BELOW = 64 * 1024  # a head and a body smaller than this leave in one write
@@ -257,7 +258,7 @@ class Exchange:
             if connection.done and connection.uploaded and connection.error is None:
                 return None
             events = connection.events
-            if not events:
+            if not events or (not started and isinstance(connection.error, Malformed)):
                 if connection.error is not None:
                     return self._judge(connection, reused, started)
                 if connection.done:

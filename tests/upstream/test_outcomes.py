@@ -180,6 +180,17 @@ def test_a_head_that_does_not_end_is_silence_too(run, raw_server, read_head, cal
     run(main)
 
 
+def test_an_answer_that_breaks_the_rules_before_any_of_it_went_on_has_not_started(run, raw_server, answers, call):
+    server = raw_server(answers(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n1\r\na\r\nx\r\n", close=True))
+
+    async def main():
+        result = await call(unix(server))
+        assert isinstance(result.error, FailedBeforeStart)
+        assert (result.error.cause, result.messages) == ("malformed", [])
+
+    run(main)
+
+
 def test_a_reset_is_no_end_of_an_answer(run, raw_server, call, scope):
     """Bytes of ours that nobody read make the other side's close a reset: an answer without a length is not whole."""
 
