@@ -23,8 +23,8 @@ def load_target(target: str, factory: bool = False) -> Any:
         app = import_string(target)
     except SettingsError as error:
         message = error.problems[0].message
-        if not message.startswith((f"cannot import {target!r}", f"{target!r} is not")):  # the app's own settings: told as they are
-            raise
+        if not message.startswith((f"cannot import {target!r}", f"{target!r} is not")):
+            raise  # the app's own settings: told as they are
         cause = error.__cause__
         if isinstance(cause, Exception) and not isinstance(cause, ImportError | AttributeError):
             raise cause from None  # the app's own: its author wants the traceback

@@ -15,6 +15,7 @@ _WIDTHS = {"x": 2, "u": 4, "U": 8}
 _DIRECTIVE = re.compile(
     r"%YAML[ \t]+([0-9]+)\.[0-9]+(?:[ \t]+#.*|[ \t]*)$|%TAG[ \t]+(!(?:[\w-]*!)?)[ \t]+(\S+)[ \t]*(?:[ \t]#.*)?$"
 )
+_PAIR = re.compile(r"\\u([Dd][89ABab][0-9A-Fa-f]{2})\\u([Dd][C-Fc-f][0-9A-Fa-f]{2})")
 _TAG = re.compile(r"!<([^\s<>]+)>|(!(?:[0-9A-Za-z-]*!)?)([^\s!,\[\]{}]*)")
 _PERCENT = re.compile(r"(?:%[0-9A-Fa-f]{2})+")
 _HEADER = re.compile(r"[|>](?:([1-9])([+-])?|([+-])([1-9])?)?(?:[ \t]+(?:#[^\n]*)?)?(?=\n|\Z)")
@@ -310,10 +311,15 @@ class Scanner:
             folded = self._fold(n, [])
             return "" if folded == " " else folded
         if sign in _WIDTHS:
+            pair = _PAIR.match(self.text, self.pos)
+            if pair is not None:  # one character, as JSON writes it
+                self.pos = pair.end()
+                return chr(0x10000 + (int(pair[1], 16) - 0xD800 << 10) + int(pair[2], 16) - 0xDC00)
             digits = self.text[self.pos + 2 : self.pos + 2 + _WIDTHS[sign]]
-            if len(digits) == _WIDTHS[sign] and re.fullmatch("[0-9A-Fa-f]+", digits) and int(digits, 16) < 0x110000:
+            code = int(digits, 16) if re.fullmatch("[0-9A-Fa-f]+", digits) else -1
+            if len(digits) == _WIDTHS[sign] and (0 <= code < 0xD800 or 0xDFFF < code < 0x110000):
                 self.pos += 2 + len(digits)
-                return chr(int(digits, 16))
+                return chr(code)
         if not sign or sign not in _ESCAPES:
             self.fail("an unknown escape; \\\\ is a backslash")
         self.pos += 2
