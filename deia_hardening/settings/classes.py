@@ -71,7 +71,7 @@ def class_reader(kind: type) -> Reader | None:
     """The reader of a class that can be structured from a map, else None."""
     if attrs.has(kind) or dataclasses.is_dataclass(kind):
         return _fields_reader(kind)
-    if hasattr(kind, "__pydantic_fields__") and hasattr(kind, "model_validate"):
+    if hasattr(kind, "model_fields") and hasattr(kind, "model_validate"):
         from deia_hardening.settings.pydantic_models import model_reader
 
         return model_reader(kind)

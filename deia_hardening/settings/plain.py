@@ -111,7 +111,7 @@ def _members(value: Any) -> list[tuple[str, Any, bool, bool]] | None:
             spec = spec_of(field.metadata)
             found.append((name, getattr(value, name), spec.secret, spec.restart))
         return found
-    if hasattr(kind, "__pydantic_fields__"):
+    if hasattr(kind, "model_fields"):
         found = []
         for name, field in kind.model_fields.items():
             extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}

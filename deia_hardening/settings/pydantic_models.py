@@ -66,7 +66,7 @@ def _hidden(value: Any, secrets: list[str]) -> Any:
     if type(value) is str:
         secret = any(text == value or (len(text) >= _WORTH_FINDING and text in value) for text in secrets)
         return Secret(value) if secret else value
-    if hasattr(type(value), "__pydantic_fields__"):
+    if hasattr(type(value), "__pydantic_validator__"):
         for name, item in vars(value).items():
             vars(value)[name] = _hidden(item, secrets)
     elif type(value) is dict:
@@ -137,7 +137,7 @@ def _model(options: list[Any], node: Mapping) -> Any:
     """The model among the options that a map means: by a tag of its own, else by its keys; or None."""
     scored: list[tuple[int, int, int, Any]] = []
     for position, each in enumerate(options):
-        if not (isinstance(each, type) and hasattr(each, "__pydantic_fields__")):
+        if not (isinstance(each, type) and hasattr(each, "model_fields")):
             continue
         names, tags = _names(each), 0
         for name, field in names.items():
@@ -193,7 +193,7 @@ def _annotation(kind: Any, location: tuple[Any, ...]) -> Any:
     """What a model expects at pydantic's location; parts that lead nowhere (a union's tag) are skipped."""
     for part in location:
         for each in types_of(kind):
-            if isinstance(each, type) and hasattr(each, "__pydantic_fields__"):
+            if isinstance(each, type) and hasattr(each, "model_fields"):
                 field = _names(each).get(part)
                 if field is not None:
                     kind = field.annotation

@@ -71,8 +71,8 @@ def document_schema(
 
 def section_schema(kind: type, definitions: dict[str, Any] | None = None) -> dict[str, Any]:
     """The schema of one section's class. Shared classes go into `definitions` (`$defs`)."""
-    if hasattr(kind, "__pydantic_fields__"):
-        schema: dict[str, Any] = kind.model_json_schema()  # type: ignore[attr-defined]
+    if hasattr(kind, "model_json_schema"):
+        schema: dict[str, Any] = kind.model_json_schema()
         for part in (schema, *schema.get("$defs", {}).values()):
             for field in part.get("properties", {}).values():
                 if field.get("secret") or field.get("writeOnly"):

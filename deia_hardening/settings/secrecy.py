@@ -88,7 +88,7 @@ def misfit(node: Node, *kinds: Any) -> str:
 
 
 def _fields(kind: Any) -> Iterator[tuple[str, Any, bool]]:
-    if hasattr(kind, "__pydantic_fields__"):
+    if hasattr(kind, "model_fields"):
         for name, field in kind.model_fields.items():
             extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
             secret = bool(extra.get("secret")) or names_secret(field.annotation)

@@ -270,5 +270,5 @@ def check_choices(value: Any, node: Node, key: str, gather: Gather, spec: FieldS
 def is_settings_class(kind: object) -> bool:
     """Whether a class can be structured from a map."""
     return isinstance(kind, type) and (
-        attrs.has(kind) or hasattr(kind, "__dataclass_fields__") or hasattr(kind, "__pydantic_fields__")
+        attrs.has(kind) or hasattr(kind, "__dataclass_fields__") or hasattr(kind, "model_fields")
     )
