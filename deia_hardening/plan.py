@@ -44,6 +44,8 @@ class Source:
 
     def __init__(self, config: Config, app_settings: type | None, *, without_app: bool = False) -> None:
         self.without_app = without_app
+        if not isinstance(config, Mapping | str | os.PathLike):
+            raise SettingsError(f"the settings are a folder, a file or a mapping, not {type(config).__name__}")
         self.config: Config = config if isinstance(config, Mapping) else Path(config).absolute()
         self.app_settings = app_settings
         self._first: Any = None

@@ -118,6 +118,12 @@ def test_something_that_is_no_app_is_refused() -> None:
         harden("main:app", {})
 
 
+@pytest.mark.parametrize("config", [None, 5, [], b"config"])
+def test_settings_of_another_kind_are_refused(config: Any) -> None:
+    with pytest.raises(SettingsError, match=f"a folder, a file or a mapping, not {type(config).__name__}"):
+        harden(number, config)
+
+
 def test_turned_off_by_the_environment_the_app_is_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DEIA__ENABLED", "false")
     app = FastAPI()
