@@ -60,9 +60,19 @@ def import_string(text: str) -> Any:
 def parse_networks(texts: Sequence[str]) -> tuple[Network, ...]:
     """Parse addresses, networks and `unix`; raises SettingsError naming the wrong one."""
     try:
-        return tuple(UNIX if text == UNIX else ipaddress.ip_network(text, strict=False) for text in texts)
+        return tuple(UNIX if text == UNIX else _network(text) for text in texts)
     except ValueError as error:
         raise SettingsError(f"{error}; write an address, a network as '10.0.0.0/8', or 'unix'") from error
+
+
+def _network(text: str) -> Network:
+    """A network; one of IPv4 inside IPv6 (as a server that listens on both shows its peers) as that of IPv4."""
+    network = ipaddress.ip_network(text, strict=False)
+    if isinstance(network, ipaddress.IPv6Network) and network.prefixlen >= 96:
+        inside = network.network_address.ipv4_mapped
+        if inside is not None:
+            return ipaddress.IPv4Network((inside, network.prefixlen - 96))
+    return network
 
 
 def is_trusted(address: str, networks: Sequence[Network]) -> bool:

@@ -54,6 +54,13 @@ def test_what_a_client_sends_never_moves_the_address_past_the_proxy(hops: list[s
     assert client_address(scope, PROXIES) == tail
 
 
+@pytest.mark.parametrize("written", ["::ffff:10.0.0.0/104", "::ffff:10.1.2.3", "10.1.2.3"])
+@pytest.mark.parametrize("peer", ["10.1.2.3", "::ffff:10.1.2.3"])
+def test_an_ipv4_address_is_the_same_however_it_is_written(written: str, peer: str) -> None:
+    assert is_trusted(peer, parse_networks([written]))
+    assert not is_trusted("11.1.2.3", parse_networks([written]))
+
+
 def test_a_name_is_no_trusted_address() -> None:
     assert not is_trusted("localhost", PROXIES)
     assert not is_trusted("", PROXIES)
