@@ -64,7 +64,7 @@ def test_an_ipv4_address_is_the_same_however_it_is_written(written: str, peer: s
 def test_a_name_is_no_trusted_address() -> None:
     assert not is_trusted("localhost", PROXIES)
     assert not is_trusted("", PROXIES)
-    with pytest.raises(SettingsError, match="10.0.0.0/99"):
+    with pytest.raises(SettingsError, match=r"10\.0\.0\.0/99"):
         parse_networks(["10.0.0.0/99"])
 
 
