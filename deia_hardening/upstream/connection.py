@@ -35,7 +35,7 @@ class Connection(ResponseReader, asyncio.Protocol):
 
     def __init__(self, pool: Pool, sock: socket.socket | None, *, local: bool) -> None:
         settings = pool.settings
-        ResponseReader.__init__(self, settings.max_head, settings.max_headers)
+        ResponseReader.__init__(self, settings.max_head, settings.max_headers, own=pool.own)
         self.pool = pool
         self.sock = sock
         self.local = local

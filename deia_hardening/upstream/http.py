@@ -46,6 +46,9 @@ _running_loop: Callable[[], asyncio.AbstractEventLoop | None] = asyncio._get_run
 class HttpUpstream:
     """Calls by HTTP to one place. See `Upstream` for the contract."""
 
+    own = False
+    """Whether a child of ours serves there, which has no `Date` or `Server` of its own."""
+
     def __init__(
         self,
         name: str,
@@ -132,7 +135,7 @@ class HttpUpstream:
     async def _pool(self, loop: asyncio.AbstractEventLoop) -> Pool:
         pool = self._pools.get(loop)
         if pool is None or pool.closed:
-            pool = Pool(loop, self.settings, self.places, tls=self.tls(), tls_name=self._host)
+            pool = Pool(loop, self.settings, self.places, tls=self.tls(), tls_name=self._host, own=self.own)
             with self._lock:
                 for known in [known for known in self._pools if known.is_closed()]:
                     del self._pools[known]

@@ -40,6 +40,7 @@ class Pool:
         *,
         tls: ssl.SSLContext | None = None,
         tls_name: str = "",
+        own: bool = False,
     ) -> None:
         self.loop = loop
         self.settings = settings
@@ -47,6 +48,7 @@ class Pool:
         self._addresses = addresses
         self._tls = tls
         self._tls_name = tls_name
+        self.own = own
         self.watch_after = float(settings.watch_after)
         self.first_byte_timeout = float(settings.first_byte_timeout)
         self.idle_timeout = float(settings.idle_timeout)

@@ -44,6 +44,8 @@ def pause_before(deaths: int, settings: ProcessSettings) -> float:
 class ProcessUpstream(HttpUpstream):
     """A child process. See `Upstream` for the contract; `tell`, `on_record`, `on_death` are its own."""
 
+    own = True
+
     def __init__(
         self,
         name: str,

@@ -14,7 +14,7 @@ import httptools
 
 from deia_hardening.types import Message
 
-_PLAIN, _DROP, _LENGTH, _ENCODING, _CONNECTION, _TRAILER = range(6)
+_PLAIN, _DROP, _LENGTH, _ENCODING, _CONNECTION, _TRAILER, _SERVERS = range(7)
 _KINDS: dict[bytes, int] = {
     b"connection": _CONNECTION,
     b"keep-alive": _DROP,
@@ -24,8 +24,8 @@ _KINDS: dict[bytes, int] = {
     b"transfer-encoding": _ENCODING,
     b"content-length": _LENGTH,
     b"trailer": _TRAILER,
-    b"date": _DROP,  # the server in front says both for itself, and a second Date breaks clients and handshakes
-    b"server": _DROP,
+    b"date": _SERVERS,
+    b"server": _SERVERS,
 }
 _SMALL = 16 * 1024  # bytes; what is shorter and not yet taken is joined with what follows
 _KNOWN_NAMES = 1024  # names remembered as written small and plain; an upstream can't make it grow further
@@ -51,19 +51,22 @@ class ResponseReader:
     """Reads the answers of one connection, one after the other.
 
     `begin()` before each request; `feed()` bytes as they come; take ASGI messages from `events`. `done`
-    says that the last one is in there, `reusable` that the connection may serve another request then.
+    says that the last one is in there, `reusable` that the connection may serve another request then. `Date`
+    and `Server` are left to the server in front, where a second one breaks clients; those of a child of our
+    own (`own`) are the app's.
     """
 
     # With slots an attribute is half as dear as in the dict of an object that has more than 30 of them.
     __slots__ = (
         "_bare", "_chunked", "_early_hints", "_head_request", "_headers", "_max_head", "_max_headers", "_modern",
-        "_more", "_nominated", "_parser", "_renew", "_seen", "_sized", "_trailers", "_want_trailers",
+        "_more", "_nominated", "_own", "_parser", "_renew", "_seen", "_sized", "_trailers", "_want_trailers",
         "buffered", "continued", "done", "events", "fed", "idle_seconds", "reusable", "started",
     )  # fmt: skip
 
-    def __init__(self, max_head: int, max_headers: int) -> None:
+    def __init__(self, max_head: int, max_headers: int, *, own: bool = False) -> None:
         self._max_head = max_head
         self._max_headers = max_headers
+        self._own = own
         self.events: list[Message] = []
         self.buffered = 0
         self.idle_seconds = 0.0
@@ -183,6 +186,9 @@ class ResponseReader:
             options = [option.strip(b" \t").lower() for option in value.split(b",")]
             if not _HARMLESS_OPTIONS.issuperset(options):
                 self._nominated = [*(self._nominated or ()), *options]
+        elif kind == _SERVERS:
+            if self._own:
+                self._headers.append((name, value))
         elif kind == _TRAILER:
             if self._want_trailers:
                 self._headers.append((name, value))

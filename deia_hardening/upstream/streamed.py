@@ -72,8 +72,8 @@ def _raw_socket(stream: ByteStream) -> Any:
 class Line(ResponseReader):
     """A stream to the upstream with the reader of its answers."""
 
-    def __init__(self, stream: ByteStream, settings: UpstreamSettings, *, local: bool) -> None:
-        super().__init__(settings.max_head, settings.max_headers)
+    def __init__(self, stream: ByteStream, settings: UpstreamSettings, *, local: bool, own: bool) -> None:
+        super().__init__(settings.max_head, settings.max_headers, own=own)
         self.stream = stream
         self.local = local
         self.since = 0.0
@@ -201,7 +201,7 @@ class StreamedExchange:
             stream, local = await dial(self._upstream)
         except Exception as error:
             raise not_connected(self._upstream.name, error, self._settings, consumed=self._consumed) from None
-        return Line(stream, self._settings, local=local)
+        return Line(stream, self._settings, local=local, own=self._upstream.own)
 
     def _evidence(self, line: Line, reused: bool) -> Evidence:
         return Evidence(

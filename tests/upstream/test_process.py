@@ -50,7 +50,8 @@ async def app(scope, receive, send):
         "headers": [[n.decode(), v.decode()] for n, v in scope["headers"]], "inner": is_inner(),
         "state": {"revision": link().state.revision, "mode": link().state.mode, "flags": link().state.flags},
     }).encode()
-    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"application/json")]})
+    await send({"type": "http.response.start", "status": 200, "headers": [
+        (b"content-type", b"application/json"), (b"date", b"the app's own")]})
     await send({"type": "http.response.body", "body": body})
 """
 
@@ -110,6 +111,8 @@ def test_a_child_serves_and_sees_the_request_as_the_front_saw_it(run, child, cal
                 scheme="https",
             )
             assert result.error is None
+            said = result.messages[0]["headers"]
+            assert [value for name, value in said if name in (b"date", b"server")] == [b"the app's own"]
             seen = json.loads(result.body)
             pid = upstream.pid
             assert seen["pid"] == pid
