@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -80,3 +82,42 @@ def _no_app_outlives_its_test() -> Iterator[None]:
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
     return tmp_path / ".deia"
+
+
+@pytest.fixture
+def forked() -> Callable[[], AbstractContextManager[int]]:
+    """`with forked() as number`: a child that is forked here, and does nothing until the block ends."""
+
+    @contextmanager
+    def child() -> Iterator[int]:
+        reading, writing = os.pipe()
+        number = os.fork()
+        if number == 0:
+            os.close(writing)
+            os.read(reading, 1)
+            os._exit(0)
+        os.close(reading)
+        try:
+            yield number
+        finally:
+            os.close(writing)
+            os.waitpid(number, 0)
+
+    return child
+
+
+@pytest.fixture
+def is_free() -> Callable[[Path], bool]:
+    """Whether nobody holds the lock of a file or folder."""
+
+    def ask(path: Path) -> bool:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        finally:
+            os.close(descriptor)
+        return True
+
+    return ask

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,23 +19,6 @@ from deia_hardening.store.epoch import HomePage
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 
 
-@contextmanager
-def child() -> Iterator[int]:
-    """A child that is forked here, and does nothing until the block ends."""
-    reading, writing = os.pipe()
-    number = os.fork()
-    if number == 0:
-        os.close(writing)
-        os.read(reading, 1)
-        os._exit(0)
-    os.close(reading)
-    try:
-        yield number
-    finally:
-        os.close(writing)
-        os.waitpid(number, 0)
-
-
 def within(seconds: float, work: Callable[[], object]) -> bool:
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
@@ -44,27 +26,18 @@ def within(seconds: float, work: Callable[[], object]) -> bool:
     return not thread.is_alive()
 
 
-def is_free(path: Path) -> bool:
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    finally:
-        os.close(descriptor)
-    return True
-
-
-def test_what_is_unlocked_is_free_though_a_child_was_forked_meanwhile(tmp_path: Path) -> None:
+def test_what_is_unlocked_is_free_though_a_child_was_forked_meanwhile(
+    tmp_path: Path, forked: Any, is_free: Any
+) -> None:
     descriptor = os.open(tmp_path, os.O_RDONLY | os.O_CLOEXEC)
     lock(descriptor)
-    with child():
+    with forked():
         assert not is_free(tmp_path)
         unlock(descriptor)
         assert is_free(tmp_path)
 
 
-def test_a_parent_that_is_killed_leaves_no_lock_to_its_child(tmp_path: Path) -> None:
+def test_a_parent_that_is_killed_leaves_no_lock_to_its_child(tmp_path: Path, is_free: Any) -> None:
     reading, writing = os.pipe()
     parent = os.fork()
     if parent == 0:
@@ -84,13 +57,13 @@ def test_a_parent_that_is_killed_leaves_no_lock_to_its_child(tmp_path: Path) -> 
         os.kill(grandchild, signal.SIGKILL)
 
 
-def test_a_child_forked_while_the_logs_folder_changes_holds_up_no_rotation(tmp_path: Path) -> None:
+def test_a_child_forked_while_the_logs_folder_changes_holds_up_no_rotation(tmp_path: Path, forked: Any) -> None:
     settings = JournalSettings(reserve=0, durability="sync", compression="none")
     journal = open_journal(tmp_path / "log.jsonl", settings)
     assert journal.append({"n": 0}).wait(30)
     folder = FolderLock(tmp_path)
     with folder.held():
-        held = child()
+        held = forked()
         held.__enter__()
     try:
         assert within(30, journal.seal)
@@ -99,11 +72,11 @@ def test_a_child_forked_while_the_logs_folder_changes_holds_up_no_rotation(tmp_p
     journal.close()
 
 
-def test_a_child_forked_while_the_page_is_written_holds_up_no_writer(tmp_path: Path) -> None:
+def test_a_child_forked_while_the_page_is_written_holds_up_no_writer(tmp_path: Path, forked: Any) -> None:
     page = HomePage(tmp_path / "page")
     page.publish([("mode", b'"FULL"', 1)])
     with page._writing():
-        held = child()
+        held = forked()
         held.__enter__()
     try:
         assert within(30, lambda: page.publish([("mode", b'"DEGRADED"', 2)]))

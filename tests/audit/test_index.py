@@ -26,6 +26,12 @@ from deia_hardening.journal import JournalReader, JournalSettings
 from .searching import actor, all_rows, parse, sound
 
 
+def first_index(trail: Any) -> Path:
+    """The index of the first sealed segment, built."""
+    segment = next(one for one in JournalReader(trail.layout.log).segments() if not one.live)
+    return build(segment, trail.layout.index, trail.layout.keys)
+
+
 @pytest.mark.parametrize("how", ["missing", "damaged", "emptied", "lying"])
 def test_an_index_that_is_lost_or_damaged_is_made_anew(filled: Any, how: str) -> None:
     trail, search, records = filled
@@ -87,8 +93,7 @@ def test_an_index_is_read_whole_once_and_again_only_when_it_was_changed(
 ) -> None:
     """Files are given back whenever no query comes for a while: opening a hundred again must not take seconds."""
     trail, _, _ = filled
-    segment = next(one for one in JournalReader(trail.layout.log).segments() if not one.live)
-    path = build(segment, trail.layout.index, trail.layout.keys)
+    path = first_index(trail)
     read: list[Any] = []
     real = soundness.file_digest
     monkeypatch.setattr(soundness, "file_digest", lambda file, name: (read.append(file), real(file, name))[1])
@@ -108,8 +113,7 @@ def test_another_process_does_not_read_a_sound_index_whole_again_unless_it_was_c
     filled: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trail, _, _ = filled
-    segment = next(one for one in JournalReader(trail.layout.log).segments() if not one.live)
-    path = build(segment, trail.layout.index, trail.layout.keys)
+    path = first_index(trail)
     monkeypatch.setattr(soundness, "_SETTLED_NS", -1)
     monkeypatch.setattr(soundness, "_found_sound", {})  # as in a process that has just begun
     assert sound(trail, path)

@@ -18,6 +18,17 @@ from deia_hardening.upstream import (
 )
 
 
+def accepting(head: bytes) -> Any:
+    """The server's side of a WebSocket whose handshake is accepted; the answer is still to be sent."""
+    from websockets.server import ServerProtocol
+
+    protocol = ServerProtocol()
+    protocol.receive_data(head)
+    (request,) = protocol.events_received()
+    protocol.send_response(protocol.accept(request))
+    return protocol
+
+
 async def app(scope: Any, receive: Any, send: Any) -> None:
     if scope["type"] != "websocket":
         raise RuntimeError
@@ -270,13 +281,8 @@ def test_a_silent_handshake_ends_at_the_time_limit(talk, raw_server, client):
 
 
 def test_a_break_after_the_accept_is_aborted(talk, raw_server, read_head, client):
-    from websockets.server import ServerProtocol
-
     def script(connection, number):
-        protocol = ServerProtocol()
-        protocol.receive_data(read_head(connection))
-        (request,) = protocol.events_received()
-        protocol.send_response(protocol.accept(request))
+        protocol = accepting(read_head(connection))
         connection.sendall(b"".join(protocol.data_to_send()))
 
     upstream = open_upstream(f"unix:{raw_server(script).path}")
@@ -289,15 +295,11 @@ def test_a_break_after_the_accept_is_aborted(talk, raw_server, read_head, client
 
 def test_a_message_in_pieces_is_one_and_a_ping_within_it_is_answered(talk, raw_server, read_head, client):
     from websockets.frames import Opcode
-    from websockets.server import ServerProtocol
 
     heard: list[Any] = []
 
     def script(connection, number):
-        protocol = ServerProtocol()
-        protocol.receive_data(read_head(connection))
-        (request,) = protocol.events_received()
-        protocol.send_response(protocol.accept(request))
+        protocol = accepting(read_head(connection))
         for piece, fin in ((b"", False), (b"he", False), (b"", False), (b"llo", True)):
             if piece == b"" and not heard:
                 protocol.send_text(piece, fin)
@@ -327,13 +329,8 @@ def test_a_message_in_pieces_is_one_and_a_ping_within_it_is_answered(talk, raw_s
 
 
 def test_who_asks_for_pongs_and_reads_none_is_cut_off(talk, raw_server, read_head, client):
-    from websockets.server import ServerProtocol
-
     def script(connection, number):
-        protocol = ServerProtocol()
-        protocol.receive_data(read_head(connection))
-        (request,) = protocol.events_received()
-        protocol.send_response(protocol.accept(request))
+        protocol = accepting(read_head(connection))
         connection.sendall(b"".join(protocol.data_to_send()))
         protocol.send_ping(b"x" * 125)
         pings = b"".join(protocol.data_to_send()) * 1000
